@@ -1,0 +1,140 @@
+"""The house is in order: exported, clean, pinned, arrows pointing up, a wheel that builds."""
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+from conftest import COMMAND, ROOT
+
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+STUDIES = sorted((ROOT / "nbs" / "studies").glob("*.ipynb"))
+# ground floor first: a module may import only those before it
+FLOORS = ["filters", "scattering", "deform", "estimators", "names", "data", "augment", "backbones", "hybrids", "experiment", "metrics", "tracking", "train", "sweep", "stats", "explain", "plots", "studies", "report", "cli"]
+
+
+def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})
+
+
+def test_exported_and_clean(tmp_path):
+    "Cleaning and exporting a copy changes nothing."
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".runs", "reports", "__pycache__", ".*_cache"))
+    for tool in ("nbdev_clean", "nbdev_export"):
+        module = {"nbdev_clean": "nbdev.clean", "nbdev_export": "nbdev.doclinks"}[tool]
+        done = _run(sys.executable, "-c", f"from {module} import {tool}; {tool}()", cwd=copy)
+        assert done.returncode == 0, done.stderr
+    for folder in ("nbs", "wavescat"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and path.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in path.parts:
+                assert (copy / path.relative_to(ROOT)).read_text() == path.read_text(), f"{path.relative_to(ROOT)}: run nbdev-clean and nbdev-export"
+
+
+def test_ruff():
+    done = _run(sys.executable, "-m", "ruff", "check", "--select", "F", "wavescat", "tests", cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_ruff_sees_undefined_names(tmp_path):
+    (tmp_path / "m.py").write_text("def f(): return nowhere\n")
+    assert "F821" in _run(sys.executable, "-m", "ruff", "check", "--select", "F", tmp_path).stdout
+
+
+def test_environment_has_the_same_pins():
+    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line)
+    conda = dict(re.findall(r"^\s+- ([\w.-]+)==([\w.+!-]+)$", (ROOT / "environment.yml").read_text(), flags=re.M))
+    assert lock == conda and len(lock) > 50 and lock["torch"] == "2.13.0"
+
+
+def test_every_dependency_is_locked():
+    lock = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"] + [d for group in project["optional-dependencies"].values() for d in group]:
+        assert re.match(r"[\w.-]+", text)[0].lower() in lock, text
+
+
+@pytest.mark.parametrize("path", sorted(p for p in (ROOT / "wavescat").glob("*.py") if not p.name.startswith("_")), ids=lambda p: p.stem)
+def test_arrows_point_up(path):
+    used = {node.module.split(".")[1] for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wavescat.")}
+    late = {m for m in used if FLOORS.index(m) >= FLOORS.index(path.stem)}
+    assert not late, f"{path.stem} imports {late}, which stand above it"
+
+
+def test_computing_needs_little():
+    "A bare machine with torch can compute: no notebook tools, no plotting, no oracle."
+    code = "import sys, wavescat.train; print(*[m for m in ('mlflow', 'dask', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'typer', 'platformdirs') if m in sys.modules])"
+    assert _run(sys.executable, "-c", code).stdout.split() == []
+
+
+def test_no_star_imports_and_no_large_files():
+    tracked = [ROOT / f for f in _run("git", "ls-files").stdout.splitlines()]
+    for path in tracked:
+        if path.is_file():
+            assert path.stat().st_size < (300_000 if path.suffix == ".ipynb" else 1_500_000), path
+            if path.suffix == ".py": assert not re.search(r"^from \S+ import \*", path.read_text(), flags=re.M), path
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_form(path):
+    nb = json.loads(path.read_text())
+    first = "".join(nb["cells"][0]["source"])
+    assert nb["cells"][0]["cell_type"] == "markdown" and first.startswith("# ")
+    assert path.stat().st_size < 300_000
+    for cell in nb["cells"]:
+        for output in cell.get("outputs", []): assert output["output_type"] != "error", path
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_study_form(path, caplog):
+    "papermill reads every parameter as we do, and the template's own defaults are the preset `quick`."
+    import papermill
+    from wavescat.studies import parameters, resolve
+    nb = json.loads(path.read_text())
+    tags = [t for c in nb["cells"] for t in c["metadata"].get("tags", [])]
+    assert tags.count("parameters") == tags.count("plan") == 1
+    assert not any(c.get("outputs") for c in nb["cells"]), "templates hold no outputs"
+    assert set(papermill.inspect_notebook(str(path))) == set(parameters(path.stem)) and "Unable to parse" not in caplog.text
+    quick = resolve(path.stem, "quick")
+    assert quick == {n: p.default for n, p in parameters(path.stem).items()}
+    assert all(p.help and type(p.default).__name__ == p.type == type(quick[n]).__name__ for n, p in parameters(path.stem).items())
+
+
+@pytest.mark.parametrize("preset", ["smoke", "quick", "cpu", "paper"])
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_presets_plan(path, preset):
+    "Every preset of every study gives a list of experiments; paper has the published protocol."
+    from wavescat.studies import experiments_of, resolve
+    experiments = experiments_of(path.stem, resolve(path.stem, preset))
+    assert len(experiments) == len(set(experiments)) >= 4
+    if preset == "paper":
+        for e in experiments: assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "scatresnet", 64, 1)
+        assert {e.validation for e in experiments} <= {5000, 10000}
+
+
+def test_readme_says_what_the_reports_say():
+    from wavescat.report import readme
+    path = ROOT / "README.md"
+    before = path.read_text()
+    assert readme(ROOT / "reports", path) == before, "run make readme"
+
+
+def test_wheel(tmp_path):
+    "The wheel builds, and the package works from it alone, its studies too."
+    done = _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"wavescat/py.typed", "wavescat/_studies/baseline.ipynb", "wavescat/_studies/settings.ini", "wavescat/_studies/page.html", "wavescat/_studies/published.toml"} <= set(names)
+    (tmp_path / "elsewhere").mkdir()
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    import os
+    done = _run(sys.executable, "-c", COMMAND, "list", "baseline", cwd=tmp_path / "elsewhere", env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert done.returncode == 0 and "per_class" in done.stdout, done.stderr
+
+
+def test_pre_commit_script(tmp_path):
+    assert _run("sh", "-n", ROOT / ".hooks" / "pre-commit").returncode == 0
