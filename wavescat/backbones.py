@@ -26,8 +26,8 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x:Tensor)->Tensor:
-        y = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(y)) + self.shortcut(x)).relu()
+        y = self.bn1(self.conv1(x)).relu_()
+        return (self.bn2(self.conv2(y)) + self.shortcut(x)).relu_()
 
 # %% ../nbs/lib/07_backbones.ipynb #07-backbones-5
 STEM_CHANNELS = 64 # of every ResNet-18 here, whatever its width
@@ -37,7 +37,7 @@ def conv_stem(
     in_channels:int=3, # colours
 )->nn.Module:          # (B, C, H, W) → (B, 64, H, W)
     "3×3 convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(in_channels, STEM_CHANNELS, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(in_channels, STEM_CHANNELS, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True))
 
 # %% ../nbs/lib/07_backbones.ipynb #07-backbones-7
 class ResNet18(nn.Module):

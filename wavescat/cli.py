@@ -7,7 +7,6 @@ __all__ = ['app', 'Given', 'Preset', 'Reports', 'Workers', 'run', 'report', 'tra
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-2
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,15 +39,15 @@ def _pairs(texts):
     return {k.strip(): v for k, _, v in (t.partition("=") for t in texts)}
 
 def _duration(seconds):
-    return "unknown" if seconds is None else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 def _reports(folder):
     from wavescat.experiment import project_dir
     return folder or (project_dir() or Path.cwd()) / "reports"
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-6
-def _chosen(studies, preset, given):
-    "Every study that was asked for, with its parameters and its experiments' plan; refuses what can't be run."
+def _chosen(studies, preset, given, estimate=False):
+    "The studies asked for with their parameters, all their experiments, the plan of each and of all; refuses what can't be run."
     from wavescat.names import choose
     from wavescat.studies import experiments_of, resolve, study_names
     from wavescat.sweep import plan
@@ -56,24 +55,25 @@ def _chosen(studies, preset, given):
     for name in names: choose(name, dict.fromkeys(study_names()), "study")
     chosen = {name: resolve(name, preset, given) for name in names}
     experiments = {name: experiments_of(name, values) for name, values in chosen.items()}
-    return chosen, {name: plan(e) for name, e in experiments.items()}, plan([e for es in experiments.values() for e in es])
+    together = [e for es in experiments.values() for e in es]
+    return chosen, together, {name: plan(e, estimate) for name, e in experiments.items()}, plan(together, estimate)
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-7
-def _make(chosen, folder):
-    "Run studies one after the other; every one is tried, and the exit status is 1 if any failed."
+def _render(chosen, folder):
+    "Write the pages of studies, two at a time; every one is tried, and the exit status is 1 if any failed."
+    from concurrent.futures import ThreadPoolExecutor
     from rich.console import Console
     from rich.table import Table
     from wavescat.report import Failed, index, make
-    made, failed = [], False
-    for name, values in chosen.items():
-        print(f"{name} ({values['preset']})", file=sys.stderr)
-        try: made.append(make(name, values, folder))
-        except Failed as e: failed = True; print(f"wavescat: {e}", file=sys.stderr)
-    page = index(folder)
-    summary = Table("study", "runs", "headline")
-    for m in made: summary.add_row(m["study"], str(len(m["runs"])), m["headline"])
-    if made: Console().print(summary)
-    print(f"open {page}")
+    summary, failed = Table("study", "runs", "headline"), False
+    with ThreadPoolExecutor(2) as pool:
+        pages = {name: pool.submit(make, name, values, folder) for name, values in chosen.items()}
+        for name, page in pages.items():
+            try: made = page.result()
+            except Failed as e: failed = True; print(f"wavescat: {e}", file=sys.stderr)
+            else: summary.add_row(name, str(len(made["runs"])), made["headline"])
+    if summary.row_count: Console().print(summary)
+    print(f"open {index(folder)}")
     if failed: raise typer.Exit(1)
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-8
@@ -87,16 +87,16 @@ def run(
     reports:Reports=None,
 ):
     "Run studies: compute what isn't stored, and write their pages."
-    from wavescat.sweep import default_workers
-    with _refusing(): chosen, plans, total = _chosen(studies, preset, _pairs(parameter))
+    from wavescat.sweep import default_workers, sweep
+    with _refusing(): chosen, experiments, plans, total = _chosen(studies, preset, _pairs(parameter), estimate=dry_run)
     n = workers or default_workers()
     if dry_run:
         for name, p in {**plans, **({"together": total} if len(plans) > 1 else {})}.items():
             print(f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
-                  + f", about {_duration(p['seconds'] and p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
+                  + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
-    if workers: os.environ["WAVESCAT_WORKERS"] = str(workers)
-    _make(chosen, _reports(reports))
+    sweep(experiments, workers=n)
+    _render(chosen, _reports(reports))
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-9
 @app.command()
@@ -107,8 +107,8 @@ def report(
     reports:Reports=None,
 ):
     "Render studies from stored runs, computing nothing; what is missing is said."
-    with _refusing(): chosen, _, _ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
-    _make(chosen, _reports(reports))
+    with _refusing(): chosen, *_ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
+    _render(chosen, _reports(reports))
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-10
 @app.command()

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import pickle
-import shutil
 import tarfile
 import tempfile
 from importlib.resources import files
@@ -112,6 +111,7 @@ def _fetch_cifar10(
 )->None:
     "Download, verify and unpack the archive; `folder` appears whole or not at all. `$WAVESCAT_CIFAR10_URL` names a mirror."
     import pooch
+    pooch.get_logger().setLevel("WARNING")
     url = os.environ.get("WAVESCAT_CIFAR10_URL") or _CIFAR10_URL
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".cifar10-") as tmp:

@@ -55,7 +55,7 @@ class ScatteringStem(nn.Module):
 
     def forward(self, x:Tensor)->Tensor:
         s = self.upsample(self.scattering(x).flatten(1, 2))          # colour-major
-        return self.bn(torch.cat([self.conv(x), s], 1)).relu()
+        return self.bn(torch.cat([self.conv(x), s], 1)).relu_()
 
 # %% ../nbs/lib/08_hybrids.ipynb #08-hybrids-8
 def resnet18(

@@ -7,10 +7,9 @@ __all__ = ['top_k', 'confusion']
 
 # %% ../nbs/lib/10_metrics.ipynb #10-metrics-2
 import numpy as np
-import torch
 from torch import Tensor
 
-# %% ../nbs/lib/10_metrics.ipynb #10-metrics-3
+# %% ../nbs/lib/10_metrics.ipynb #10-metrics-4
 def top_k(
     logits:Tensor,  # (N, classes)
     labels:Tensor,  # (N,) long
@@ -19,7 +18,7 @@ def top_k(
     "Accuracy: how often the label is among the k highest."
     return 100 * (logits.topk(k, 1).indices == labels[:, None]).any(1).double().mean().item()
 
-# %% ../nbs/lib/10_metrics.ipynb #10-metrics-4
+# %% ../nbs/lib/10_metrics.ipynb #10-metrics-5
 def confusion(
     predictions:np.ndarray, # (N,) int
     labels:np.ndarray,      # (N,) int

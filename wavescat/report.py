@@ -7,13 +7,12 @@ __all__ = ['set_mathematics', 'render', 'page_of', 'write', 'Failed', 'make', 'i
 
 # %% ../nbs/lib/18_report.ipynb #18-report-2
 import html
-import io
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 from .experiment import project_dir
@@ -75,19 +74,6 @@ def write(
     os.replace(tmp, path)
 
 # %% ../nbs/lib/18_report.ipynb #18-report-12
-class _Progress(io.TextIOBase):
-    "Passes a stream on; where nobody watches, only the last state of a bar, every so many seconds."
-    def __init__(self, target, every=15.):
-        self.target, self.every, self.last, self.line = target, every, float("-inf"), ""
-    def write(self, text):
-        import time
-        if self.target.isatty(): self.target.write(text); self.target.flush(); return len(text)
-        self.line = (self.line + text).replace("\n", "\r").rstrip("\r").rpartition("\r")[2] if text.strip() else self.line
-        if self.line.strip() and time.monotonic() - self.last > self.every:
-            self.target.write(self.line.strip() + "\n"); self.target.flush(); self.last = time.monotonic()
-        return len(text)
-
-# %% ../nbs/lib/18_report.ipynb #18-report-13
 def _kernel_manager(folder):
     "Kernels that talk through a socket file of their own, where there are such: TCP ports can be taken, and read by others."
     from jupyter_client.manager import AsyncKernelManager
@@ -98,7 +84,7 @@ def _kernel_manager(folder):
         ip = Unicode(str(Path(folder) / "kernel"))
     return SocketKernelManager
 
-# %% ../nbs/lib/18_report.ipynb #18-report-14
+# %% ../nbs/lib/18_report.ipynb #18-report-13
 def _execute(study, values, out):
     "Run the template; return the executed notebook and what went wrong, if it did."
     import nbformat
@@ -108,18 +94,18 @@ def _execute(study, values, out):
     problem, sockets = "", tempfile.TemporaryDirectory()
     try:
         papermill.execute_notebook(str(studies_dir() / f"{study}.ipynb"), str(out), parameters=dict(values), kernel_name="python3",
-                                   cwd=str(project_dir() or Path.cwd()), progress_bar=False, stderr_file=_Progress(sys.stderr),
+                                   cwd=str(project_dir() or Path.cwd()), progress_bar=False,
                                    kernel_manager_class=_kernel_manager(sockets.name), extra_arguments=["--log-level=50"])
     except papermill.PapermillExecutionError as e: problem = f"{e.ename}: {e.evalue}"
     except DeadKernelError: problem = "the kernel died (out of memory, or killed)"
     finally: sockets.cleanup()
     return nbformat.read(out, 4), problem
 
-# %% ../nbs/lib/18_report.ipynb #18-report-15
+# %% ../nbs/lib/18_report.ipynb #18-report-14
 class Failed(RuntimeError):
     "A study's cell failed; the partial page is kept."
 
-# %% ../nbs/lib/18_report.ipynb #18-report-16
+# %% ../nbs/lib/18_report.ipynb #18-report-15
 def make(
     study:str,
     values:Mapping[str, object], # as `studies.resolve` gives them
@@ -131,7 +117,7 @@ def make(
     page, results = folder / study / f"{name}.html", folder / study / f"{name}.json"
     partial = folder / study / f"{name}.failed.html"
     notebook, problem = _execute(study, values, folder / study / f"{name}.ipynb")
-    footer = f"Re-create this page: <code>{html.escape(usual)}</code>"
+    footer = f'Made by wavescat {version("wavescat")}. Its results as JSON: <a href="{name}.json">{name}.json</a>. Its template: <code>nbs/studies/{study}.ipynb</code>.'
     title = next("".join(c["source"]).splitlines()[0].lstrip("# ") for c in cells(study) if c["cell_type"] == "markdown")
     gave = given(notebook)
     if problem or gave is None:
@@ -144,7 +130,7 @@ def make(
     partial.unlink(missing_ok=True)
     return gave
 
-# %% ../nbs/lib/18_report.ipynb #18-report-18
+# %% ../nbs/lib/18_report.ipynb #18-report-17
 def index(
     folder:Path, # the reports
 )->Path:         # index.html
@@ -165,7 +151,7 @@ def index(
     write(folder / "index.html", page_of("wavescat: reports", body + "".join(entries), "Made from the results beside each page: <code>wavescat report</code>"))
     return folder / "index.html"
 
-# %% ../nbs/lib/18_report.ipynb #18-report-20
+# %% ../nbs/lib/18_report.ipynb #18-report-19
 def readme(
     folder:Path, # the reports
     path:Path,   # README.md, with the marks <!-- results --> and <!-- /results -->

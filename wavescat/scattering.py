@@ -62,8 +62,8 @@ def fold(
     k:int,      # decimation factor, divides M and N
 )->Tensor:      # spectrum of every k-th sample, (..., M/k, N/k)
     "Spectrum of a decimated signal."
-    *batch, M, N = x_f.shape
-    return x_f.reshape(*batch, k, M // k, k, N // k).mean((-4, -2)) if k > 1 else x_f
+    m, n = x_f.shape[-2] // k, x_f.shape[-1] // k
+    return sum(x_f[..., i*m:(i+1)*m, j*n:(j+1)*n] for i in range(k) for j in range(k)) / k**2
 
 # %% ../nbs/lib/01_scattering.ipynb #01-scattering-14
 def crop(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MIME', 'studies_dir', 'study_names', 'cells', 'Parameter', 'parameters', 'settings_file', 'presets', 'resolve',
-           'experiments_of', 'published', 'give', 'given', 'usable', 'condition', 'provenance', 'command']
+           'experiments_of', 'published', 'give', 'given', 'usable', 'condition', 'cost', 'provenance', 'command']
 
 # %% ../nbs/lib/17_studies.ipynb #17-studies-2
 import ast
 import configparser
 import json
-import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -171,6 +171,15 @@ def condition(
     return "; ".join(parts) + "."
 
 # %% ../nbs/lib/17_studies.ipynb #17-studies-23
+def cost(
+    results:list[dict|None],
+)->str:
+    "What the results cost to compute, measured, in a sentence."
+    done = [r for r in results if r]
+    seconds = sum(r["seconds"] for r in done)
+    return f"Measured cost: {len(done)} runs, {seconds / 60:.1f} min of computing in all, {seconds / max(1, len(done)):.1f} s a run ({', '.join(sorted({r['device'] for r in done})) or 'nothing computed yet'})."
+
+# %% ../nbs/lib/17_studies.ipynb #17-studies-24
 def provenance(
     results:list[dict|None],
 )->list[dict]: # rows of what and value
@@ -186,13 +195,12 @@ def provenance(
         "computed": f"{min(r['finished'] for r in done)} to {max(r['finished'] for r in done)}" if done else "–",
         "computing time": f"{seconds / 60:.1f} min summed over {len(done)} runs" + (f", {seconds / len(done):.1f} s a run" if done else "")}.items()]
 
-# %% ../nbs/lib/17_studies.ipynb #17-studies-24
+# %% ../nbs/lib/17_studies.ipynb #17-studies-25
 def command(
     study:str,
-    values:Mapping[str, object], # the study's parameters
+    values:Mapping[str, object], # holds the study's parameters; other names in it are passed over
 )->str:
     "The command that re-creates a study with these parameters."
-    try: usual = resolve(study, str(values["preset"]))
-    except (ValueError, OSError): usual = {}
-    changed = [f"-p {k}={v}" for k, v in values.items() if usual.get(k, v) != v]
+    usual = resolve(study, str(values["preset"]))
+    changed = [f"-p {shlex.quote(f'{k}={values[k]}')}" for k in usual if values[k] != usual[k] and k != "compute"]
     return " ".join(["wavescat run", study, "--preset", str(values["preset"]), *changed])

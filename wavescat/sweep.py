@@ -6,19 +6,23 @@
 __all__ = ['values', 'grid', 'plan', 'default_workers', 'sweep']
 
 # %% ../nbs/lib/13_sweep.ipynb #13-sweep-2
+import functools
 import itertools
+import math
 import multiprocessing
 import os
-import queue
+import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 import torch
 from tqdm import tqdm
 
+from .data import load, split
 from .experiment import Experiment, experiment, stored
-from .train import check, default_device, run
+from .train import build_model, check, default_device, run
 
 # %% ../nbs/lib/13_sweep.ipynb #13-sweep-5
 def values(
@@ -42,24 +46,43 @@ def grid(
     return [experiment(**dict(zip(axes, combination))) for combination in itertools.product(*lists)]
 
 # %% ../nbs/lib/13_sweep.ipynb #13-sweep-9
+@functools.cache
+def _seconds_an_image(dataset, model, width, engine, L)->float:
+    "Time that one training image takes in a step, measured."
+    e = experiment(dataset=dataset, model=model, width=width, engine=engine, L=L)
+    device, threads = default_device(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        net = build_model(e).to(device, memory_format=torch.channels_last)
+        x = torch.zeros(16, *load(dataset).train.shape[1:], device=device)
+        for _ in range(2):
+            started = time.perf_counter()
+            net(x).logsumexp(1).mean().backward()
+            next(net.parameters()).grad.sum().item()                # waits for a GPU
+        return (time.perf_counter() - started) / len(x)
+    finally: torch.set_num_threads(threads)
+
+def _seconds(e, widest):
+    "Estimated time of a run: its training images, and a third of that for every image that is only looked at."
+    data = load(e.dataset)
+    train = len(split(data.train_labels, e.per_class, e.validation, e.split_seed)[0])
+    looked_at = e.validation * math.ceil(e.epochs / e.eval_every) + 2 * len(data.test)
+    return (train * e.epochs + looked_at / 3) * _seconds_an_image(e.dataset, e.model, e.width, e.engine, widest)
+
+# %% ../nbs/lib/13_sweep.ipynb #13-sweep-10
 def plan(
     experiments:Sequence[Experiment],
-)->dict: # runs, stored, stale, seconds of computing that remain (None if nothing alike was ever run)
-    "How much of a sweep is done. Raises as `train.check` does if any of it can't be run."
-    unique = dict.fromkeys(experiments)
-    for e in unique: check(e)
-    results = {e: stored(e) for e in unique}
+    estimate:bool=False, # also how long
+)->dict:                 # runs, stored, stale, seconds (estimated computing that remains, on one process)
+    "How much of a sweep is done. Raises as `train.check` does if any of the rest can't be run."
+    results = {e: stored(e) for e in dict.fromkeys(experiments)}
     todo = [e for e, r in results.items() if r is None or r["stale"]]
-    known = [r for r in results.values() if r]
-    seconds = sum(_seconds(e, known) for e in todo) if known else None if todo else 0.
-    return {"runs": len(unique), "stored": len(unique) - len(todo), "stale": sum(r["stale"] for r in known), "seconds": seconds}
+    for e in todo: check(e)
+    widest = {m: max((e.L for e in todo if e.model == m and e.L), default=None) for m in {e.model for e in todo}}
+    return {"runs": len(results), "stored": len(results) - len(todo), "stale": sum(bool(r and r["stale"]) for r in results.values()),
+            "seconds": sum(_seconds(e, widest[e.model]) for e in todo) if estimate else None}
 
-def _seconds(e, known):
-    "Mean time of an epoch of known runs of the same model, or of any, times this one's epochs."
-    alike = [r for r in known if r["experiment"]["model"] == e.model] or known
-    return e.epochs * sum(r["seconds"] / r["experiment"]["epochs"] for r in alike) / len(alike)
-
-# %% ../nbs/lib/13_sweep.ipynb #13-sweep-11
+# %% ../nbs/lib/13_sweep.ipynb #13-sweep-12
 _messages = None # in a worker: where it tells its epochs
 
 def _start(messages):
@@ -76,14 +99,13 @@ def _end_with_parent():
 def _work(e:Experiment)->dict:
     return run(e, lambda done, of: _messages.put((e.identity, done, of)))
 
-# %% ../nbs/lib/13_sweep.ipynb #13-sweep-12
+# %% ../nbs/lib/13_sweep.ipynb #13-sweep-13
 def default_workers()->int:
-    "`$WAVESCAT_WORKERS`; else one process a CPU core that this process may use, or one on a GPU."
-    if os.environ.get("WAVESCAT_WORKERS"): return int(os.environ["WAVESCAT_WORKERS"])
+    "One process a CPU core that this process may use; one on a GPU."
     if default_device().type != "cpu": return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/lib/13_sweep.ipynb #13-sweep-13
+# %% ../nbs/lib/13_sweep.ipynb #13-sweep-14
 def sweep(
     experiments:Iterable[Experiment],
     compute:bool=True,       # False only reads the store
@@ -97,28 +119,41 @@ def sweep(
         if todo: _compute(todo, min(workers or default_workers(), len(todo)), len(set(experiments)))
     return [stored(e) for e in experiments]
 
-# %% ../nbs/lib/13_sweep.ipynb #13-sweep-14
+# %% ../nbs/lib/13_sweep.ipynb #13-sweep-15
+class _Bar:
+    "Runs done of all, time that remains, epochs of the runs under way: a bar where somebody watches, a line now and then in a log."
+    def __init__(self, done, total):
+        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.bar = tqdm(total=total, initial=done, unit="run", desc="runs", dynamic_ncols=True, file=None if self.live else open(os.devnull, "w"))
+        self.every, self.shown = .5 if self.live else 15., time.monotonic()
+    def show(self, epochs, finished=0):
+        self.bar.n += finished
+        self.bar.set_postfix_str(f"epoch {', '.join(epochs)}" if epochs else "", refresh=False)
+        if time.monotonic() - self.shown > self.every or self.bar.n == self.bar.total:
+            self.shown = time.monotonic()
+            if self.live: self.bar.refresh()
+            else: print(self.bar, file=sys.stderr, flush=True)
+
+# %% ../nbs/lib/13_sweep.ipynb #13-sweep-16
 def _compute(todo, workers, total):
-    "Run on a pool of processes, with a bar: runs done of all, time that remains, epochs of the runs under way."
+    "Run on a pool of processes; the first run that fails ends it."
     context = multiprocessing.get_context("spawn")
-    messages, epochs = context.Queue(), {}
-    bar = tqdm(total=total, initial=total - len(todo), unit="run", desc="runs", mininterval=.5, dynamic_ncols=True)
+    messages, epochs, bar = context.Queue(), {}, _Bar(total - len(todo), total)
     pool = ProcessPoolExecutor(workers, context, _start, (messages,))
+    pending = {pool.submit(_work, e): e for e in todo}
     try:
-        pending = {pool.submit(_work, e): e for e in todo}
         while pending:
             done, _ = wait(pending, timeout=.5, return_when=FIRST_COMPLETED)
-            while True:
-                try: identity, epoch, of = messages.get_nowait()
-                except queue.Empty: break
+            while not messages.empty():
+                identity, epoch, of = messages.get()
                 epochs[identity] = f"{epoch}/{of}"
             for future in done:
-                e = pending.pop(future)
-                epochs.pop(e.identity, None)
+                epochs.pop(pending.pop(future).identity, None)
                 future.result()                     # raises what the run raised
-                bar.update()
-            bar.set_postfix_str("epoch " + ", ".join(list(epochs.values())[:workers]) if epochs else "starting")
+            bar.show(list(epochs.values())[:workers], len(done))
+    except BaseException:
+        for process in list(pool._processes.values()): process.terminate()
+        raise
     finally:
-        for process in list((pool._processes or {}).values()) if (failed := bool(pending)) else []: process.terminate()
-        pool.shutdown(wait=not failed, cancel_futures=True)
-        bar.close()
+        pool.shutdown(cancel_futures=True)
+        bar.bar.close()

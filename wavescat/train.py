@@ -7,7 +7,9 @@ __all__ = ['build_model', 'check', 'default_device', 'learning_rate', 'train_epo
            'run', 'test_predictions']
 
 # %% ../nbs/lib/12_train.ipynb #12-train-2
+import functools
 import importlib.metadata
+import importlib.util
 import math
 import platform
 import time
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from .augment import AUGMENTATIONS
 from .backbones import parameter_count
 from .data import ImageSet, load, split
-from .experiment import Experiment, code_version, experiment, run_dir, store, stored
+from .experiment import Experiment, code_version, run_dir, store, stored
 from .hybrids import build, model_options
 from .metrics import top_k
 from .names import choose
@@ -42,6 +44,7 @@ def build_model(
     return build(e.model, data.train.shape[1:], len(data.classes), **{k: getattr(e, k) for k in _MODEL_FIELDS if k in options})
 
 # %% ../nbs/lib/12_train.ipynb #12-train-7
+@functools.cache
 def check(
     e:Experiment,
 )->None:
@@ -98,9 +101,10 @@ def train_epoch(model, batches, optimizer, batch_size, augment, generator)->dict
 
 # %% ../nbs/lib/12_train.ipynb #12-train-13
 @torch.no_grad()
-def predict(model, batches, batch_size=500)->tuple[Tensor, Tensor]: # logits (N, classes) and labels (N,), on the CPU
-    "Logits of every image, in order."
+def predict(model, batches)->tuple[Tensor, Tensor]: # logits (N, classes) and labels (N,), on the CPU
+    "Logits of every image, in order; in batches that stay in a CPU's cache, or fill a GPU."
     model.eval()
+    batch_size = 64 if batches.labels.device.type == "cpu" else 1000
     parts = [batches.batch(i) for i in torch.arange(len(batches.labels)).split(batch_size)]
     return torch.cat([model(x).float() for x, _ in parts]).cpu(), batches.labels.cpu()
 
