@@ -61,9 +61,18 @@ def test_run_again_computes_nothing(smoke, tmp_path):
 
 
 def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
-    done = wavescat("report", "variance", "--preset", "smoke", "--reports", tmp_path / "r", store=tmp_path / "empty")
+    import shutil
+    store = tmp_path / "store"
+    shutil.copytree(smoke[1], store)
+    runs = sorted(path for path in store.iterdir() if json.loads((path / "config.json").read_text())["model"] == "scatresnet18" and json.loads((path / "config.json").read_text())["per_class"] == 2)
+    for path in runs[1:]: shutil.rmtree(path)
+    done = wavescat("report", "--preset", "smoke", "--reports", tmp_path / "r", store=store)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "r" / "variance" / "smoke.json").read_text())["missing"] == 4 and "4 missing" in (tmp_path / "r" / "variance" / "smoke.html").read_text()
+    for study in ("baseline", "l_sweep", "variance"):
+        assert json.loads((tmp_path / "r" / study / "smoke.json").read_text())["missing"] >= 1 and "missing" in (tmp_path / "r" / study / "smoke.html").read_text()
+    assert len(list(store.iterdir())) == len(list(smoke[1].iterdir())) - len(runs) + 1
+    done = wavescat("report", "variance", "--preset", "smoke", "--reports", tmp_path / "e", store=tmp_path / "empty")
+    assert done.returncode == 2 and "no run of variance is stored; compute with: wavescat run variance --preset smoke" in done.stderr and not (tmp_path / "e").exists()
 
 
 def test_stale_results_are_left_out_until_computed_again(smoke, tmp_path):
@@ -127,6 +136,18 @@ def test_a_cell_that_fails(smoke, tmp_path):
     page = (tmp_path / "r/variance/smoke.failed.html").read_text()
     assert "Failed." in page and "the roof fell in" in page and "Every run" in page
     assert not (tmp_path / "r/variance/smoke.html").exists() and len(list((tmp_path / "s").glob("*/result.json"))) == 2
+
+
+def test_a_run_that_fails(tmp_path):
+    "One line, exit 1; what was finished stays."
+    code = """
+import sys, wavescat.cli, wavescat.sweep
+def broken(*a, **kw): raise MemoryError("no room")
+wavescat.sweep.sweep = broken
+wavescat.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "run", "variance", "--preset", "smoke", "--reports", str(tmp_path / "r")], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s")})
+    assert done.returncode == 1 and done.stderr == "wavescat: a run failed: MemoryError: no room; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)\n"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -7,6 +7,7 @@ __all__ = ['app', 'Given', 'Preset', 'Reports', 'Workers', 'run', 'report', 'tra
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-2
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,7 +96,11 @@ def run(
             print(f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
-    sweep(experiments, workers=n)
+    try: sweep(experiments, workers=n)
+    except Exception as e:
+        if os.environ.get("WAVESCAT_TRACEBACK"): raise
+        print(f"wavescat: a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)", file=sys.stderr)
+        raise typer.Exit(1) from None
     _render(chosen, _reports(reports))
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-9
@@ -107,7 +112,10 @@ def report(
     reports:Reports=None,
 ):
     "Render studies from stored runs, computing nothing; what is missing is said."
-    with _refusing(): chosen, *_ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
+    with _refusing():
+        chosen, _, plans, _ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
+        for name, p in plans.items():
+            if p["stored"] + p["stale"] == 0: raise ValueError(f"no run of {name} is stored; compute with: wavescat run {name} --preset {preset}")
     _render(chosen, _reports(reports))
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-10
