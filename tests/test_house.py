@@ -72,6 +72,21 @@ def test_computing_needs_little():
     assert _run(sys.executable, "-c", code).stdout.split() == []
 
 
+def test_a_run_with_torch_alone(tmp_path):
+    "Where safetensors and the rest aren't installed, a run is computed, stored, and its model loaded all the same."
+    code = """
+import sys
+for m in ('safetensors', 'pooch', 'platformdirs', 'pandas', 'matplotlib', 'kymatio', 'papermill', 'tqdm', 'statsmodels', 'typer', 'IPython', 'nbformat'): sys.modules[m] = None
+from wavescat.experiment import experiment, run_dir
+from wavescat.train import load_model, run
+e = experiment(model='scatresnet18', L=2, width=2, per_class=2, epochs=1, batch_size=8)
+r = run(e)
+assert r['test_accuracy'] > 0 and (run_dir(e) / 'weights.pt').is_file() and not load_model(e).training
+"""
+    done = _run(sys.executable, "-c", code, env={**os.environ, "WAVESCAT_RUNS": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_star_imports_and_no_large_files():
     tracked = [ROOT / f for f in _run("git", "ls-files").stdout.splitlines()]
     for path in tracked:
