@@ -24,7 +24,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. nbs
 
 # torch first, by its exact version: an open range would pull builds of several GB
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("wavescat needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@echo "installing the locked packages into .venv (once; some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -102,7 +102,9 @@ def test_notebook_form(path):
     assert nb["cells"][0]["cell_type"] == "markdown" and first.startswith("# ")
     assert path.stat().st_size < 300_000
     for cell in nb["cells"]:
-        for output in cell.get("outputs", []): assert output["output_type"] != "error", path
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error" and output.get("name") != "stderr", path
+            assert not re.search(r"site-packages|/(home|root|Users|work)/", json.dumps(output)), "a path of somebody's machine"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
