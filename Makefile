@@ -21,7 +21,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 lab: $(READY)
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. nbs
+	$(BIN)/jupyter lab --ip=127.0.0.1
 
 # torch first, by its exact version: an open range would pull builds of several GB
 $(READY): requirements.lock

@@ -30,8 +30,9 @@ STYLE = {"figure.dpi": 100, "savefig.dpi": 160, "axes.spines.top": False, "axes.
          "axes.axisbelow": True, "font.size": 10, "legend.frameon": False, "figure.constrained_layout.use": True}
 
 def _figure(*args, **kw):
-    plt.get_backend()      # settles the backend now: within the context it would be forgotten again, and Jupyter show nothing
-    with plt.rc_context(STYLE): return plt.subplots(*args, **kw)
+    with plt.rc_context(STYLE): figure = plt.subplots(*args, **kw)
+    plt.interactive("inline" in plt.get_backend())      # the context forgets that Jupyter's backend shows figures by itself
+    return figure
 
 # %% ../nbs/lib/16_plots.ipynb #16-plots-5
 def show(
