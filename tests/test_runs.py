@@ -25,6 +25,8 @@ SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
     (["run", "l_sweep", "-p", "L=a"], "expected whole numbers such as 1-20"),
     (["run", "baseline", "-p", "per_class=1000"], "per_class must be between 1 and 90"),
     (["run", "variance", "-p", "upsample=cubic"], "unknown upsample"),
+    (["run", "variance", "-p", "lr=nan"], "lr must be float"),
+    (["run", "variance", "-p", "seeds="], "expected whole numbers"),
     (["train", "-p", "model=resnet"], "did you mean resnet18"),
     (["train", "-p", "L=3"], "resnet18 has no L"),
     (["list", "variances"], "did you mean variance"),
@@ -33,6 +35,17 @@ def test_refused_in_one_line(args, says, tmp_path):
     done = wavescat(*args, *(["--reports", tmp_path / "r"] if args[0] == "run" else []), store=tmp_path / "s")
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1 and done.stdout == "", done.stderr
     assert not (tmp_path / "r").exists() and not (tmp_path / "s").exists()
+
+
+def test_reports_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = wavescat("run", "variance", "--preset", "smoke", "--reports", tmp_path / "file" / "r", store=tmp_path / "s")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "choose another with --reports" in done.stderr and not (tmp_path / "s").exists(), done.stderr
+
+
+def test_a_run_that_diverges_still_gives_a_page(tmp_path):
+    done = wavescat("run", "baseline", "--preset", "smoke", "-p", "lr=1e30", "-p", "per_class=2", "-p", "seeds=0", "--reports", tmp_path / "r", store=tmp_path / "s")
+    assert done.returncode == 0 and (tmp_path / "r" / "baseline" / "smoke.html").is_file(), done.stderr
 
 
 def test_missing_data_is_refused_in_one_line(tmp_path):

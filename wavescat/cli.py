@@ -28,7 +28,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that compute; 0 tak
 def _refusing():
     "Bad input: one line, exit status 2."
     try: yield
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"wavescat: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
 
@@ -43,8 +43,14 @@ def _duration(seconds):
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 def _reports(folder):
-    from wavescat.experiment import project_dir
-    return folder or (project_dir() or Path.cwd()) / "reports"
+    "Where pages go; refuses a folder, or a store, that can't be written to before anything is computed."
+    from wavescat.experiment import project_dir, runs_dir
+    folder = folder or (project_dir() or Path.cwd()) / "reports"
+    for place in (folder, runs_dir()):
+        try: place.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise ValueError(f"{place} can't be made: {e.strerror}; choose another with {'--reports' if place is folder else 'WAVESCAT_RUNS'}") from e
+        if not os.access(place, os.W_OK): raise ValueError(f"{place} can't be written to; choose another with {'--reports' if place is folder else 'WAVESCAT_RUNS'}")
+    return folder
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-6
 def _chosen(studies, preset, given, estimate=False):
@@ -96,12 +102,13 @@ def run(
             print(f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
+    with _refusing(): folder = _reports(reports)
     try: sweep(experiments, workers=n)
     except Exception as e:
         if os.environ.get("WAVESCAT_TRACEBACK"): raise
         print(f"wavescat: a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)", file=sys.stderr)
         raise typer.Exit(1) from None
-    _render(chosen, _reports(reports))
+    _render(chosen, folder)
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-9
 @app.command()
@@ -116,7 +123,8 @@ def report(
         chosen, _, plans, _ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
         for name, p in plans.items():
             if p["stored"] + p["stale"] == 0: raise ValueError(f"no run of {name} is stored; compute with: wavescat run {name} --preset {preset}")
-    _render(chosen, _reports(reports))
+        folder = _reports(reports)
+    _render(chosen, folder)
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-10
 @app.command()

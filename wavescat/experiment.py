@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -73,7 +74,8 @@ def _typed(name, value, kinds):
     if value is not None and not isinstance(value, bool):
         try:
             typed = kinds[0](value)
-            if kinds[0] is not int or isinstance(value, str) or typed == value: return typed
+            whole = kinds[0] is not int or isinstance(value, str) or typed == value
+            if whole and (kinds[0] is not float or math.isfinite(typed)): return typed
         except (TypeError, ValueError): pass
     raise ValueError(f"{name} must be {' or '.join('none' if k is type(None) else k.__name__ for k in kinds)}, got {value!r}")
 

@@ -71,7 +71,7 @@ def curves(
         for i, (name, runs) in enumerate(histories.items()):
             epochs = [h["epoch"] for h in runs[0] if key in h]
             y = np.array([[h[key] for h in run if key in h] for run in runs])
-            ax.plot(epochs, y.mean(0), color=COLOURS[i], marker=MARKERS[i % 8], markevery=0.15, ms=4, label=name)
+            ax.plot(epochs, y.mean(0), color=COLOURS[i], marker=MARKERS[i % 8], markevery=max(1, len(epochs) // 7), ms=4, label=name)
             ax.fill_between(epochs, y.min(0), y.max(0), color=COLOURS[i], alpha=.18, lw=0)
         ax.set(xlabel="epoch", ylabel=label)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
