@@ -27,6 +27,10 @@ SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
     (["run", "variance", "-p", "upsample=cubic"], "unknown upsample"),
     (["run", "variance", "-p", "lr=nan"], "lr must be float"),
     (["run", "variance", "-p", "seeds="], "expected whole numbers"),
+    (["run", "l_sweep", "-p", "validation=0"], "validation must be at least 1"),
+    (["run", "baseline", "-p", "per_class=2,2"], "different whole numbers"),
+    (["train", "-p", "seed=99999999999999999999"], "seed must be less than"),
+    (["list", "--preset", "nope"], "unknown preset"),
     (["train", "-p", "model=resnet"], "did you mean resnet18"),
     (["train", "-p", "L=3"], "resnet18 has no L"),
     (["list", "variances"], "did you mean variance"),
@@ -45,7 +49,7 @@ def test_reports_that_cannot_be_written(tmp_path):
 
 def test_a_run_that_diverges_still_gives_a_page(tmp_path):
     done = wavescat("run", "baseline", "--preset", "smoke", "-p", "lr=1e30", "-p", "per_class=2", "-p", "seeds=0", "--reports", tmp_path / "r", store=tmp_path / "s")
-    assert done.returncode == 0 and (tmp_path / "r" / "baseline" / "smoke.html").is_file(), done.stderr
+    assert done.returncode == 0 and list((tmp_path / "r" / "baseline").glob("smoke-*.html")), done.stderr
 
 
 def test_missing_data_is_refused_in_one_line(tmp_path):
@@ -120,7 +124,8 @@ def test_engine_kymatio_gives_the_same_study(smoke, tmp_path):
     pytest.importorskip("kymatio")
     done = wavescat("run", "variance", "--preset", "smoke", "-p", "engine=kymatio", "--reports", tmp_path, store=tmp_path / "s")
     assert done.returncode == 0, done.stderr
-    ours, theirs = (json.loads((f / "variance" / "smoke.json").read_text()) for f in (smoke[0], tmp_path))
+    ours, theirs = (json.loads(next((f / "variance").glob(name)).read_text()) for f, name in ((smoke[0], "smoke.json"), (tmp_path, "smoke-*.json")))
+    assert theirs["command"].endswith("-p engine=kymatio") and not (tmp_path / "variance" / "smoke.json").exists(), "other parameters, another page"
     for a, b in zip(ours["runs"], theirs["runs"]):
         assert abs(a["test_accuracy"] - b["test_accuracy"]) < 1 and abs(a["train_loss"] - b["train_loss"]) < 1e-3 and b["packages"]["kymatio"] == "0.3.0"
 
@@ -146,9 +151,9 @@ def test_a_cell_that_fails(smoke, tmp_path):
     template.write_text(json.dumps(nb))
     done = wavescat("run", "variance", "--preset", "smoke", *SMALL, "--reports", tmp_path / "r", store=tmp_path / "s", cwd=project)
     assert done.returncode == 1 and "the roof fell in" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    page = (tmp_path / "r/variance/smoke.failed.html").read_text()
+    page = next((tmp_path / "r/variance").glob("smoke-*.failed.html")).read_text()
     assert "Failed." in page and "the roof fell in" in page and "Every run" in page
-    assert not (tmp_path / "r/variance/smoke.html").exists() and len(list((tmp_path / "s").glob("*/result.json"))) == 2
+    assert not list((tmp_path / "r/variance").glob("*.json")) and len(list((tmp_path / "s").glob("*/result.json"))) == 2
 
 
 def test_a_run_that_fails(tmp_path):
@@ -182,4 +187,4 @@ def test_stopped_and_gone_on(how, tmp_path):
     done = subprocess.run([*args, "--dry-run"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert f"6 runs, {after} stored" in done.stdout, done.stdout
     done = subprocess.run(args, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and finished() == 6 and "wavescat run variance" in (tmp_path / "r/variance/smoke.html").read_text(), done.stderr
+    assert done.returncode == 0 and finished() == 6 and "wavescat run variance" in next((tmp_path / "r/variance").glob("smoke-*.html")).read_text(), done.stderr

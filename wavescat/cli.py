@@ -33,6 +33,16 @@ def _refusing():
         raise typer.Exit(2) from None
 
 # %% ../nbs/lib/19_cli.ipynb #19-cli-5
+@contextlib.contextmanager
+def _failing():
+    "A run that fails: one line, exit status 1; the traceback on request."
+    try: yield
+    except Exception as e:
+        if os.environ.get("WAVESCAT_TRACEBACK"): raise
+        print(f"wavescat: a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+# %% ../nbs/lib/19_cli.ipynb #19-cli-6
 def _pairs(texts):
     "KEY=VALUE texts as a dict."
     for t in texts:
@@ -42,30 +52,34 @@ def _pairs(texts):
 def _duration(seconds):
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
+def _writable(place, setting):
+    "The folder, made if need be; a `ValueError` that names the setting if it can't be written to."
+    try: place.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"{place} can't be made: {e.strerror}; choose another with {setting}") from e
+    if not os.access(place, os.W_OK): raise ValueError(f"{place} can't be written to; choose another with {setting}")
+    return place
+
 def _reports(folder):
-    "Where pages go; refuses a folder, or a store, that can't be written to before anything is computed."
+    "Where pages go; refuses it, or a store, that can't be written to, before anything is computed."
     from wavescat.experiment import project_dir, runs_dir
-    folder = folder or (project_dir() or Path.cwd()) / "reports"
-    for place in (folder, runs_dir()):
-        try: place.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise ValueError(f"{place} can't be made: {e.strerror}; choose another with {'--reports' if place is folder else 'WAVESCAT_RUNS'}") from e
-        if not os.access(place, os.W_OK): raise ValueError(f"{place} can't be written to; choose another with {'--reports' if place is folder else 'WAVESCAT_RUNS'}")
+    folder = _writable(folder or (project_dir() or Path.cwd()) / "reports", "--reports")
+    _writable(runs_dir(), "WAVESCAT_RUNS")
     return folder
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-6
+# %% ../nbs/lib/19_cli.ipynb #19-cli-7
 def _chosen(studies, preset, given, estimate=False):
     "The studies asked for with their parameters, all their experiments, the plan of each and of all; refuses what can't be run."
     from wavescat.names import choose
     from wavescat.studies import experiments_of, resolve, study_names
     from wavescat.sweep import plan
-    names = study_names() if list(studies) in ([], ["all"]) else studies
+    names = study_names() if not studies or "all" in studies else studies
     for name in names: choose(name, dict.fromkeys(study_names()), "study")
     chosen = {name: resolve(name, preset, given) for name in names}
     experiments = {name: experiments_of(name, values) for name, values in chosen.items()}
     together = [e for es in experiments.values() for e in es]
     return chosen, together, {name: plan(e, estimate) for name, e in experiments.items()}, plan(together, estimate)
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-7
+# %% ../nbs/lib/19_cli.ipynb #19-cli-8
 def _render(chosen, folder):
     "Write the pages of studies, two at a time; every one is tried, and the exit status is 1 if any failed."
     from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +97,7 @@ def _render(chosen, folder):
     print(f"open {index(folder)}")
     if failed: raise typer.Exit(1)
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-8
+# %% ../nbs/lib/19_cli.ipynb #19-cli-9
 @app.command()
 def run(
     studies:Annotated[list[str], typer.Argument(help="Names of studies, or all; see wavescat list.")],
@@ -103,14 +117,10 @@ def run(
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
     with _refusing(): folder = _reports(reports)
-    try: sweep(experiments, workers=n)
-    except Exception as e:
-        if os.environ.get("WAVESCAT_TRACEBACK"): raise
-        print(f"wavescat: a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)", file=sys.stderr)
-        raise typer.Exit(1) from None
+    with _failing(): sweep(experiments, workers=n)
     _render(chosen, folder)
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-9
+# %% ../nbs/lib/19_cli.ipynb #19-cli-10
 @app.command()
 def report(
     studies:Annotated[list[str]|None, typer.Argument(help="Names of studies; all if left out.")]=None,
@@ -126,7 +136,7 @@ def report(
         folder = _reports(reports)
     _render(chosen, folder)
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-10
+# %% ../nbs/lib/19_cli.ipynb #19-cli-11
 @app.command()
 def train(
     parameter:Given=[],
@@ -136,18 +146,19 @@ def train(
     "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20."
     import torch
     from tqdm import tqdm
-    from wavescat.experiment import experiment, run_dir
+    from wavescat.experiment import experiment, run_dir, runs_dir
     from wavescat.train import check, run
     with _refusing():
         e = experiment(**_pairs(parameter))
         check(e)
+        _writable(runs_dir(), "WAVESCAT_RUNS")
     if threads: torch.set_num_threads(threads)
-    with tqdm(total=e.epochs, unit="epoch", desc=e.model) as bar: result = run(e, lambda done, of: bar.update(), again=again)
+    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model) as bar: result = run(e, lambda done, of: bar.update(), again=again)
     for k in ("test_accuracy", "last_test_accuracy", "val_accuracy", "train_loss", "best_epoch", "parameters", "seconds"):
         if result[k] is not None: print(f"{k:<20} {result[k]:,.6g}" if isinstance(result[k], float) else f"{k:<20} {result[k]:,}")
     print(run_dir(e))
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-11
+# %% ../nbs/lib/19_cli.ipynb #19-cli-12
 @app.command("list")
 def list_(
     study:Annotated[str|None, typer.Argument(help="A study, to see its parameters.")]=None,
@@ -158,8 +169,10 @@ def list_(
     from wavescat.data import DATASETS
     from wavescat.experiment import Experiment
     from wavescat.hybrids import MODELS
+    from wavescat.names import choose
     from wavescat.studies import parameters, presets, resolve, study_names
     with _refusing():
+        choose(preset, presets(), "preset")
         if study:
             values = resolve(study, preset)
             for name, p in parameters(study).items(): print(f"{name:<14} {p.type:<6} {values[name]!r:<24} {p.help}")
@@ -167,7 +180,7 @@ def list_(
             for what, names in {"studies": study_names(), "presets": presets(), "data sets": DATASETS, "models": MODELS, "settings": [f.name for f in fields(Experiment)]}.items():
                 print(f"{what:<10} {', '.join(names)}")
 
-# %% ../nbs/lib/19_cli.ipynb #19-cli-12
+# %% ../nbs/lib/19_cli.ipynb #19-cli-13
 def main():
     "The `wavescat` command. A pipe that closes or Ctrl-C ends it quietly; finished runs are kept."
     try: app()

@@ -159,7 +159,7 @@ def split(
     validation:int=0,         # validation images in all
     seed:int=42,              # chooses the images
 )->tuple[np.ndarray, np.ndarray]: # indices of the training and of the validation images
-    "Seeded, stratified training and validation indices that share no image. Raises `ValueError` with the limits if the data are too few."
+    "Seeded training and validation indices that share no image, stratified where `per_class` is given. Raises `ValueError` with the limits if the data are too few."
     rng = np.random.RandomState(seed)
     if per_class is None:
         if not 0 <= validation < len(labels): raise ValueError(f"validation must be between 0 and {len(labels) - 1} images, got {validation}")

@@ -50,6 +50,9 @@ class Experiment:
         for name, kinds in _kinds().items(): object.__setattr__(self, name, _typed(name, getattr(self, name), kinds))
         for name in ("width", "epochs", "batch_size", "eval_every"): _at_least(self, name, 1)
         for name in ("validation", "split_seed", "seed", "momentum", "weight_decay"): _at_least(self, name, 0)
+        for name, limit in (("seed", 2**63), ("split_seed", 2**32), ("width", 2**16), ("batch_size", 2**24)):
+            if getattr(self, name) >= limit: raise ValueError(f"{name} must be less than {limit}, got {getattr(self, name)}")
+        if self.slant is not None and self.slant <= 0: raise ValueError(f"slant must be positive, or left out for 4/L, got {self.slant}")
         if self.lr <= 0: raise ValueError(f"lr must be positive, got {self.lr}")
 
     @property
@@ -139,6 +142,8 @@ def stored(
     "The stored result of an experiment, or None."
     try: result = json.loads((run_dir(e) / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError: return None
+    except ValueError: result = {}
+    if "code" not in result: raise ValueError(f"{run_dir(e) / 'result.json'} is damaged; delete {run_dir(e)} to have the run computed again")
     return {**result, "stale": result["code"] != code_version()}
 
 # %% ../nbs/lib/09_experiment.ipynb #09-experiment-18

@@ -17,6 +17,7 @@ def unknown(
 )->ValueError:              # to be raised
     "The error for a name that isn't known: says the nearest names, or all of them when they are few."
     known = list(known)
+    if not known: return ValueError(f"unknown {what} {str(name)!r}; there are none")
     near = get_close_matches(str(name), known, 3, 0.5) or known
     return ValueError(f"unknown {what} {str(name)!r}; " + (f"did you mean {' or '.join(near)}?" if len(near) <= 3 else f"known: {', '.join(near)}"))
 

@@ -6,7 +6,6 @@
 __all__ = ['summary', 'pm', 'holm', 'compare', 'equal_means', 'equal_variances', 'seeds_needed']
 
 # %% ../nbs/lib/14_stats.ipynb #14-stats-2
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,14 +50,13 @@ def compare(
     groups:Mapping[object, Sequence[float]], # candidate → values
     reference:Sequence[float],               # values of what they are compared with
 )->pd.DataFrame:                             # a row a candidate: difference, its 95 % interval, p, p after Holm
-    "Each group's mean against the reference's: Welch's t-test, two-sided, Holm's correction over the groups. Groups of one value give NaN."
+    "Each group's mean against the reference's: Welch's t-test, two-sided, Holm's correction over the groups. Groups of one value, or values that don't vary, give NaN."
     rows = []
     for name, x in groups.items():
         row = {"name": name, "n": len(x), "difference": np.mean(x) - np.mean(reference)}
-        if min(len(x), len(reference)) > 1:
-            with warnings.catch_warnings(action="ignore"):      # values that don't vary: NaN says enough
-                t = sps.ttest_ind(x, reference, equal_var=False)
-                row |= dict(zip(("low", "high"), t.confidence_interval())) | {"p": t.pvalue}
+        if min(len(x), len(reference)) > 1 and np.ptp(x) + np.ptp(reference) > 0:
+            t = sps.ttest_ind(x, reference, equal_var=False)
+            row |= dict(zip(("low", "high"), t.confidence_interval())) | {"p": t.pvalue}
         rows.append(row)
     table = pd.DataFrame(rows, columns=["name", "n", "difference", "low", "high", "p"])
     return table.assign(p_holm=holm(table.p))

@@ -79,11 +79,11 @@ def settings_file()->Path:
 # %% ../nbs/lib/17_studies.ipynb #17-studies-11
 def presets()->dict[str, dict[str, str]]: # preset → setting → text
     "What `settings.ini` says. Raises `ValueError` for a key that no study knows, with the nearest that one does."
-    parser = configparser.ConfigParser(inline_comment_prefixes="#")
+    parser = configparser.ConfigParser(inline_comment_prefixes="#", interpolation=None)
     parser.optionxform = str
     try: parser.read_string(settings_file().read_text(encoding="utf-8"), str(settings_file()))
-    except configparser.Error as e: raise ValueError(f"{settings_file()}: {' '.join(str(e).split())}") from e
-    known = {name for s in study_names() for name in parameters(s)}
+    except (configparser.Error, UnicodeDecodeError) as e: raise ValueError(f"{settings_file()}: {' '.join(str(e).split())}") from e
+    known = {name for s in study_names() for name in parameters(s)} - {"preset"}
     for section, keys in {"DEFAULT": parser.defaults(), **{s: parser[s] for s in parser.sections()}}.items():
         for key in keys:
             study, _, name = key.rpartition(".")
