@@ -28,6 +28,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that compute; 0 tak
 def _refusing():
     "Bad input: one line, exit status 2."
     try: yield
+    except BrokenPipeError: raise           # whoever read the output has seen enough; typer ends quietly
     except (ValueError, OSError) as e:
         print(f"wavescat: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
