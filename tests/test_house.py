@@ -16,7 +16,7 @@ from conftest import COMMAND, ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STUDIES = sorted((ROOT / "nbs" / "studies").glob("*.ipynb"))
 # ground floor first: a module may import only those before it
-FLOORS = ["filters", "scattering", "deform", "estimators", "names", "data", "augment", "backbones", "hybrids", "experiment", "metrics", "tracking", "train", "sweep", "stats", "explain", "plots", "studies", "report", "cli"]
+FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "data", "augment", "backbones", "hybrids", "experiment", "metrics", "tracking", "train", "sweep", "stats", "explain", "plots", "studies", "report", "cli"]
 
 
 def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})

@@ -95,7 +95,7 @@ def experiment(
     return Experiment(**settings)
 
 # %% ../nbs/lib/11_experiment.ipynb #11-experiment-9
-_COMPUTING = ("filters", "scattering", "data", "augment", "backbones", "hybrids", "metrics", "train")
+_COMPUTING = ("filters", "transform", "fast", "scattering", "data", "augment", "backbones", "hybrids", "metrics", "train")
 
 # %% ../nbs/lib/11_experiment.ipynb #11-experiment-10
 def _essence(source:str)->str:
