@@ -4,6 +4,7 @@ import json
 import pytest
 
 STUDIES = ["baseline", "l_sweep", "variance"]
+PAGES = [*STUDIES, "speed"]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def visit(browser):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", [*(f"{s}/smoke.html" for s in STUDIES), "index.html"])
+@pytest.mark.parametrize("name", [*(f"{s}/smoke.html" for s in PAGES), "index.html"])
 def test_page(smoke, visit, name, width):
     page = visit(smoke[0] / name, width)
     assert [u for u in page.asked if not u.startswith(("data:", "file:"))] == [] and page.said == []

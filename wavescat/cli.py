@@ -81,15 +81,17 @@ def _chosen(studies, preset, given, estimate=False):
     return chosen, together, {name: plan(e, estimate) for name, e in experiments.items()}, plan(together, estimate)
 
 # %% ../nbs/lib/21_cli.ipynb #21-cli-8
-def _render(chosen, folder):
-    "Write the pages of studies, two at a time; every one is tried, and the exit status is 1 if any failed."
+def _render(chosen, folder, measuring=()):
+    "Write the pages of studies, two at a time but for those that measure the machine; every one is tried, and the exit status is 1 if any failed."
     from concurrent.futures import ThreadPoolExecutor
     from rich.console import Console
     from rich.table import Table
     from wavescat.report import Failed, index, make
     summary, failed = Table("study", "runs", "headline"), False
-    with ThreadPoolExecutor(2) as pool:
-        pages = {name: pool.submit(make, name, values, folder) for name, values in chosen.items()}
+    with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(2) as pool:
+        pages = {name: alone.submit(make, name, values, folder) for name, values in chosen.items() if name in measuring}
+        for page in pages.values(): page.exception()         # what measures the machine has it to itself
+        pages |= {name: pool.submit(make, name, values, folder) for name, values in chosen.items() if name not in measuring}
         for name, page in pages.items():
             try: made = page.result()
             except Failed as e: failed = True; print(f"wavescat: {e}", file=sys.stderr)
@@ -114,12 +116,12 @@ def run(
     n = workers or default_workers()
     if dry_run:
         for name, p in {**plans, **({"together": total} if len(plans) > 1 else {})}.items():
-            print(f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
+            print(f"{name}: no runs; it measures this machine while its page is made" if not p["runs"] else f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
     with _refusing(): folder = _reports(reports)
     with _failing(): sweep(experiments, workers=n)
-    _render(chosen, folder)
+    _render(chosen, folder, [name for name, p in plans.items() if not p["runs"]])
 
 # %% ../nbs/lib/21_cli.ipynb #21-cli-10
 @app.command()
@@ -133,7 +135,7 @@ def report(
     with _refusing():
         chosen, _, plans, _ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
         for name, p in plans.items():
-            if p["stored"] + p["stale"] == 0: raise ValueError(f"no run of {name} is stored; compute with: wavescat run {name} --preset {preset}")
+            if p["runs"] and p["stored"] + p["stale"] == 0: raise ValueError(f"no run of {name} is stored; compute with: wavescat run {name} --preset {preset}")
         folder = _reports(reports)
     _render(chosen, folder)
 

@@ -160,7 +160,8 @@ def _filter_fold(x, psi, scratch):
     return y
 
 # %% ../nbs/lib/02_fast.ipynb #02-fast-23
-_SLOTS_UP_TO = 96   # points of a padded side up to which slots beat FFTs
+_SLOTS_UP_TO = 144  # points of a padded side up to which slots beat FFTs
+_ON_DEVICE = 2**28  # bytes of an accelerator's memory to work in: it wants large batches, and has no cache to keep to
 _IMAGES = 16, 48    # images at a time in slots: fewer starve the batched products, more leave the cache
 
 class Step(NamedTuple):
@@ -216,11 +217,11 @@ class Cascade(nn.Module):
     @property
     def operator_names(self): return [f"psi{s.a}_{s.j}" for s in self.steps] + [f"low{j}_{axis}" for j in range(self.J) for axis in (0, 1)]
 
-    def chunk(self)->Chunk:
-        "Images and orientations at a time, from the size of the cache."
-        def fit(j): return max(1, self.cache // (2 * self.L * (self.sides[0] >> j) * (self.sides[1] >> j)))  # maps whose moduli fill the cache twice
+    def chunk(self, cache:int)->Chunk: # bytes that are near the processor
+        "Images and orientations at a time."
+        def fit(j): return max(1, cache // (2 * self.L * (self.sides[0] >> j) * (self.sides[1] >> j)))  # maps whose moduli fill the cache twice
         maps = fit(int(self.max_order == 2 and self.J > 1))  # at the finest resolution that the last wavelet leads to
-        images = min(max(fit(0), _IMAGES[0]), _IMAGES[1]) if self.slots else max(1, maps // self.L)
+        images = min(max(fit(0), _IMAGES[0] if max(self.sides) < 96 else _IMAGES[0] // 4), max(_IMAGES[1], cache >> 16)) if self.slots else max(1, maps // self.L)
         groups = -(-self.L // min(self.L, max(1, round(maps / images))))
         return Chunk(images, -(-self.L // groups))
 
@@ -270,7 +271,7 @@ def prepare(
 # %% ../nbs/lib/02_fast.ipynb #02-fast-29
 class _Run:
     "One pass of a chunk of images through a cascade. Maps are (maps, L, rows, columns), in small cascades (rows, columns, L, maps)."
-    def __init__(self, cascade, operators, scratch=None): self.c, self.o, self.scratch, self.cache = cascade, operators, scratch, cascade.cache
+    def __init__(self, cascade, operators, cache, scratch=None): self.c, self.o, self.cache, self.scratch = cascade, operators, cache, scratch
 
     def average(self, u, j):
         "(maps, L, m, m′)"
@@ -387,26 +388,36 @@ def _plain(x):
     except RuntimeError: return False
     return True
 
+def _evenly(n, most):
+    "Size of equal parts of n, at most `most`."
+    parts = max(1, -(-n // most))
+    return max(1, -(-n // parts))
+
 def fast_scattering2d(
-    x:Tensor,                    # images, (n, M, N) real, already padded
+    x:Tensor,                    # images, (n, H, W) real
     cascade:Cascade,             # the arrangement
     operators:dict[str, Tensor], # from `prepare`
     chunk:Chunk|None=None,       # images and orientations at a time; None: from the size of the cache
     recompute:bool=False,        # with gradients: keep only the images, compute the rest again on the way back
+    pad:tuple[Tensor, Tensor]|None=None, # which row and column stands at each place of the padded image; None: they are padded
 )->Tensor:                       # (n, K, M/2ᴶ − 2, N/2ᴶ − 2)
-    "Scattering transform of padded images: `scattering2d(x, bank)[..., 1:-1, 1:-1]`, sooner."
-    chunk = chunk or cascade.chunk()
+    "Scattering transform of images: `scattering2d(x, bank)[..., 1:-1, 1:-1]`, sooner."
+    def padded(x): return x.index_select(-2, pad[0]).index_select(-1, pad[1]) if pad else x
+    cache = cascade.cache if x.device.type == "cpu" else _ON_DEVICE
+    chunk = chunk or cascade.chunk(cache)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(o.requires_grad for o in operators.values()))
     if needs_grad or not _plain(x):
-        run = lambda images, *values: _Run(cascade, dict(zip(operators, values)))(images, cascade.L)
+        run = lambda images, *values: _Run(cascade, dict(zip(operators, values)), cache)(padded(images), cascade.L)
         if recompute and needs_grad:
             from torch.utils.checkpoint import checkpoint
             plain, run = run, lambda *a: checkpoint(plain, *a, use_reentrant=False)
-        size = chunk.images
-        return torch.cat([run(images, *operators.values()) for images in x.split(max(size, 1))])
+        size = _IMAGES[0] if recompute and cascade.slots else chunk.images
+        return torch.cat([run(images, *operators.values()) for images in x.split(_evenly(len(x), size))])
     L, J = cascade.L, cascade.J
     K = [1, 1 + J * L, 1 + J * L + L * L * J * (J - 1) // 2][cascade.max_order]
     out = x.new_empty(len(x), K, operators["low0_0"].shape[0], operators["low0_1"].shape[1])
-    run = _Run(cascade, operators, _Scratch(x))
-    for images, part in zip(x.split(chunk.images), out.split(chunk.images)): run(images, chunk.orientations, part)
+    if not len(x): return out
+    run = _Run(cascade, operators, cache, _Scratch(x))
+    size = _evenly(len(x), chunk.images)
+    for images, part in zip(x.split(size), out.split(size)): run(padded(images), chunk.orientations, part)
     return out

@@ -116,14 +116,21 @@ class FilterBank(NamedTuple):
     phi_f:Tensor # low-pass filter, (M, N)
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-20
+def _periods(morlets, shape):
+    "Periods to each side within 12 widths of the widest filter: 1 or, as kymatio always takes, 2. What is left out is below 1e-31."
+    widest = (morlets.sigma / morlets.gamma.clamp(max=1)).max().item()
+    return 1 if 1.5 * min(shape) >= 12 * widest else 2
+
+# %% ../nbs/lib/00_filters.ipynb #00-filters-21
 def fourier_bank(
     morlets:Morlets,        # parameters, (J·L,) each
     phi_sigma:float|Tensor, # width of φ, pixels
     J:int,                  # number of scales
     shape:tuple[int, int],  # (M, N), pixels
-    periods:int=2,          # periods summed to each side
+    periods:int|None=None,  # periods summed to each side; None: as many as the widest of them needs, at most 2
 )->FilterBank:              # in the parameters' dtype, differentiable
     "The bank of these wavelets on a torus of M×N pixels."
+    periods = periods or _periods(morlets, shape)
     psi_f = torch.fft.fft2(morlet(*morlets, shape, periods)).real
     phi_f = torch.fft.fft2(gaussian(phi_sigma, shape, like=morlets.theta)).real
     return FilterBank(psi_f.reshape(J, -1, *shape), phi_f)
@@ -137,7 +144,7 @@ def filter_bank(
     "The tight-frame bank of J scales and L orientations on a torus of M×N pixels."
     return fourier_bank(tight_frame(J, L, slant), 0.8 * 2**(J - 1), J, shape)
 
-# %% ../nbs/lib/00_filters.ipynb #00-filters-23
+# %% ../nbs/lib/00_filters.ipynb #00-filters-24
 def littlewood_paley(
     bank:FilterBank, # the bank
 )->Tensor:           # (M, N): A(ω), frequency 0 first
@@ -146,7 +153,7 @@ def littlewood_paley(
     minus = psi2.flip(0, 1).roll((1, 1), (0, 1))
     return bank.phi_f**2 + (psi2 + minus) / 2
 
-# %% ../nbs/lib/00_filters.ipynb #00-filters-30
+# %% ../nbs/lib/00_filters.ipynb #00-filters-31
 _FLOOR = .05 # below it a width or slant approaches 0 exponentially and never gets there
 
 def positive(
@@ -155,7 +162,7 @@ def positive(
     "Identity for all but small numbers, smooth, positive, increasing."
     return torch.where(raw >= _FLOOR, raw, _FLOOR * torch.exp(raw.clamp(max=_FLOOR) / _FLOOR - 1))
 
-# %% ../nbs/lib/00_filters.ipynb #00-filters-32
+# %% ../nbs/lib/00_filters.ipynb #00-filters-33
 def random_frame(
     J:int,           # number of scales
     L:int,           # number of orientations
@@ -178,7 +185,7 @@ def turned(
     theta = scales.theta[:, None] - torch.arange(L, dtype=scales.theta.dtype, device=scales.theta.device) * math.pi / L
     return Morlets(theta.flatten(), *(p.repeat_interleave(L) for p in scales[1:]))
 
-# %% ../nbs/lib/00_filters.ipynb #00-filters-33
+# %% ../nbs/lib/00_filters.ipynb #00-filters-34
 LEARN = ("canonical", "equivariant", "pixelwise") # what of a bank can be learned
 INIT = ("tight-frame", "random")                  # where it starts
 
@@ -197,8 +204,7 @@ class LearnedBank(nn.Module):
         super().__init__()
         self.J, self.L, self.shape, self.learn = J, L, tuple(shape), learn
         start = initial_morlets(J, L, init, seed, slant, tied=learn == "equivariant")
-        widest = (start.sigma / torch.minimum(start.gamma, torch.ones_like(start.gamma))).max().item()
-        self.periods = 1 if 1.5 * min(shape) >= 12 * widest else 2  # so many that a filter twice as wide still has all its tails
+        self.periods = _periods(start, shape)                # a filter twice as wide still has its tails, to 1e-8
         parameter = lambda p: nn.Parameter(p.to(torch.get_default_dtype()).clone())
         if learn == "pixelwise": self.psi_f = parameter(fourier_bank(start, 1., J, shape).psi_f)
         else:
@@ -221,7 +227,7 @@ class LearnedBank(nn.Module):
 
     def extra_repr(self): return f"J={self.J}, L={self.L}, shape={self.shape}, learn={self.learn!r}"
 
-# %% ../nbs/lib/00_filters.ipynb #00-filters-34
+# %% ../nbs/lib/00_filters.ipynb #00-filters-35
 def initial_morlets(
     J:int,                 # number of scales
     L:int,                 # number of orientations

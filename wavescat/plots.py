@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'show', 'table', 'curves', 'against_L', 'against_size', 'seeds', 'confusion_matrix',
-           'filters']
+           'speedups', 'growth', 'choices', 'filters']
 
 # %% ../nbs/lib/18_plots.ipynb #18-plots-2
 import base64
@@ -34,7 +34,7 @@ def _figure(*args, **kw):
     plt.interactive("inline" in plt.get_backend())      # the context forgets that Jupyter's backend shows figures by itself
     return figure
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-5
+# %% ../nbs/lib/18_plots.ipynb #18-plots-6
 def show(
     fig:Figure,
     caption:str,         # what it shows, for every reader
@@ -49,7 +49,7 @@ def show(
     return HTML(f'<figure{" class=headline" if headline else ""}><img width="{width}" alt="{html.escape(caption, quote=True)}" src="data:image/png;base64,{src}">'
                 f"<figcaption>{html.escape(caption)}</figcaption></figure>")
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-6
+# %% ../nbs/lib/18_plots.ipynb #18-plots-7
 def table(
     df:pd.DataFrame,
     caption:str,
@@ -60,7 +60,7 @@ def table(
     body = df.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.{digits}f}".replace("-", "−"), escape=True, classes="words" if words else None)
     return HTML(f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div>{body}</div></figure>')
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-8
+# %% ../nbs/lib/18_plots.ipynb #18-plots-9
 def curves(
     histories:Mapping[str, Sequence[list[dict]]], # model → the histories of its seeds
     panels:Mapping[str, str],                     # quantity → label of its axis
@@ -77,7 +77,7 @@ def curves(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-11
+# %% ../nbs/lib/18_plots.ipynb #18-plots-12
 def against_L(
     groups:Mapping[str, Mapping[int, Sequence[float]]], # series → L → values, one a seed
     baseline:Sequence[float]|None=None,                 # values without scattering, drawn as a band
@@ -101,7 +101,7 @@ def against_L(
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-14
+# %% ../nbs/lib/18_plots.ipynb #18-plots-15
 def against_size(
     groups:Mapping[str, Mapping[int, Sequence[float]]], # model → training images of each class → values, one a seed
     label:str="test accuracy, %",
@@ -117,7 +117,7 @@ def against_size(
     ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks]); ax.legend()
     return fig
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-17
+# %% ../nbs/lib/18_plots.ipynb #18-plots-18
 def seeds(
     groups:Mapping[int, Sequence[float]], # L → values, one a seed
     label:str="test accuracy, %",
@@ -132,7 +132,7 @@ def seeds(
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-20
+# %% ../nbs/lib/18_plots.ipynb #18-plots-21
 def confusion_matrix(
     m:np.ndarray,          # (classes, classes) counts: rows are labels
     classes:Sequence[str], # names
@@ -146,7 +146,65 @@ def confusion_matrix(
     ax.set(xlabel="predicted", ylabel="true"); ax.tick_params(axis="x", rotation=45); ax.tick_params(axis="y", rotation=0); ax.grid(False)
     return fig
 
-# %% ../nbs/lib/18_plots.ipynb #18-plots-23
+# %% ../nbs/lib/18_plots.ipynb #18-plots-24
+def speedups(
+    ratios:Mapping[str, Mapping[str, tuple[float, float, float]]], # case → what → ratio, lowest and highest of the repeats
+    marks:Mapping[str, Mapping[str, float]]|None=None,             # what a mark is → case → where it stands
+    label:str="times as fast as kymatio",
+)->Figure:
+    "Bars of ratios, with the range of the repeats, and marks to compare them with."
+    names = list(dict.fromkeys(n for by in ratios.values() for n in by))
+    high = .8 / len(names)
+    fig, ax = _figure(figsize=(8, .62 * len(ratios) * max(1, .6 * len(names)) + 1.2))
+    for i, name in enumerate(names):
+        for y, by in enumerate(ratios.values()):
+            if name not in by: continue
+            value, low, top = by[name]
+            at = y + (i - (len(names) - 1) / 2) * high
+            ax.barh(at, value, high * .9, color=COLOURS[i], label=name if y == 0 else None)
+            ax.plot([low, top], [at, at], color="black", lw=1.2)
+            ax.annotate(f"{value:.1f}", (max(value, top), at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    for i, (name, by) in enumerate((marks or {}).items()):
+        for y, case in enumerate(ratios):
+            if case in by: ax.plot([by[case]] * 2, [y - .45, y + .45], color=COLOURS[3 + i], lw=2, ls=("-", ":")[i % 2], label=name if y == 0 else None)
+    ax.set(yticks=range(len(ratios)), yticklabels=list(ratios), xlabel=label, xlim=(0, None)); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
+    fig.legend(loc="outside upper center", ncols=len(names) + len(marks or {}))
+    return fig
+
+# %% ../nbs/lib/18_plots.ipynb #18-plots-25
+def growth(
+    panels:Mapping[str, Mapping[str, Mapping[float, float]]], # what grows → engine → size → cost
+    label:str="ms an image",
+)->Figure:
+    "Costs against sizes on logarithmic axes, one panel for each size, with the exponent of every curve."
+    from wavescat.bench import exponent
+    fig, axes = _figure(1, len(panels), figsize=(2.9 * len(panels) + .4, 3.2), squeeze=False, sharey=True)
+    for ax, (what, engines) in zip(axes[0], panels.items()):
+        for i, (name, costs) in enumerate(engines.items()):
+            ax.plot(list(costs), list(costs.values()), color=COLOURS[i], marker=MARKERS[i], ms=5, label=f"{name}: p = {exponent(list(costs), list(costs.values())):.2f}")
+        ticks = sorted({size for costs in engines.values() for size in costs})
+        ax.set(xscale="log", yscale="log", xlabel=what); ax.minorticks_off(); ax.legend(fontsize=8)
+        ax.set(xticks=ticks, xticklabels=[f"{t:g}" for t in ticks])
+    axes[0, 0].set_ylabel(label)
+    return fig
+
+# %% ../nbs/lib/18_plots.ipynb #18-plots-26
+def choices(
+    curves:Mapping[str, Mapping[int, float]], # name → setting → cost; setting 0 is the choice made
+    xlabel:str,
+    ylabel:str,
+)->Figure:
+    "Costs against a setting, with the cost of the choice made as a dashed line."
+    fig, ax = _figure(figsize=(6, 3))
+    for i, (name, by) in enumerate(curves.items()):
+        tried = {k: v for k, v in by.items() if k}
+        ax.plot(list(tried), list(tried.values()), color=COLOURS[i], marker=MARKERS[i], ms=5, label=name)
+        if 0 in by: ax.axhline(by[0], color=COLOURS[i], ls="--", lw=1)
+    ticks = sorted({k for by in curves.values() for k in by if k})
+    ax.set(xscale="log", ylim=(0, None), xlabel=xlabel, ylabel=ylabel); ax.minorticks_off(); ax.set(xticks=ticks, xticklabels=[str(t) for t in ticks]); ax.legend()
+    return fig
+
+# %% ../nbs/lib/18_plots.ipynb #18-plots-29
 def filters(
     Ls:Sequence[int],       # one row for each number of orientations
     J:int=1,                # number of scales; the coarsest is drawn

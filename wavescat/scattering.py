@@ -7,6 +7,7 @@ __all__ = ['Scattering2D', 'kymatio_scattering']
 
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-2
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,17 @@ class Scattering2D(nn.Module):
         self.J, self.L, self.max_order, self.shape, self.slant = J, L, max_order, tuple(shape), slant
         self.pre_pad, self.flat, self.learn, self.init, self.seed, self.recompute = pre_pad, flat, learn, init, seed, recompute
         self.padded_shape = tuple(padded_size(n, J) for n in shape)
-        self.cascade = Cascade(J, self.padded_shape, L, max_order)
-        self.chunk = Chunk(*chunk) if chunk else self.cascade.chunk()
-        for name, n in zip(("rows", "cols"), shape): self.register_buffer(name, reflection(n, J), persistent=False)
-        self.bank, self._built = None, None
-        if learn: self.bank = LearnedBank(J, L, self.padded_shape, learn, init, seed, slant, learn_phi)
-        else:
+        self.chunk = Chunk(*chunk) if chunk else None
+        self._built = None
+        wanted = torch.get_default_device()
+        with torch.device("cpu"): self._make(init, seed, learn_phi)    # constants need real numbers, in float64
+        if wanted.type != "cpu": self.to(wanted)
+
+    def _make(self, init, seed, learn_phi):
+        self.cascade = Cascade(self.J, self.padded_shape, self.L, self.max_order)
+        for name, n in zip(("rows", "cols"), self.shape): self.register_buffer(name, reflection(n, self.J), persistent=False)
+        self.bank = LearnedBank(self.J, self.L, self.padded_shape, self.learn, init, seed, self.slant, learn_phi) if self.learn else None
+        if self.bank is None:
             for name, o in self._fixed(torch.get_default_dtype()).items(): self.register_buffer(name, o, persistent=False)
 
     def _fixed(self, dtype): return prepare(self.cascade, self.filters(), prune=True, dtype=dtype)
@@ -107,10 +113,10 @@ class Scattering2D(nn.Module):
 
     def forward(self, x:Tensor)->Tensor:
         self._check_input(x)
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             images = x.to(self.dtype).reshape(-1, *x.shape[-2:])
-            if not self.pre_pad: images = images.index_select(-2, self.rows).index_select(-1, self.cols)
-            S = fast_scattering2d(images, self.cascade, self.operators(), self.chunk, self.recompute)
+            S = fast_scattering2d(images, self.cascade, self.operators(), self.chunk, self.recompute, None if self.pre_pad else (self.rows, self.cols))
         S = S.reshape(*x.shape[:-2], *S.shape[1:])
         return S.flatten(-4, -3) if self.flat else S
 

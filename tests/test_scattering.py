@@ -1,0 +1,185 @@
+"""The layer as its users meet it: gradients, learning, saving, other processes, memory, and speed."""
+import copy
+import importlib.util
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import wavescat.fast
+import wavescat.scattering
+from wavescat.bench import Case, memory, speedup, times
+from wavescat.filters import LEARN
+from wavescat.scattering import Scattering2D
+
+
+def _images(*shape, dtype=torch.float32, seed=0): return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["slots", "FFT"])
+def engine(request, monkeypatch):
+    "Both arrangements, whatever the size of the images."
+    if request.param == "FFT": monkeypatch.setattr(wavescat.fast, "_SLOTS_UP_TO", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("learn", LEARN)
+def test_gradients_agree_with_finite_differences(engine, learn):
+    S = Scattering2D(2, (8, 9), L=2, learn=learn, slant=.6, learn_phi=True).double()
+    assert S.cascade.slots == (engine == "slots")
+    names, values = zip(*S.named_parameters())
+    x = _images(2, 8, 9, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, *p: torch.func.functional_call(S, dict(zip(names, p)), x), (x, *values), fast_mode=True)
+
+
+@pytest.mark.parametrize("gamma", [.3, .5, 1.7])
+def test_gradient_of_theta_at_any_slant(gamma):
+    S = Scattering2D(2, (16, 16), L=3, learn="canonical", slant=gamma).double()
+    x, h = _images(16, 16, dtype=torch.float64), 1e-5
+    def loss(): return S(x)[1:].square().sum()
+    loss().backward()
+    for i in (0, 2, 4):
+        with torch.no_grad():
+            S.bank.theta[i] += h; high = loss(); S.bank.theta[i] -= 2 * h; low = loss(); S.bank.theta[i] += h
+        assert math.isclose(S.bank.theta.grad[i], (high - low) / (2 * h), rel_tol=1e-4, abs_tol=1e-8)
+
+
+@pytest.mark.parametrize("learn", LEARN)
+@pytest.mark.parametrize("J, L", [(1, 1), (2, 8), (3, 3), (5, 2)])
+def test_learning_starts_from_the_tight_frame(learn, J, L):
+    x = _images(2, 32, 32)
+    fixed, learned = Scattering2D(J, (32, 32), L)(x), Scattering2D(J, (32, 32), L, learn=learn)(x)
+    assert (fixed - learned).abs().max() <= 1e-6 * fixed.abs().max()
+
+
+def test_random_starts_are_seeded():
+    a, b, c = (Scattering2D(2, (16, 16), 4, init="random", seed=s)(_images(16, 16)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
+    for learn in LEARN: assert torch.equal(*(Scattering2D(2, (16, 16), 4, learn=learn, init="random", seed=1)(_images(16, 16)) for _ in range(2)))
+
+
+def test_widths_stay_positive_whatever_the_step():
+    S = Scattering2D(1, (8, 8), 2, learn="canonical")
+    with torch.no_grad(): S.bank.raw_sigma.sub_(3); S.bank.raw_gamma.sub_(3)
+    m = S.bank.morlets()
+    assert m.sigma.min() > 0 and m.gamma.min() > 0
+
+
+def test_filters_are_rebuilt_only_when_they_changed(monkeypatch):
+    S, built = Scattering2D(2, (16, 16), 2, learn="canonical"), []
+    prepare = wavescat.scattering.prepare
+    monkeypatch.setattr(wavescat.scattering, "prepare", lambda *a, **k: built.append(1) or prepare(*a, **k))
+    x = _images(2, 16, 16)
+    with torch.no_grad():
+        before = S(x); S(x); S(x)
+        assert len(built) == 1
+        S.bank.theta.add_(.1)
+        assert not torch.allclose(S(x), before) and len(built) == 2
+        S.load_state_dict(Scattering2D(2, (16, 16), 2, learn="canonical").state_dict())
+        assert torch.equal(S(x), before) and len(built) == 3
+        S(x); torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(S.parameters()) + .05, S.parameters())
+        assert not torch.allclose(S(x), before)
+    S(x), S(x)
+    assert len(built) == 6
+
+
+def test_groups_for_an_optimiser():
+    S = Scattering2D(2, (16, 16), 4, learn="canonical", learn_phi=True)
+    theta, rest = S.parameter_groups(orientations={"lr": .1}, rest={"lr": .2, "weight_decay": .5})
+    assert theta["params"][0] is S.bank.theta and theta["lr"] == .1 and theta["weight_decay"] == 0
+    assert sum(p.numel() for p in rest["params"]) == 3 * 8 + 1 and rest["weight_decay"] == .5
+    torch.optim.SGD([theta, rest]).step()
+    assert [g["name"] for g in Scattering2D(2, (16, 16), 4, learn="pixelwise").parameter_groups()] == ["filters"]
+
+
+@pytest.mark.parametrize("learn", [None, *LEARN])
+def test_saved_and_loaded(tmp_path, learn):
+    from safetensors.torch import load_model, save_model
+    S = Scattering2D(2, (16, 20), 3, learn=learn, init="random", seed=5)
+    other = Scattering2D(2, (16, 20), 3, learn=learn, init="random", seed=5 if learn is None else 6)
+    save_model(S, tmp_path / "s.safetensors"); load_model(other, tmp_path / "s.safetensors")
+    x = _images(2, 16, 20)
+    assert torch.equal(S(x), other(x))
+    pickle.dump((S, x, S(x).detach()), open(tmp_path / "s.pickle", "wb"))
+    code = f"import pickle, torch; S, x, y = pickle.load(open({str(tmp_path / 's.pickle')!r}, 'rb')); print(torch.allclose(S(x), y, atol=1e-6))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
+    if torch.cuda.is_available():
+        S.load_state_dict(other.cuda().state_dict())
+        torch.testing.assert_close(S(x), other(x.cuda()).cpu(), atol=1e-5, rtol=1e-4)
+
+
+def test_moved_and_cast():
+    S, x = Scattering2D(2, (32, 32), 4), _images(3, 32, 32)
+    exact = Scattering2D(2, (32, 32), 4).double()(x.double())
+    back = copy.deepcopy(S).to(torch.bfloat16).double()
+    assert torch.equal(back(x.double()), exact)                      # through bfloat16 and back, nothing is lost
+    assert (S(x) - exact).abs().max() < 2e-6 * exact.abs().max()
+    assert (copy.deepcopy(S).bfloat16()(x.bfloat16()) - exact).abs().max() < .02 * exact.abs().max()
+    assert S(x.half()).dtype == torch.float32
+    assert copy.deepcopy(S).to("meta")(x.to("meta")).shape == exact.shape
+    wide = Scattering2D(2, (100, 100), 2)
+    assert (copy.deepcopy(wide).bfloat16()(_images(100, 100).bfloat16()) - wide(_images(100, 100))).abs().max() < .02 * wide(_images(100, 100)).abs().max()
+
+
+def test_compiled_without_breaks():
+    S, x = Scattering2D(2, (16, 16), 2, learn="canonical"), _images(2, 16, 16)
+    torch.testing.assert_close(torch.compile(S, fullgraph=True, backend="aot_eager")(x), S(x), atol=1e-6, rtol=1e-5)
+
+
+def test_per_sample_gradients_and_ensembles(engine):
+    S, x = Scattering2D(2, (16, 16), 2, learn="canonical"), _images(3, 16, 16)
+    parameters = dict(S.named_parameters())
+    def loss(p, x): return torch.func.functional_call(S, p, (x,)).square().sum()
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i in range(3):
+        one = torch.func.grad(loss)(parameters, x[i])
+        for name in parameters: torch.testing.assert_close(each[name][i], one[name], atol=1e-5, rtol=1e-4)
+    both = {name: torch.stack([p.detach(), p.detach() + .01]) for name, p in parameters.items()}
+    losses = torch.func.vmap(loss, (0, None))(both, x)
+    torch.testing.assert_close(losses[0], loss(parameters, x).detach(), atol=1e-4, rtol=1e-5)
+    assert losses[1] != losses[0]
+
+
+def test_the_same_every_time_and_not_a_number_stays_where_it_is(engine):
+    S, x = Scattering2D(2, (20, 24), 4), _images(70, 20, 24)
+    first = S(x)
+    assert torch.equal(S(x), first)
+    torch.testing.assert_close(S(x[:3]), first[:3], atol=1e-6, rtol=1e-5)
+    x[1, 3, 3] = math.nan
+    assert torch.equal(S(x)[[0, *range(2, 70)]], first[[0, *range(2, 70)]]) and S(x)[1].isnan().any()
+    assert S(x[:0]).shape == (0, *first.shape[1:])
+
+
+def test_flat_and_padded_and_contiguous():
+    x = _images(2, 3, 16, 20)
+    S = Scattering2D(2, (16, 20), 3)
+    assert torch.equal(Scattering2D(2, (16, 20), 3, flat=True)(x), S(x).flatten(1, 2))
+    padded = x.index_select(-2, S.rows).index_select(-1, S.cols)
+    assert torch.equal(Scattering2D(2, (16, 20), 3, pre_pad=True)(padded), S(x))
+    assert torch.equal(S(x.transpose(-2, -1).contiguous().transpose(-2, -1)), S(x))
+
+
+def test_recomputing_gives_the_same_gradients(engine):
+    grads = []
+    for recompute in (False, True):
+        S = Scattering2D(2, (16, 16), 3, learn="canonical", recompute=recompute)
+        S(_images(50, 16, 16)).square().sum().backward()
+        grads.append([p.grad for p in S.parameters()])
+    for a, b in zip(*grads): torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured under Linux")
+def test_memory_does_not_grow_with_the_batch():
+    few, many = (memory(Case(32, 2, batch))["beyond"] / 2**20 for batch in (64, 640))
+    assert many <= 64 and many - few < 12
+    assert memory(Case(100, 3, 32))["beyond"] / 2**20 <= 64
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("kymatio"), reason="kymatio isn't installed")
+@pytest.mark.parametrize("case", [Case(32, 2, 32), Case(32, 2, 16, gradients=True)], ids=["forward", "backward"])
+def test_faster_than_kymatio(case):
+    "Half of what the report shows is enough here: test machines are busy."
+    assert speedup(times(case, repeats=3))["ratio"] > 2
