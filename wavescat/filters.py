@@ -32,6 +32,8 @@ _PI = 3.1415 # kymatio's value in the norm of a filter, and so that of everyone'
 # %% ../nbs/lib/00_filters.ipynb #00-filters-7
 def _wave_and_window(theta, xi, sigma, gamma, shape, periods):
     "Gabor filters (K, M, N) complex and their windows (K, M, N) real, unscaled."
+    shapes = [tuple(p.shape) for p in (theta, xi, sigma, gamma)]
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1: raise ValueError(f"theta, xi, sigma and gamma must have one value a filter, (K,) each, got shapes {', '.join(map(str, shapes))}")
     u = _grid(shape, periods, theta)[:, None]
     theta, xi, sigma, gamma = (p[:, None, None, None, None] for p in (theta, xi, sigma, gamma))
     along = u[0] * theta.cos() + u[1] * theta.sin()
@@ -130,6 +132,7 @@ def fourier_bank(
     periods:int|None=None,  # periods summed to each side; None: as many as the widest of them needs, at most 2
 )->FilterBank:              # in the parameters' dtype, differentiable
     "The bank of these wavelets on a torus of M×N pixels."
+    if len(morlets.theta) % J: raise ValueError(f"{len(morlets.theta)} wavelets can't be shared out to {J} scales: give the same number to each")
     periods = periods or _periods(morlets, shape)
     psi_f = torch.fft.fft2(morlet(*morlets, shape, periods)).real
     phi_f = torch.fft.fft2(gaussian(phi_sigma, shape, like=morlets.theta)).real

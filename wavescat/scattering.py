@@ -24,7 +24,7 @@ def _check(J, shape, L, max_order):
     if J < 1: raise ValueError(f"J must be at least 1, got {J}")
     if L < 1: raise ValueError(f"L must be at least 1, got {L}")
     if max_order not in (0, 1, 2): raise ValueError(f"max_order must be 0, 1 or 2, got {max_order}")
-    if len(shape) != 2: raise ValueError(f"shape must be (H, W), got {tuple(shape)}")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape): raise ValueError(f"shape must be (H, W), two positive whole numbers, got {shape!r}")
     if 2**J > min(shape): raise ValueError(f"2**J = {2**J} is larger than the image, {shape[0]}×{shape[1]} pixels: lower J to {int(math.log2(max(min(shape), 1)))} or less")
 
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-6
