@@ -8,6 +8,7 @@ __all__ = ['Scattering2D', 'kymatio_scattering']
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-2
 import math
 from contextlib import nullcontext
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ from .transform import Path, find_paths, padded_size, reflection, scattering_pat
 def _check(J, shape, L, max_order):
     "Refuse what no scattering transform can be built from."
     for name, value in (("J", J), ("L", L), ("max_order", max_order)):
-        if isinstance(value, bool) or not isinstance(value, int): raise TypeError(f"{name} must be an integer, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, Integral): raise TypeError(f"{name} must be an integer, got {value!r}")
     if J < 1: raise ValueError(f"J must be at least 1, got {J}")
     if L < 1: raise ValueError(f"L must be at least 1, got {L}")
     if max_order not in (0, 1, 2): raise ValueError(f"max_order must be 0, 1 or 2, got {max_order}")
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape): raise ValueError(f"shape must be (H, W), two positive whole numbers, got {shape!r}")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2 or not all(isinstance(n, Integral) and n > 0 for n in shape): raise ValueError(f"shape must be (H, W), two positive whole numbers, got {shape!r}")
     if 2**J > min(shape): raise ValueError(f"2**J = {2**J} is larger than the image, {shape[0]}×{shape[1]} pixels: lower J to {int(math.log2(max(min(shape), 1)))} or less")
 
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-6
@@ -52,9 +53,10 @@ class Scattering2D(nn.Module):
     ):
         super().__init__()
         _check(J, shape, L, max_order)
+        J, L, shape = int(J), int(L), tuple(map(int, shape))
         if learn is not None and learn not in LEARN: raise ValueError(f"learn must be one of {', '.join(LEARN)}, or None, got {learn!r}")
         if learn_phi and learn is None: raise ValueError("learn_phi goes with learned wavelets: set learn too")
-        self.J, self.L, self.max_order, self.shape, self.slant = J, L, max_order, tuple(shape), slant
+        self.J, self.L, self.max_order, self.shape, self.slant = J, L, int(max_order), shape, slant
         self.pre_pad, self.flat, self.learn, self.init, self.seed, self.recompute = pre_pad, flat, learn, init, seed, recompute
         self.padded_shape = tuple(padded_size(n, J) for n in shape)
         self.chunk = Chunk(*chunk) if chunk else None
