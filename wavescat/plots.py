@@ -176,16 +176,17 @@ def growth(
     panels:Mapping[str, Mapping[str, Mapping[float, float]]], # what grows → engine → size → cost
     label:str="ms an image",
 )->Figure:
-    "Costs against sizes on logarithmic axes, one panel for each size, with the exponent of every curve."
+    "Costs against sizes on logarithmic axes, two panels a row, one for each size, with the exponent of every curve."
     from wavescat.bench import exponent
-    fig, axes = _figure(1, len(panels), figsize=(2.9 * len(panels) + .4, 3.2), squeeze=False, sharey=True)
-    for ax, (what, engines) in zip(axes[0], panels.items()):
+    rows, columns = -(-len(panels) // 2), min(2, len(panels))
+    fig, axes = _figure(rows, columns, figsize=(3.9 * columns + .4, 2.9 * rows), squeeze=False, sharey=True)
+    for ax, (what, engines) in zip(axes.flat, panels.items()):
         for i, (name, costs) in enumerate(engines.items()):
             ax.plot(list(costs), list(costs.values()), color=COLOURS[i], marker=MARKERS[i], ms=5, label=f"{name}: p = {exponent(list(costs), list(costs.values())):.2f}")
         ticks = sorted({size for costs in engines.values() for size in costs})
         ax.set(xscale="log", yscale="log", xlabel=what); ax.minorticks_off(); ax.legend(fontsize=8)
         ax.set(xticks=ticks, xticklabels=[f"{t:g}" for t in ticks])
-    axes[0, 0].set_ylabel(label)
+    for ax in axes[:, 0]: ax.set_ylabel(label)
     return fig
 
 # %% ../nbs/lib/18_plots.ipynb #18-plots-26
