@@ -81,7 +81,7 @@ def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
     import shutil
     store = tmp_path / "store"
     shutil.copytree(smoke[1], store)
-    runs = sorted(path for path in store.iterdir() if json.loads((path / "config.json").read_text())["model"] == "scatresnet18" and json.loads((path / "config.json").read_text())["per_class"] == 2)
+    runs = sorted(path for path in store.glob("*") if (path / "config.json").exists() and json.loads((path / "config.json").read_text())["model"] == "scatresnet18" and json.loads((path / "config.json").read_text())["per_class"] == 2)
     for path in runs[1:]: shutil.rmtree(path)
     done = wavescat("report", "--preset", "smoke", "--reports", tmp_path / "r", store=store)
     assert done.returncode == 0, done.stderr

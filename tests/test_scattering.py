@@ -28,10 +28,10 @@ def engine(request, monkeypatch):
 
 @pytest.mark.parametrize("learn", LEARN)
 def test_gradients_agree_with_finite_differences(engine, learn):
-    S = Scattering2D(2, (8, 9), L=2, learn=learn, slant=.6, learn_phi=True).double()
+    S = Scattering2D(2, (4, 5), L=2, learn=learn, slant=.6, learn_phi=True).double()
     assert S.cascade.slots == (engine == "slots")
     names, values = zip(*S.named_parameters())
-    x = _images(2, 8, 9, dtype=torch.float64).requires_grad_()
+    x = _images(2, 4, 5, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, *p: torch.func.functional_call(S, dict(zip(names, p)), x), (x, *values), fast_mode=True)
 
 
@@ -86,6 +86,36 @@ def test_filters_are_rebuilt_only_when_they_changed(monkeypatch):
     assert len(built) == 6
 
 
+def test_evaluation_follows_every_way_to_change_parameters():
+    x, v = _images(2, 16, 16), None
+    S = Scattering2D(2, (16, 16), 2, learn="canonical")
+    optimiser = torch.optim.Adam(S.parameters(), lr=.05, fused=True)
+    def fused(): S(x).square().sum().backward(); optimiser.step()
+    def data(): S.bank.xi.data.mul_(.9)
+    def width(): S.bank.raw_phi_sigma.fill_(1.)
+    for change in (fused, data, width):
+        with torch.no_grad(): before = S(x)
+        change()
+        with torch.no_grad(): after = S(x)
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, S(x).detach(), atol=1e-5, rtol=1e-4)
+    assert S._replicate_for_data_parallel()._built is None
+
+
+def test_inference_mode_leaves_nothing_behind():
+    x, S = _images(2, 16, 16), Scattering2D(2, (16, 16), 2, learn="canonical").requires_grad_(False)
+    with torch.inference_mode(): S(x); fixed = Scattering2D(2, (16, 16), 2)
+    x.requires_grad_(); (S(x).sum() + fixed(x).sum()).backward()
+
+
+@pytest.mark.parametrize("learn", [None, "canonical"])
+def test_made_on_no_device_and_filled_later(learn):
+    x, whole = _images(16, 16), Scattering2D(2, (16, 16), 2, learn=learn)
+    with torch.device("meta"): S = Scattering2D(2, (16, 16), 2, learn=learn)
+    S = S.to_empty(device="cpu"); S.load_state_dict(whole.state_dict())
+    assert torch.equal(S(x), whole(x))
+
+
 def test_groups_for_an_optimiser():
     S = Scattering2D(2, (16, 16), 4, learn="canonical", learn_phi=True)
     theta, rest = S.parameter_groups(orientations={"lr": .1}, rest={"lr": .2, "weight_decay": .5})
@@ -120,8 +150,9 @@ def test_moved_and_cast():
     assert (copy.deepcopy(S).bfloat16()(x.bfloat16()) - exact).abs().max() < .02 * exact.abs().max()
     assert S(x.half()).dtype == torch.float32
     assert copy.deepcopy(S).to("meta")(x.to("meta")).shape == exact.shape
-    wide = Scattering2D(2, (100, 100), 2)
-    assert (copy.deepcopy(wide).bfloat16()(_images(100, 100).bfloat16()) - wide(_images(100, 100))).abs().max() < .02 * wide(_images(100, 100)).abs().max()
+    for learn in (None, "canonical"):
+        wide = Scattering2D(2, (160, 20), 2, learn=learn)
+        assert (copy.deepcopy(wide).bfloat16()(_images(160, 20).bfloat16()) - wide(_images(160, 20))).abs().max() < .02 * wide(_images(160, 20)).abs().max()
 
 
 def test_compiled_without_breaks():
@@ -150,7 +181,7 @@ def test_the_same_every_time_and_not_a_number_stays_where_it_is(engine):
     torch.testing.assert_close(S(x[:3]), first[:3], atol=1e-6, rtol=1e-5)
     x[1, 3, 3] = math.nan
     assert torch.equal(S(x)[[0, *range(2, 70)]], first[[0, *range(2, 70)]]) and S(x)[1].isnan().any()
-    assert S(x[:0]).shape == (0, *first.shape[1:])
+    assert S(x[:0]).shape == S(x[:0].clone().requires_grad_()).shape == (0, *first.shape[1:])
 
 
 def test_flat_and_padded_and_contiguous():

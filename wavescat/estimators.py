@@ -7,6 +7,7 @@ __all__ = ['ScatteringTransformer']
 
 # %% ../nbs/lib/05_estimators.ipynb #05-estimators-2
 import math
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -31,13 +32,15 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
         if X.ndim == 2:
             if X.shape[1] != math.prod(self.shape): raise ValueError(f"rows of {X.shape[1]} numbers can't be images of shape {tuple(self.shape)}, which have {math.prod(self.shape)}")
             X = X.reshape(len(X), *self.shape)
+        elif self.shape is not None: raise ValueError(f"shape is for flattened images, and these aren't: got an array of shape {X.shape}; leave shape out")
         if X.ndim not in (3, 4): raise ValueError(f"expected images (n, H, W) or (n, C, H, W), got an array of shape {X.shape}")
         return X if X.ndim == 4 else X[:, None]
 
     def fit(self, X, y=None):
         "Take the images' shape from `X`; nothing is learned."
         if self.pool not in (None, "mean"): raise ValueError(f"pool must be None or 'mean', got {self.pool!r}")
-        if self.batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1: raise ValueError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
+        if np.ndim(X) == 2: self.n_features_in_ = np.shape(X)[1]
         self.image_shape_ = self._images(X, reset=True).shape[1:]
         self.scattering_ = Scattering2D(self.J, self.image_shape_[1:], self.L, self.max_order, flat=True).to(self.device)
         return self
@@ -50,9 +53,9 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
         features = []
         with torch.no_grad():
             for i in range(0, len(X), self.batch_size):
-                S = self.scattering_(torch.as_tensor(X[i:i + self.batch_size], dtype=torch.float32, device=self.device))
+                S = self.scattering_(torch.tensor(np.ascontiguousarray(X[i:i + self.batch_size]), dtype=self.scattering_.dtype, device=self.device))
                 features.append((S.mean((-2, -1)) if self.pool else S.flatten(1)).cpu())
-        return torch.cat(features).numpy()
+        return torch.cat(features).float().numpy()
 
     def get_feature_names_out(self, input_features=None):
         "A name a feature: colour, path, and row and column where they are kept; angles in degrees."
@@ -61,4 +64,4 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
         C, H, W = self.image_shape_
         paths = [f"c{c}_{name(p)}" for c in range(C) for p in self.scattering_.paths]
         if self.pool: return np.array(paths, dtype=object)
-        return np.array([f"{p}_r{r}_c{c}" for p in paths for r in range(H >> self.J) for c in range(W >> self.J)], dtype=object)
+        return np.array([f"{p}_r{r}_c{c}" for p in paths for r in range(H >> self.scattering_.J) for c in range(W >> self.scattering_.J)], dtype=object)

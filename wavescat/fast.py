@@ -161,6 +161,7 @@ def _filter_fold(x, psi, scratch):
 
 # %% ../nbs/lib/02_fast.ipynb #02-fast-23
 _SLOTS_UP_TO = 144  # points of a padded side up to which slots beat FFTs
+_HALF = torch.bfloat16, torch.float16
 _ON_DEVICE = 2**28  # bytes of an accelerator's memory to work in: it wants large batches, and has no cache to keep to
 _IMAGES = 16, 48    # images at a time in slots: fewer starve the batched products, more leave the cache
 
@@ -252,6 +253,7 @@ def prepare(
     "The operators of a cascade for a bank."
     psi_f, phi_f = bank
     dtype, operators = dtype or psi_f.dtype, {}
+    if dtype in _HALF and not cascade.slots: dtype = torch.float32     # there is no FFT of less
     for step in cascade.steps:
         k, psi = 2**(step.j - step.a), crop(psi_f[step.j], 2**step.a)
         if cascade.slots: operator = _slot_operator(psi, k, cascade.J - 1 - step.j)
@@ -259,8 +261,7 @@ def prepare(
             peak = psi.detach().abs().view(len(psi), k, psi.shape[1] // k, k, psi.shape[2] // k).amax((0, 2, 4)).flatten() if prune else None
             cascade.kept[step] = [q for q in range(k * k) if not prune or peak[q] > peak.max() * torch.finfo(dtype).eps / 100]
             operator = _fft_operator(psi, k, cascade.kept[step])
-        by_fft_in_half = dtype in (torch.bfloat16, torch.float16) and not cascade.slots
-        operators[f"psi{step.a}_{step.j}"] = operator.to(torch.float32 if by_fft_in_half else dtype)
+        operators[f"psi{step.a}_{step.j}"] = operator.to(dtype)
     norm = phi_f[0, 0].sqrt()
     for j in range(cascade.J):
         for axis in (0, 1):
@@ -288,7 +289,7 @@ class _Run:
 
     def source(self, u, j, order):
         "What the steps from these maps at resolution 2ʲ start from: coefficients (R, C, L, n) for slots, spectra (n, L, R, C, 2) for FFTs."
-        if not self.c.slots: return torch.view_as_real(torch.fft.fft2(u if u.dtype in (torch.float32, torch.float64) else u.float()))
+        if not self.c.slots: return torch.view_as_real(torch.fft.fft2(u))
         rows, cols, s = getattr(self.c, f"basis{j}_0"), getattr(self.c, f"basis{j}_1"), self.scratch
         r, c, L, n = u.shape
         v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "slots", r, c * L * n)).view(r, c, L * n)
@@ -329,7 +330,7 @@ class _Run:
         psi, k, s = self.o[f"psi{step.a}_{step.j}"][:, made], 2**(step.j - step.a), self.scratch
         x_f, kept = spectra.flatten(0, 1), self.c.kept[step]
         def convolve(x, psi): return torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(_filter_fold(x, psi, s))))
-        if s is None: return _modulus(convolve(_blocks(x_f, k, kept, s), psi), -1).to(self.dtype)
+        if s is None: return _modulus(convolve(_blocks(x_f, k, kept, s), psi), -1)
         n, L, r, c = len(x_f), *psi.shape[1:4]
         u = s("moduli", n, L, r, c)
         fit = max(1, self.cache // (32 * r * c))             # complex maps in a quarter of the cache
@@ -351,7 +352,7 @@ class _Run:
 
     def __call__(self, x, size, out=None):
         "Coefficients of images (n, M, N), `size` orientations at a time; written to `out` if given, returned otherwise."
-        c, L, n, self.dtype = self.c, self.c.L, len(x), x.dtype
+        c, L, n = self.c, self.c.L, len(x)
         image = x.permute(1, 2, 0)[:, :, None].contiguous() if c.slots else x[:, None]
         orders, k2 = {0: [self.average(image, 0)], 1: [], 2: []}, 1 + c.J * L
         if out is not None: out[:, :1] = orders[0][0]
@@ -403,20 +404,22 @@ def fast_scattering2d(
 )->Tensor:                       # (n, K, M/2ᴶ − 2, N/2ᴶ − 2)
     "Scattering transform of images: `scattering2d(x, bank)[..., 1:-1, 1:-1]`, sooner."
     def padded(x): return x.index_select(-2, pad[0]).index_select(-1, pad[1]) if pad else x
+    if x.dtype in _HALF and not cascade.slots: return fast_scattering2d(x.float(), cascade, operators, chunk, recompute, pad).to(x.dtype)
+    L, J = cascade.L, cascade.J
+    K = [1, 1 + J * L, 1 + J * L + L * L * J * (J - 1) // 2][cascade.max_order]
+    shape = K, operators["low0_0"].shape[0], operators["low0_1"].shape[1]
+    if not len(x): return x.new_zeros(0, *shape)
     cache = cascade.cache if x.device.type == "cpu" else _ON_DEVICE
     chunk = chunk or cascade.chunk(cache)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(o.requires_grad for o in operators.values()))
-    if needs_grad or not _plain(x):
+    if needs_grad or not all(map(_plain, (x, *operators.values()))):
         run = lambda images, *values: _Run(cascade, dict(zip(operators, values)), cache)(padded(images), cascade.L)
         if recompute and needs_grad:
             from torch.utils.checkpoint import checkpoint
             plain, run = run, lambda *a: checkpoint(plain, *a, use_reentrant=False)
         size = _IMAGES[0] if recompute and cascade.slots else chunk.images
         return torch.cat([run(images, *operators.values()) for images in x.split(_evenly(len(x), size))])
-    L, J = cascade.L, cascade.J
-    K = [1, 1 + J * L, 1 + J * L + L * L * J * (J - 1) // 2][cascade.max_order]
-    out = x.new_empty(len(x), K, operators["low0_0"].shape[0], operators["low0_1"].shape[1])
-    if not len(x): return out
+    out = x.new_empty(len(x), *shape)
     run = _Run(cascade, operators, cache, _Scratch(x))
     size = _evenly(len(x), chunk.images)
     for images, part in zip(x.split(size), out.split(size)): run(padded(images), chunk.orientations, part)

@@ -105,7 +105,7 @@ def tight_frame(
 )->Morlets:
     "Parameters of the (nearly) tight frame that scattering uses. Source: kymatio; arXiv 2107.09539, section 3.1."
     if J < 1 or L < 1: raise ValueError(f"J and L must be at least 1, got J={J}, L={L}")
-    if slant is not None and slant <= 0: raise ValueError(f"slant must be positive, got {slant}; leave it out for 4/L")
+    if slant is not None and not 0 < slant < math.inf: raise ValueError(f"slant must be positive, got {slant}; leave it out for 4/L")
     scale = 2.0 ** torch.arange(J, dtype=dtype).repeat_interleave(L)
     gamma = 4 / L if slant is None else slant
     theta = torch.tensor(orientations(L), dtype=dtype).repeat(J)
@@ -157,13 +157,16 @@ def littlewood_paley(
     return bank.phi_f**2 + (psi2 + minus) / 2
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-31
-_FLOOR = .05 # below it a width or slant approaches 0 exponentially and never gets there
+_LEAST, _FREE = .005, .02 # no width or slant falls below the first; from the second up they are free
 
 def positive(
     raw:Tensor, # any real numbers
-)->Tensor:      # positive: `raw` itself from .05 up
-    "Identity for all but small numbers, smooth, positive, increasing."
-    return torch.where(raw >= _FLOOR, raw, _FLOOR * torch.exp(raw.clamp(max=_FLOOR) / _FLOOR - 1))
+)->Tensor:      # above .005: `raw` itself from .02 up
+    "Identity for all but small numbers, smooth, increasing, and never below .005."
+    span = _FREE - _LEAST
+    return torch.where(raw >= _FREE, raw, _LEAST + span * torch.exp((raw.clamp(max=_FREE) - _FREE) / span))
+
+def _wide(p): return p.float() if p.dtype in (torch.bfloat16, torch.float16) else p
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-33
 def random_frame(
@@ -220,13 +223,17 @@ class LearnedBank(nn.Module):
     def morlets(self)->Morlets:
         "The parameters of every wavelet, (J·L,) each; a pixelwise bank has none."
         if self.learn == "pixelwise": raise ValueError("a pixelwise bank has no wavelet parameters: its samples are free")
-        own = Morlets(self.theta, self.xi, positive(self.raw_sigma), positive(self.raw_gamma))
+        own = Morlets(_wide(self.theta), _wide(self.xi), positive(_wide(self.raw_sigma)), positive(_wide(self.raw_gamma)))
         return turned(own, self.L) if self.learn == "equivariant" else own
 
     def forward(self)->FilterBank:
-        phi_sigma = positive(self.raw_phi_sigma)
+        phi_sigma = positive(_wide(self.raw_phi_sigma))
         if self.learn != "pixelwise": return fourier_bank(self.morlets(), phi_sigma, self.J, self.shape, self.periods)
-        return FilterBank(self.psi_f, torch.fft.fft2(gaussian(phi_sigma, self.shape, like=self.psi_f)).real)
+        return FilterBank(_wide(self.psi_f), torch.fft.fft2(gaussian(phi_sigma, self.shape, like=_wide(self.psi_f))).real)
+
+    def tensors(self)->list[Tensor]:
+        "Everything that decides the filters, trained or not."
+        return [getattr(self, name) for name in ("theta", "xi", "raw_sigma", "raw_gamma", "psi_f", "raw_phi_sigma") if hasattr(self, name)]
 
     def extra_repr(self): return f"J={self.J}, L={self.L}, shape={self.shape}, learn={self.learn!r}"
 

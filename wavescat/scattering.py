@@ -13,7 +13,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from .fast import Cascade, Chunk, fast_scattering2d, prepare
+from .fast import Cascade, Chunk, _plain, fast_scattering2d, prepare
 from .filters import LEARN, FilterBank, LearnedBank, fourier_bank, initial_morlets
 from .transform import Path, find_paths, padded_size, reflection, scattering_paths
 
@@ -33,7 +33,7 @@ class Scattering2D(nn.Module):
     """Scattering transform, (..., H, W) → (..., K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋), or (..., C, H, W) → (..., C·K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋) if `flat`.
 
     Computes in its own dtype: float32 by default, and under autocast too; `.double()` is exact, `.to(torch.bfloat16)` on request.
-    NaN and infinity pass through to the coefficients of the image that has them. Parameters written through `.data` in place aren't noticed in evaluation.
+    NaN and infinity pass through to the coefficients of the image that has them.
     Raises `ValueError` for a J, L, order, shape or option that can't be, `TypeError` for images that aren't real floating-point numbers.
     Source: Bruna & Mallat 2013; filters as kymatio 0.3.0's; learned filters as in arXiv 2107.09539."""
     def __init__(self,
@@ -55,6 +55,8 @@ class Scattering2D(nn.Module):
         _check(J, shape, L, max_order)
         J, L, shape = int(J), int(L), tuple(map(int, shape))
         if learn is not None and learn not in LEARN: raise ValueError(f"learn must be one of {', '.join(LEARN)}, or None, got {learn!r}")
+        if learn and not max_order and not learn_phi: raise ValueError("order 0 has no wavelets to learn: choose max_order 1 or 2")
+        if chunk and min(chunk) < 1: raise ValueError(f"chunk must be images and orientations at a time, at least 1 each, got {tuple(chunk)}")
         if learn_phi and learn is None: raise ValueError("learn_phi goes with learned wavelets: set learn too")
         self.J, self.L, self.max_order, self.shape, self.slant = J, L, int(max_order), shape, slant
         self.pre_pad, self.flat, self.learn, self.init, self.seed, self.recompute = pre_pad, flat, learn, init, seed, recompute
@@ -62,11 +64,12 @@ class Scattering2D(nn.Module):
         self.chunk = Chunk(*chunk) if chunk else None
         self._built = None
         wanted = torch.get_default_device()
-        with torch.device("cpu"): self._make(init, seed, learn_phi)    # constants need real numbers, in float64
+        with torch.device("cpu"), torch.inference_mode(False): self._make(init, seed, learn_phi)    # constants need real numbers, in float64
         if wanted.type != "cpu": self.to(wanted)
 
     def _make(self, init, seed, learn_phi):
         self.cascade = Cascade(self.J, self.padded_shape, self.L, self.max_order)
+        self.register_buffer("like", torch.empty(0), persistent=False)  # whose dtype and device are the layer's
         for name, n in zip(("rows", "cols"), self.shape): self.register_buffer(name, reflection(n, self.J), persistent=False)
         self.bank = LearnedBank(self.J, self.L, self.padded_shape, self.learn, init, seed, self.slant, learn_phi) if self.learn else None
         if self.bank is None:
@@ -80,7 +83,7 @@ class Scattering2D(nn.Module):
         return fourier_bank(initial_morlets(self.J, self.L, self.init, self.seed, self.slant), 0.8 * 2**(self.J - 1), self.J, self.padded_shape)
 
     @property
-    def dtype(self): return self.low0_0.dtype if self.bank is None else self.bank.raw_phi_sigma.dtype
+    def dtype(self): return self.like.dtype
 
     @property
     def paths(self)->list[Path]:
@@ -104,14 +107,19 @@ class Scattering2D(nn.Module):
     def operators(self):
         "The operators of the bank as it stands: of a learned one built anew where a gradient must flow, or where parameters changed."
         if self.bank is None: return {name: getattr(self, name) for name in self.cascade.operator_names}
-        parameters = [*self.bank.parameters()]
-        kept = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        try: state = None if kept or torch.compiler.is_compiling() else [(p, p._version, p.data_ptr()) for p in parameters]
-        except RuntimeError: state = None                    # parameters that torch.func traces
-        if state is None: return prepare(self.cascade, self.bank())
-        if self._built is None or not all(p is q and rest == own for (p, *rest), (q, *own) in zip(state, self._built[0])):
-            self._built = state, prepare(self.cascade, self.bank())
+        tensors = self.bank.tensors()
+        if torch.compiler.is_compiling(): return prepare(self.cascade, self.bank(), dtype=self.dtype)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) or torch.is_inference_mode_enabled() or not all(map(_plain, tensors)):
+            self._built = None
+            return prepare(self.cascade, self.bank(), dtype=self.dtype)
+        if self._built is None or not all(a.device == b.device and torch.equal(a, b) for a, b in zip(tensors, self._built[0])):
+            self._built = [t.detach().clone() for t in tensors], prepare(self.cascade, self.bank(), dtype=self.dtype)
         return self._built[1]
+
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        replica._built = None
+        return replica
 
     def forward(self, x:Tensor)->Tensor:
         self._check_input(x)
@@ -131,11 +139,16 @@ class Scattering2D(nn.Module):
             raise ValueError(f"expected {'padded ' if self.pre_pad else ''}images of {H}×{W} pixels in the last two dimensions{' after one of colours' if self.flat else ''}, got shape {tuple(x.shape)}")
 
     def _apply(self, fn, recurse=True):
-        before = self.dtype
+        before = self.like
         super()._apply(fn, recurse)
         self._built = None
-        if self.bank is None and self.dtype != before:       # from float64 again, so that .double() is exact
-            for name, o in self._fixed(self.dtype).items(): setattr(self, name, o.to(self.low0_0.device))
+        appeared = before.is_meta and not self.like.is_meta  # nothing was there to be moved
+        if appeared:
+            for name, n in zip(("rows", "cols"), self.shape): setattr(self, name, reflection(n, self.J).to(self.like.device))
+            if self.bank is not None and "raw_phi_sigma" in self.bank._buffers: self.bank.raw_phi_sigma = torch.full((), 0.8 * 2**(self.J - 1)).to(self.like)
+        if self.bank is None and not self.like.is_meta and (appeared or self.dtype != before.dtype or self.dtype.itemsize < 4):  # from float64 again, so that .double() is exact
+            with torch.device("cpu"):
+                for name, o in self._fixed(self.dtype).items(): setattr(self, name, o.to(self.like.device))
         return self
 
     def __getstate__(self): return {**self.__dict__, "_built": None}
