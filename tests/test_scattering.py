@@ -87,7 +87,7 @@ def test_filters_are_rebuilt_only_when_they_changed(monkeypatch):
 
 
 def test_evaluation_follows_every_way_to_change_parameters():
-    x, v = _images(2, 16, 16), None
+    x = _images(2, 16, 16)
     S = Scattering2D(2, (16, 16), 2, learn="canonical")
     optimiser = torch.optim.Adam(S.parameters(), lr=.05, fused=True)
     def fused(): S(x).square().sum().backward(); optimiser.step()
