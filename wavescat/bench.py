@@ -122,7 +122,7 @@ def speedup(
     return {"ratio": statistics.median(a) / statistics.median(b), "low": min(ratios), "high": max(ratios)}
 
 # %% ../nbs/lib/13_bench.ipynb #13-bench-12
-_MEMORY = """
+_MEMORY = r"""
 import ctypes, json, re, sys, torch
 from wavescat.bench import Case, COLOURS, ENGINES
 engine, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
