@@ -194,12 +194,20 @@ def test_flat_and_padded_and_contiguous():
 
 
 def test_recomputing_gives_the_same_gradients(engine):
-    grads = []
+    grads, images = [], _images(50, 16, 16)
     for recompute in (False, True):
-        S = Scattering2D(2, (16, 16), 3, learn="canonical", recompute=recompute)
-        S(_images(50, 16, 16)).square().sum().backward()
-        grads.append([p.grad for p in S.parameters()])
+        S, x = Scattering2D(2, (16, 16), 3, learn="canonical", recompute=recompute), images.clone().requires_grad_()
+        S(x).square().sum().backward()
+        grads.append([x.grad, *(p.grad for p in S.parameters())])
     for a, b in zip(*grads): torch.testing.assert_close(a, b)
+    under_func = torch.func.grad(lambda x: S(x).square().sum())(images)
+    torch.testing.assert_close(under_func, grads[0][0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured under Linux")
+def test_recomputing_saves_memory():
+    kept, again = (memory(Case(32, 2, 64, gradients=True), engine)["beyond"] for engine in ("wavescat", "recomputing"))
+    assert again < kept / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured under Linux")

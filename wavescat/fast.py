@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .filters import FilterBank
 from .transform import crop
@@ -31,43 +32,47 @@ def averaging(
     return torch.fft.ifft(spectrum.unflatten(0, (k, n // k)).mean(0), dim=0).real[1:-1]
 
 # %% ../nbs/lib/02_fast.ipynb #02-fast-7
-def _slots(n, depth):
-    "Slots of an n-point signal, ordered so that 2ᵈ successive ones fold onto one, for every d up to `depth`."
-    m = n >> depth
-    order = list(range(m // 2))
-    for _ in range(depth):
+def _slots(n, last):
+    "Slots of an n-point signal, ordered so that successive ones fold onto one at half the points, and so on down to `last` points."
+    m, order = last, list(range(last // 2))
+    while m < n:
         order = [s for p in order for s in ((p, m - p) if p else (0, m // 2))]
         m *= 2
     return order
 
 # %% ../nbs/lib/02_fast.ipynb #02-fast-8
-def _basis(n, depth):
+def _basis(n, last):
     "Real Fourier basis, (n, n) orthonormal float64, two rows a slot: cosine and sine; for slot 0 the constant and the alternating one."
     i = torch.arange(n, dtype=torch.float64)
-    s = torch.tensor(_slots(n, depth), dtype=torch.float64)[:, None]
+    s = torch.tensor(_slots(n, last), dtype=torch.float64)[:, None]
     even, odd = torch.cos(2 * math.pi * s * i / n), torch.sin(2 * math.pi * s * i / n)
     even[0], odd[0] = math.sqrt(.5), math.sqrt(.5) * torch.cos(math.pi * i)
     return math.sqrt(2 / n) * torch.stack([even, odd], 1).reshape(n, n)
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-10
-def _aliases(n, k, depth):
+# %% ../nbs/lib/02_fast.ipynb #02-fast-11
+def _polyphase(n, last, phases):
+    "Real Fourier bases of the `phases` polyphase components of an n-point signal, (n, n): rows by slot, part, component."
+    return torch.kron(_basis(n // phases, last), torch.eye(phases, dtype=torch.float64))
+
+# %% ../nbs/lib/02_fast.ipynb #02-fast-12
+def _aliases(n, k, last):
     "Frequencies of a signal of n·k samples that fold onto each slot of n samples, (n/2, 2k)."
-    pair = [(s, -s) if s else (0, n // 2) for s in _slots(n, depth)]
+    pair = [(s, -s) if s else (0, n // 2) for s in _slots(n, last)]
     return torch.tensor([[(f + m * n) % (n * k) for f in p for m in range(k)] for p in pair])
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-11
-def _mixing(n, k, depth):
-    "M (n/2, 2, 2k, 2k) complex: coefficient i of a slot contributes M[slot, o, i, f]·ψ̂(f) to coefficient o after decimation by k."
-    N, d = n * k, int(math.log2(k))
-    F = _aliases(n, k, depth)
-    T = torch.fft.fft(_basis(N, depth + d).T.to(torch.complex128), dim=0)                     # coefficient → spectrum
-    T = T.view(N, n // 2, 2 * k)[F, torch.arange(n // 2)[:, None]]                            # slot, f, i
-    E = torch.fft.ifft(_basis(n, depth).to(torch.complex128)).repeat(1, k) / k                # folded spectrum → coefficient
-    E = E.view(n // 2, 2, N).gather(2, F[:, None].expand(-1, 2, -1))                          # slot, o, f
+# %% ../nbs/lib/02_fast.ipynb #02-fast-13
+def _mixing(n, k, last, before=1, after=1):
+    "M (slots, o, i, f) complex: number i of a slot contributes M[slot, o, i, f]·ψ̂(f) to number o after decimation by k to n points; polyphase components before and after."
+    N, m = n * k, n // after
+    F = _aliases(m, k * after, last)
+    T = torch.fft.fft(_polyphase(N, last, before).T.to(torch.complex128), dim=0)              # number → spectrum
+    T = T.view(N, m // 2, -1)[F, torch.arange(m // 2)[:, None]]                               # slot, f, i
+    E = torch.fft.ifft(_polyphase(n, last, after).to(torch.complex128)).repeat(1, k) / k      # folded spectrum → number
+    E = E.view(m // 2, -1, N).gather(2, F[:, None].expand(-1, 2 * after, -1))                 # slot, o, f
     M = E[:, :, None] * T.mT[:, None]
     return torch.where(M.abs() < 1e-12, 0, M)               # exact zeros: rounding errors would become denormal numbers, which are slow
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-15
+# %% ../nbs/lib/02_fast.ipynb #02-fast-17
 class _Modulus(torch.autograd.Function):
     "Modulus of numbers whose real and imaginary parts lie along dimension `dim`."
     generate_vmap_rule = True
@@ -88,16 +93,17 @@ class _Modulus(torch.autograd.Function):
         ratio = torch.where(u > 0, g / u, 0)
         return w * ratio.unsqueeze(ctx.dim), None
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-16
-def _modulus(w, dim, scratch=None, out=None):
-    "|w| over the pair of parts in `dim`, into `out` if given."
-    if out is None: return _Modulus.apply(w, dim)
-    re, im = w.unbind(dim)
-    if dim != -1: return torch.mul(re, re, out=out).addcmul_(im, im).sqrt_()
-    squares = torch.mul(w, w, out=scratch("product", *w.shape)) # parts interleaved: square them in one run, then add in pairs
-    return torch.add(squares[..., 0], squares[..., 1], out=out).sqrt_()
+# %% ../nbs/lib/02_fast.ipynb #02-fast-18
+def _modulus_of(re, im, out):
+    "|re + i·im| into `out`; `re` is overwritten."
+    return torch.sqrt(re.mul_(re).addcmul_(im, im), out=out)
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-17
+def _modulus_of_pairs(w, out):
+    "|w| into `out`, real and imaginary parts side by side in the last dimension: squared in one run, then added; `w` is overwritten."
+    re, im = w.mul_(w).unbind(-1)
+    return torch.add(re, im, out=out).sqrt_()
+
+# %% ../nbs/lib/02_fast.ipynb #02-fast-19
 _ARENA = 31 * 2**20 # bytes; pages that are never written cost nothing. glibc hands 32 MB and more back to the system at once
 
 class _Scratch:
@@ -118,7 +124,7 @@ def _into(scratch, name, *shape):
     "The `out=` of an operation: scratch memory, or None where autograd needs every result kept."
     return None if scratch is None else scratch(name, *shape)
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-19
+# %% ../nbs/lib/02_fast.ipynb #02-fast-21
 class _FilterFold(torch.autograd.Function):
     "Σ_q x_q ψ_q: x (q, n, 1, m, m′, 2), ψ (q, L, m, m′, 2) → (n, L, m, m′, 2)."
     generate_vmap_rule = True
@@ -139,7 +145,7 @@ class _FilterFold(torch.autograd.Function):
         gpsi = torch.stack([(g * b).sum(0) for b in x]) if ctx.needs_input_grad[1] else None
         return gx, gpsi
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-20
+# %% ../nbs/lib/02_fast.ipynb #02-fast-22
 def _blocks(x_f, k, kept, scratch):
     "The kept ones of the k×k blocks of spectra (n, M, N, 2), each contiguous: (q, n, 1, M/k, N/k, 2)."
     n, M, N, _ = x_f.shape
@@ -151,7 +157,7 @@ def _blocks(x_f, k, kept, scratch):
     for part, o in zip(parts, out): o.copy_(part)
     return out[:, :, None]
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-21
+# %% ../nbs/lib/02_fast.ipynb #02-fast-23
 def _filter_fold(x, psi, scratch):
     "`_FilterFold`, into scratch memory where there is some."
     if scratch is None: return _FilterFold.apply(x, psi)
@@ -159,11 +165,11 @@ def _filter_fold(x, psi, scratch):
     for block, p in zip(x[1:], psi[1:]): y.addcmul_(block, p)
     return y
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-23
+# %% ../nbs/lib/02_fast.ipynb #02-fast-25
 _SLOTS_UP_TO = 144  # points of a padded side up to which slots beat FFTs
 _HALF = torch.bfloat16, torch.float16
 _ON_DEVICE = 2**28  # bytes of an accelerator's memory to work in: it wants large batches, and has no cache to keep to
-_IMAGES = 16, 48    # images at a time in slots: fewer starve the batched products, more leave the cache
+_IMAGES = 16, 56    # images at a time in slots: fewer starve the batched products, more leave the cache
 
 class Step(NamedTuple):
     "From maps at resolution 2ᵃ to moduli at 2ʲ."
@@ -175,13 +181,13 @@ class Chunk(NamedTuple):
     images:int       # images
     orientations:int # orientations of the first wavelet whose maps go through the second together
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-24
+# %% ../nbs/lib/02_fast.ipynb #02-fast-26
 def cache_size(default:int=2**21)->int: # bytes
     "Size of the second-level cache of this machine, `default` where the system doesn't say."
     try: return torch.cpu.get_capabilities()["l2_cache_size"] or default
     except (AttributeError, KeyError, RuntimeError): return default
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-25
+# %% ../nbs/lib/02_fast.ipynb #02-fast-27
 class Cascade(nn.Module):
     "Scattering of padded images arranged for speed, (n, M, N) → (n, K, M/2ᴶ − 2, N/2ᴶ − 2)."
     def __init__(self,
@@ -195,15 +201,23 @@ class Cascade(nn.Module):
         first = [Step(0, j) for j in range(J)] if max_order >= 1 else []
         second = [Step(a, j) for a in range(J) for j in range(a + 1, J)] if max_order == 2 else []
         self.steps = list(dict.fromkeys(first + second))
-        self.kept = {}
+        self.kept, self.last = {}, [n >> (J - 1) for n in sides]
         for name, value in self._exact(): self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
 
     def _exact(self):
-        "Fourier bases of every resolution, in float64, if it goes by slots."
-        for j in range(self.J if self.slots else 0):
-            for axis, n in enumerate(self.sides): yield f"basis{j}_{axis}", _basis(n >> j, self.J - 1 - j)
-            rows = _basis(self.sides[0] >> j, self.J - 1 - j)
+        "Fourier bases of every resolution that is transformed, in float64, if it goes by slots."
+        for j in range(self.phases(0) - 1, self.J if self.slots else 0):
+            for axis, n in enumerate(self.sides): yield f"basis{j}_{axis}", _basis(n >> j, self.last[axis])
+            rows = _basis(self.sides[0] >> j, self.last[0])
             yield f"synthesis{j}", rows.view(-1, 2, rows.shape[1]).transpose(0, 1).reshape(rows.shape).T.contiguous()
+
+    def phases(self, j):
+        "Polyphase components in which maps at resolution 2ʲ are transformed: two where all that follows is decimated or can be written in two."
+        return 2 if j < self.J - 1 else 1
+
+    def phases_after(self, step):
+        "Polyphase components in which the output of a step is written: two where it isn't decimated."
+        return self.phases(0) if step.a == step.j else 1
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)                          # and again from float64, so that .double() is exact
@@ -220,22 +234,22 @@ class Cascade(nn.Module):
 
     def chunk(self, cache:int)->Chunk: # bytes that are near the processor
         "Images and orientations at a time."
-        def fit(j): return max(1, cache // (2 * self.L * (self.sides[0] >> j) * (self.sides[1] >> j)))  # maps whose moduli fill the cache twice
+        def fit(j): return max(1, cache // (2 * self.L * (self.sides[0] >> j) * (self.sides[1] >> j)))  # maps whose moduli in float32 fill the cache twice
         maps = fit(int(self.max_order == 2 and self.J > 1))  # at the finest resolution that the last wavelet leads to
-        images = min(max(fit(0), _IMAGES[0] if max(self.sides) < 96 else _IMAGES[0] // 4), max(_IMAGES[1], cache >> 16)) if self.slots else max(1, maps // self.L)
-        groups = -(-self.L // min(self.L, max(1, round(maps / images))))
+        images = min(max(fit(0) * 4 // 3, _IMAGES[0] if max(self.sides) < 96 else _IMAGES[0] // 4), max(_IMAGES[1], cache >> 16)) if self.slots else max(1, maps // self.L)
+        groups = self.L // min(self.L, max(1, round(maps / images)))
         return Chunk(images, -(-self.L // groups))
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-27
-def _slot_operator(psi_f, k, depth):
-    "ψ̂ (L, M, N) → (2, slots, 4·L, 4k²): outputs by row part, then column part, real or imaginary, orientation."
+# %% ../nbs/lib/02_fast.ipynb #02-fast-29
+def _slot_operator(psi_f, k, last, before, after):
+    "ψ̂ (L, M, N) → (part, component, P, Q, outputs, inputs) for P·Q slots; outputs by column part, column component, real or imaginary, orientation."
     sides = [n // k for n in psi_f.shape[-2:]]
-    Fr, Fc = (_aliases(n, k, depth).to(psi_f.device) for n in sides)
+    Fr, Fc = (_aliases(n // after, k * after, m).to(psi_f.device) for n, m in zip(sides, last))
     complex_dtype = torch.complex128 if psi_f.dtype == torch.float64 else torch.complex64
-    Mr, Mc = (_mixing(n, k, depth).to(psi_f.device, complex_dtype) for n in sides)
+    Mr, Mc = (_mixing(n, k, m, before, after).to(psi_f.device, complex_dtype) for n, m in zip(sides, last))
     g = psi_f[:, Fr[:, None, :, None], Fc[None, :, None, :]].to(complex_dtype)
     A = torch.view_as_real(torch.einsum("poif,tpqfg,qrhg->opqrtih", Mr, g, Mc)).movedim(-1, 4)
-    return A.flatten(6, 7).flatten(3, 5).flatten(1, 2)
+    return A.flatten(6, 7).flatten(3, 5).unflatten(0, (2, after))
 
 def _fft_operator(psi_f, k, kept):
     "ψ̂ (L, M, N) → the kept blocks, divided by k², for both parts of a complex number: (q, L, M/k, N/k, 2)."
@@ -243,11 +257,11 @@ def _fft_operator(psi_f, k, kept):
     q = psi_f.view(L, k, M // k, k, N // k).permute(1, 3, 0, 2, 4).flatten(0, 1)[kept] / k**2
     return q[..., None].expand(*q.shape, 2).contiguous()
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-28
+# %% ../nbs/lib/02_fast.ipynb #02-fast-30
 def prepare(
     cascade:Cascade, # the arrangement
     bank:FilterBank, # psi_f (J, L, M, N), phi_f (M, N), real
-    prune:bool=False,# leave out blocks in which no filter is above rounding: for banks that don't change
+    prune:bool=False,# leave out what is below rounding, blocks and numbers (they would become denormal): for banks that don't change
     dtype:torch.dtype|None=None, # of the operators; None: the bank's
 )->dict[str, Tensor]: # operator by name
     "The operators of a cascade for a bank."
@@ -256,12 +270,14 @@ def prepare(
     if dtype in _HALF and not cascade.slots: dtype = torch.float32     # there is no FFT of less
     for step in cascade.steps:
         k, psi = 2**(step.j - step.a), crop(psi_f[step.j], 2**step.a)
-        if cascade.slots: operator = _slot_operator(psi, k, cascade.J - 1 - step.j)
+        if cascade.slots: operator = _slot_operator(psi, k, cascade.last, cascade.phases(step.a), cascade.phases_after(step))
         else:
             peak = psi.detach().abs().view(len(psi), k, psi.shape[1] // k, k, psi.shape[2] // k).amax((0, 2, 4)).flatten() if prune else None
             cascade.kept[step] = [q for q in range(k * k) if not prune or peak[q] > peak.max() * torch.finfo(dtype).eps / 100]
             operator = _fft_operator(psi, k, cascade.kept[step])
-        operators[f"psi{step.a}_{step.j}"] = operator.to(dtype)
+        operator = operator.to(dtype)
+        if prune: operator = torch.where(operator.abs() < torch.finfo(dtype).eps**2 * operator.abs().max(), 0, operator)
+        operators[f"psi{step.a}_{step.j}"] = operator
     norm = phi_f[0, 0].sqrt()
     for j in range(cascade.J):
         for axis in (0, 1):
@@ -269,10 +285,16 @@ def prepare(
             operators[f"low{j}_{axis}"] = A if axis == 0 else A.T.contiguous()
     return operators
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-29
+# %% ../nbs/lib/02_fast.ipynb #02-fast-31
 class _Run:
-    "One pass of a chunk of images through a cascade. Maps are (maps, L, rows, columns), in small cascades (rows, columns, L, maps)."
+    "One pass of a chunk of images through a cascade. Maps are (maps, L, rows, columns), in slots (rows, columns, L, maps)."
     def __init__(self, cascade, operators, cache, scratch=None): self.c, self.o, self.cache, self.scratch = cascade, operators, cache, scratch
+
+    def maps(self, x, pad):
+        "Images (n, H, W), padded, as maps of one orientation. In slots whole rows of images are repeated, not pixels."
+        if self.c.slots: x = x.permute(1, 2, 0).contiguous()
+        for axis, kept in enumerate(pad or ()): x = x.index_select(axis + (not self.c.slots), kept)
+        return x[:, :, None] if self.c.slots else x[:, None]
 
     def average(self, u, j):
         "(maps, L, m, m′)"
@@ -280,7 +302,7 @@ class _Run:
         m, mm, s = rows.shape[0], cols.shape[1], self.scratch
         if self.c.slots:
             r, c, L, n = u.shape
-            v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "rows", m, c * L * n)).view(m, c, L * n)
+            v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "slots", m, c * L * n)).view(m, c, L * n)
             v = torch.bmm(v.mT, cols.expand(m, c, mm), out=_into(s, "columns", m, L * n, mm))
             return v.view(m, L, n, mm).permute(2, 1, 0, 3)
         n, L, r, c = u.shape
@@ -290,54 +312,61 @@ class _Run:
     def source(self, u, j, order):
         "What the steps from these maps at resolution 2ʲ start from: coefficients (R, C, L, n) for slots, spectra (n, L, R, C, 2) for FFTs."
         if not self.c.slots: return torch.view_as_real(torch.fft.fft2(u))
-        rows, cols, s = getattr(self.c, f"basis{j}_0"), getattr(self.c, f"basis{j}_1"), self.scratch
+        f, s = self.c.phases(j), self.scratch
+        rows, cols = (getattr(self.c, f"basis{j + f - 1}_{axis}") for axis in (0, 1))
         r, c, L, n = u.shape
-        v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "slots", r, c * L * n)).view(r, c, L * n)
-        return torch.bmm(cols.expand(r, c, c), v, out=_into(s, f"coefficients{order}", r, c, L * n)).view(r, c, L, n)
+        v = torch.mm(rows, u.view(r // f, f * c * L * n), out=_into(s, "columns", r // f, f * c * L * n)).view(r, c // f, f * L * n)
+        return torch.bmm(cols.expand(r, c // f, c // f), v, out=_into(s, f"coefficients{order}", *v.shape)).view(r, c, L, n)
 
     def by_slots(self, coefficients, step):
         "Moduli of a step's wavelets, from coefficients (R, C, h, n): (r, c, L, h·n)."
-        R, C, h, n = coefficients.shape
-        A, k, s, L, n = self.o[f"psi{step.a}_{step.j}"], 2**(step.j - step.a), self.scratch, self.c.L, h * n
-        P, Q, r, c = R // (2 * k), C // (2 * k), R // k, C // k
-        columns, synthesis = getattr(self.c, f"basis{step.j}_1").mT, getattr(self.c, f"synthesis{step.j}")
-        x = coefficients.unflatten(1, (Q, 2 * k)).unflatten(0, (P, 2 * k)).transpose(1, 2)
+        f, A, s, L = self.c.phases_after(step), self.o[f"psi{step.a}_{step.j}"], self.scratch, self.c.L
+        columns, synthesis = getattr(self.c, f"basis{step.j + f - 1}_1").mT, getattr(self.c, f"synthesis{step.j + f - 1}")
+        (r, c), (P, Q), n = (len(synthesis), len(columns)), A.shape[2:4], coefficients.shape[2] * coefficients.shape[3]
+        x = coefficients.unflatten(1, (Q, -1)).unflatten(0, (P, -1)).transpose(1, 2)
         if s is None:
-            x = x.reshape(P * Q, 4 * k * k, n)
-            y = torch.stack([torch.bmm(a, x) for a in A]).view(2 * P, c, 2 * L * n)
-            w = synthesis @ torch.bmm(columns.expand(2 * P, c, c), y).view(r, c * 2 * L * n)
-            return _modulus(w.view(r, c, 2, L, n), 2)
-        x = s("gathered", *x.shape).copy_(x).view(P, Q, 4 * k * k, n)
-        z, u = s("columns", 2, P, c, 2 * L * n), s("moduli", r, c, L, n)
-        fit = max(1, self.cache // 2 // (4 * L * n * x.element_size()))     # slots whose outputs fill half the cache
-        A, rows = A.unflatten(1, (P, Q)), max(1, fit // Q)
-        for p in range(0, P, rows):
-            xs = x[p:p + rows].flatten(0, 1)
-            for a, zs in zip(A[:, p:p + rows], z[:, p:p + rows]):
-                y = torch.bmm(a.flatten(0, 1), xs, out=s("slots", len(xs), 4 * L, n))
-                torch.bmm(columns.expand(len(zs), c, c), y.view(-1, c, 2 * L * n), out=zs)
-        z = z.view(r, c * 2 * L * n)
-        width = max(1, 2 * fit // r)
-        for q in range(0, c, width):
-            us = u[:, q:q + width]
-            w = s("slots", r, us.shape[1] * 2 * L * n)
-            torch.mm(synthesis, z[:, q * 2 * L * n:][:, :w.shape[1]], out=w)
-            _modulus(w.view(r, -1, 2, L, n), 2, s, us)
-        return u
+            x, u = x.reshape(P * Q, -1, n), []
+            for parts in A.unbind(1):
+                y = torch.stack([torch.bmm(a.flatten(0, 1), x) for a in parts]).view(r, c, -1)
+                w = synthesis @ torch.bmm(columns.expand(r, c, c), y).view(r, -1)
+                u.append(_Modulus.apply(w.view(r, c, f, 2, L, n), 3))
+            return torch.stack(u, 1).view(r * f, c * f, L, n) if f > 1 else u[0].view(r, c, L, n)
+        x = s("gathered", *x.shape).copy_(x).view(P * Q, -1, n)
+        each = f * 2 * L * n                                 # numbers a column
+        z, u = s("columns", 2, P, c, each), s("moduli", r, f, c, f, L, n)
+        fit = max(1, self.cache // 3 // (2 * each * x.element_size())) # slots whose outputs fill a third of the cache
+        rows, width = min(P, max(1, fit // Q)), min(c, max(1, 2 * fit // r))
+        for phase in range(f):
+            y, cols = s("slots", rows * Q, 2 * each // n, n), columns.expand(rows, c, c)
+            ys = y.view(rows, c, each)
+            for xs, *tiles in zip(x.split(rows * Q), *(a.split(rows * Q) for a in A[:, phase].flatten(1, 2)), *(part.split(rows) for part in z)):
+                if len(xs) < len(y): y, ys, cols = y[:len(xs)], ys[:len(tiles[2])], cols[:len(tiles[2])]
+                for a, zs in zip(tiles[:2], tiles[2:]):
+                    torch.bmm(a, xs, out=y)
+                    torch.bmm(cols, ys, out=zs)
+            w = s("slots", r, width * each)
+            parts = w.view(r, width, f, 2, L, n).unbind(3)
+            for zs, us in zip(z.view(r, -1).split(width * each, 1), u[:, phase].split(width, 1)):
+                if zs.shape[1] < w.shape[1]:
+                    w = s("slots", *zs.shape)
+                    parts = w.view(r, -1, f, 2, L, n).unbind(3)
+                torch.mm(synthesis, zs, out=w)
+                _modulus_of(*parts, us)
+        return u.view(r * f, c * f, L, n)
 
     def by_fft(self, spectra, step, made):
         "Moduli of the wavelets `made` of a step, from spectra (n, h, R, C, 2): (n·h, wavelets, r, c)."
         psi, k, s = self.o[f"psi{step.a}_{step.j}"][:, made], 2**(step.j - step.a), self.scratch
         x_f, kept = spectra.flatten(0, 1), self.c.kept[step]
         def convolve(x, psi): return torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(_filter_fold(x, psi, s))))
-        if s is None: return _modulus(convolve(_blocks(x_f, k, kept, s), psi), -1)
+        if s is None: return _Modulus.apply(convolve(_blocks(x_f, k, kept, s), psi), -1)
         n, L, r, c = len(x_f), *psi.shape[1:4]
         u = s("moduli", n, L, r, c)
         fit = max(1, self.cache // (32 * r * c))             # complex maps in a quarter of the cache
         for i in range(0, n, max(1, fit // L)):
             some = slice(i, i + max(1, fit // L))
             x = _blocks(x_f[some], k, kept, s)
-            for l in range(0, L, fit): _modulus(convolve(x, psi[:, l:l + fit]), -1, s, u[some, l:l + fit])
+            for l in range(0, L, fit): _modulus_of_pairs(convolve(x, psi[:, l:l + fit]), u[some, l:l + fit])
         return u
 
     def moduli(self, source, step, given, made):
@@ -350,13 +379,13 @@ class _Run:
         size = n if self.scratch is None else size
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
-    def __call__(self, x, size, out=None):
-        "Coefficients of images (n, M, N), `size` orientations at a time; written to `out` if given, returned otherwise."
+    def __call__(self, x, size, pad=None, out=None):
+        "Coefficients of images (n, H, W), `size` orientations at a time; written to `out` if given, returned otherwise."
         c, L, n = self.c, self.c.L, len(x)
-        image = x.permute(1, 2, 0)[:, :, None].contiguous() if c.slots else x[:, None]
+        image = self.maps(x, pad)
         orders, k2 = {0: [self.average(image, 0)], 1: [], 2: []}, 1 + c.J * L
         if out is not None: out[:, :1] = orders[0][0]
-        first = [s for s in c.steps if s.a == 0][:c.J if c.max_order else 0]
+        first = [s for s in c.steps if s.a == 0]
         source = self.source(image, 0, 1) if first else None
         for s1 in first:
             second = [Step(s1.j, j) for j in range(s1.j + 1, c.J)] if c.max_order == 2 else []
@@ -381,7 +410,7 @@ class _Run:
             k2 += width
         if out is None: return torch.cat([S for order in orders.values() for S in order], 1)
 
-# %% ../nbs/lib/02_fast.ipynb #02-fast-31
+# %% ../nbs/lib/02_fast.ipynb #02-fast-33
 def _plain(x):
     "Whether this is an ordinary tensor with memory of its own, rather than one that torch.func or a compiler traces."
     if torch.compiler.is_compiling(): return False
@@ -394,16 +423,36 @@ def _evenly(n, most):
     parts = max(1, -(-n // most))
     return max(1, -(-n // parts))
 
+class _Recomputed(torch.autograd.Function):
+    "Coefficients computed as if no gradient were asked for; the way back computes them again, a few images at a time."
+    @staticmethod
+    def forward(ctx, again, size, x, *operators):
+        ctx.again, ctx.size = again, size
+        ctx.save_for_backward(x, *operators)
+        return again(x, *operators)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x, *operators), wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        sums = [torch.zeros_like(v) if w else None for v, w in zip((x, *operators), wanted)]
+        for images, part, gx in zip(x.split(ctx.size), g.split(ctx.size), sums[0].split(ctx.size) if wanted[0] else [None] * len(x)):
+            given = [v.detach().requires_grad_(w) for v, w in zip((images, *operators), wanted)]
+            with torch.enable_grad(): S = ctx.again(*given)
+            grads = iter(torch.autograd.grad(S, [v for v in given if v.requires_grad], part))
+            for total in [gx, *sums[1:]]:
+                if total is not None: total.add_(next(grads))
+        return None, None, *sums
+
 def fast_scattering2d(
     x:Tensor,                    # images, (n, H, W) real
     cascade:Cascade,             # the arrangement
     operators:dict[str, Tensor], # from `prepare`
     chunk:Chunk|None=None,       # images and orientations at a time; None: from the size of the cache
-    recompute:bool=False,        # with gradients: keep only the images, compute the rest again on the way back
+    recompute:bool=False,        # with gradients: keep only the images, compute the rest again on the way back (first derivatives; torch.func keeps everything all the same)
     pad:tuple[Tensor, Tensor]|None=None, # which row and column stands at each place of the padded image; None: they are padded
 )->Tensor:                       # (n, K, M/2ᴶ − 2, N/2ᴶ − 2)
     "Scattering transform of images: `scattering2d(x, bank)[..., 1:-1, 1:-1]`, sooner."
-    def padded(x): return x.index_select(-2, pad[0]).index_select(-1, pad[1]) if pad else x
     if x.dtype in _HALF and not cascade.slots: return fast_scattering2d(x.float(), cascade, operators, chunk, recompute, pad).to(x.dtype)
     L, J = cascade.L, cascade.J
     K = [1, 1 + J * L, 1 + J * L + L * L * J * (J - 1) // 2][cascade.max_order]
@@ -412,15 +461,18 @@ def fast_scattering2d(
     cache = cascade.cache if x.device.type == "cpu" else _ON_DEVICE
     chunk = chunk or cascade.chunk(cache)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(o.requires_grad for o in operators.values()))
-    if needs_grad or not all(map(_plain, (x, *operators.values()))):
-        run = lambda images, *values: _Run(cascade, dict(zip(operators, values)), cache)(padded(images), cascade.L)
-        if recompute and needs_grad:
+    plain, few = all(map(_plain, (x, *operators.values()))), _evenly(len(x), _IMAGES[0] if cascade.slots else chunk.images)
+    if needs_grad and recompute and plain:
+        again = lambda images, *values: fast_scattering2d(images, cascade, dict(zip(operators, values)), chunk, pad=pad)
+        return _Recomputed.apply(again, few, x, *operators.values())
+    if needs_grad or not plain:
+        run = lambda images, *values: _Run(cascade, dict(zip(operators, values)), cache)(images, L, pad)
+        if recompute and torch.compiler.is_compiling(): # which knows this way of computing again, and not the other
             from torch.utils.checkpoint import checkpoint
-            plain, run = run, lambda *a: checkpoint(plain, *a, use_reentrant=False)
-        size = _IMAGES[0] if recompute and cascade.slots else chunk.images
-        return torch.cat([run(images, *operators.values()) for images in x.split(_evenly(len(x), size))])
+            return torch.cat([checkpoint(run, images, *operators.values(), use_reentrant=False) for images in x.split(few)])
+        return torch.cat([run(images, *operators.values()) for images in x.split(_evenly(len(x), chunk.images))])
     out = x.new_empty(len(x), *shape)
     run = _Run(cascade, operators, cache, _Scratch(x))
     size = _evenly(len(x), chunk.images)
-    for images, part in zip(x.split(size), out.split(size)): run(padded(images), chunk.orientations, part)
+    for images, part in zip(x.split(size), out.split(size)): run(images, chunk.orientations, pad, part)
     return out
