@@ -1,93 +1,473 @@
-"""Data that is missing, damaged, cut off or not what it says: one clear error, and nothing left behind."""
+"""Data sets: small ones in the publishers' layouts, a server that misbehaves, damaged files. One clear error each, and nothing left behind."""
+import gzip
 import hashlib
 import io
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 import wavescat.data as data
+import wavescat.sources as sources
+from wavescat.sources import Known, fetch, source_folder, unpack
+from wavescat.splits import split
+
+CLASSES = [f"c{i}" for i in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    "Data and decoded sets in folders of this test; nothing remembered."
+    real = os.environ.get("WAVESCAT_DATA")
+    monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path / "data")); monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))
+    for name in sources.SOURCES: monkeypatch.delenv(f"WAVESCAT_{name.upper().replace('-', '_')}_URL", raising=False)
+    data.load.cache_clear()
+    yield real
+    data.load.cache_clear()
+
+
+def _left(folder): return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock")) if folder.is_dir() else []
+
+
+class Server:
+    "Serves one body in the way that `how` says: well, slowly, cut off, with a wrong length, or not at all the first `failing` times."
+    def __init__(self, body, how="well", failing=0):
+        self.body, self.how, self.failing, self.asked = body, how, failing, 0
+        server = self
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args): pass
+            def do_GET(self):
+                server.asked += 1
+                body = server.body[self.path.rsplit("/", 1)[-1]] if isinstance(server.body, dict) else server.body
+                how = "cut off" if server.asked <= server.failing else server.how
+                said = {"says too much": len(body) + 1000, "says too little": len(body) // 2}.get(how, len(body))
+                self.send_response(500 if how == "fails" else 200); self.send_header("Content-Length", str(said)); self.end_headers()
+                try:
+                    if how == "slow":
+                        for i in range(0, len(body), -(-len(body) // 5)): self.wfile.write(body[i:i - (-len(body) // 5)]); self.wfile.flush(); time.sleep(.05)
+                    else: self.wfile.write(body[:len(body) // 3] if how == "cut off" else body)
+                except (BrokenPipeError, ConnectionResetError): pass
+                if how in ("cut off", "says too much"): self.close_connection = True
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+    def __enter__(self): return self
+    def __exit__(self, *args): self.http.shutdown(); self.http.server_close()
+
+
+def _tar(members, mode="w:gz"):
+    "A tar of (name or TarInfo, content)."
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as tar:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    "A CIFAR-10 of a hundredth of the size, in the official layout, as an archive on a server on this machine."
+def cifar(monkeypatch):
+    "A hundredth of CIFAR-10 in the official layout: the archive, with its checksums in the table of sources."
     rng = np.random.RandomState(0)
-    def batch(n): return pickle.dumps({b"data": rng.randint(0, 256, (n, 3072), dtype=np.uint8), b"labels": list(rng.randint(0, 10, n))})
-    contents = {f"data_batch_{i}": batch(100) for i in range(1, 6)} | {"test_batch": batch(100), "batches.meta": pickle.dumps({b"label_names": [f"c{i}".encode() for i in range(10)]})}
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, content in contents.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}"); info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    served = tmp_path / "served"; served.mkdir()
-    (served / "cifar-10-python.tar.gz").write_bytes(archive.getvalue())
-    md5 = {n: hashlib.md5(c).hexdigest() for n, c in {**contents, "cifar-10-python.tar.gz": archive.getvalue()}.items()}
-    monkeypatch.setattr(data, "_CIFAR10_MD5", md5)
-    monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path / "data"))
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WAVESCAT_CIFAR10_URL", f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz")
-    yield tmp_path / "data", served / "cifar-10-python.tar.gz"
-    server.shutdown()
+    def batch(n): return pickle.dumps({b"data": rng.randint(0, 256, (n, 3072), dtype=np.uint8), b"labels": list(np.arange(n) % 10)})
+    contents = {f"data_batch_{i}": batch(100) for i in range(1, 6)} | {"test_batch": batch(100), "batches.meta": pickle.dumps({b"label_names": [c.encode() for c in CLASSES]})}
+    archive = _tar([(f"cifar-10-batches-py/{name}", content) for name, content in contents.items()])
+    md5 = lambda c: Known("md5:" + hashlib.md5(c).hexdigest())
+    monkeypatch.setitem(sources.SOURCES, "cifar10", sources.SOURCES["cifar10"]._replace(files={"cifar-10-python.tar.gz": md5(archive)}, inside={n: md5(c) for n, c in contents.items()}, unpacked=10**7))
+    return archive
 
 
-def _left(folder): return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+# ------------------------------------------------------------------ fetching
+@pytest.mark.parametrize("how", ["well", "slow", "fails at first"])
+def test_fetched_verified_and_read(cifar, how, monkeypatch):
+    with Server(cifar, how, failing=2 if how == "fails at first" else 0) as server:
+        monkeypatch.setenv("WAVESCAT_CIFAR10_URL", server.url + "/cifar-10-python.tar.gz")
+        d = data.load("cifar10")
+        assert server.asked == (3 if how == "fails at first" else 1)
+    assert d.train.shape == (500, 3, 32, 32) and d.test.shape == (100, 3, 32, 32) and d.classes[3] == "c3" and isinstance(d.train, np.memmap)
+    assert _left(sources.data_dir()) == ["cifar-10-batches-py"] and len(_left(source_folder("cifar10"))) == 7
+    raw = pickle.loads((source_folder("cifar10") / "data_batch_2").read_bytes(), encoding="bytes")[b"data"]
+    assert (d.train[100:200].reshape(100, -1) == raw).all()
 
 
-def test_fetched_verified_and_read(small):
-    folder, _ = small
-    d = data.cifar10()
-    assert d.train.shape == (500, 3, 32, 32) and d.test.shape == (100, 3, 32, 32) and d.classes[3] == "c3"
-    assert _left(folder) == ["cifar-10-batches-py"] and len(_left(folder / "cifar-10-batches-py")) == 7
+@pytest.mark.parametrize("how, error, says", [("cut off", FileNotFoundError, "can't be fetched"), ("says too much", FileNotFoundError, "can't be fetched"),
+                                              ("says too little", ValueError, "isn't the official file"), ("fails", FileNotFoundError, "can't be fetched")])
+def test_a_server_that_misbehaves(cifar, how, error, says):
+    with Server(cifar, how) as server:
+        with pytest.raises(error, match=f"cifar10: .*{says}.*--mirror or WAVESCAT_CIFAR10_URL") as e: fetch("cifar10", server.url, progress=False)
+    assert "\n" not in str(e.value) and _left(sources.data_dir()) == []
 
 
-def test_what_the_server_sends_is_damaged(small):
-    folder, archive = small
-    archive.write_bytes(archive.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="isn't the official archive.*WAVESCAT_CIFAR10_URL"): data.cifar10()
-    assert _left(folder) == []
+def test_no_server():
+    with pytest.raises(FileNotFoundError, match="is missing and .* can't be fetched.*WAVESCAT_DATA"): fetch("cifar10", "http://127.0.0.1:9/x.tar.gz", progress=False)
+    assert _left(sources.data_dir()) == []
 
 
-def test_no_server(small, monkeypatch):
-    folder, _ = small
-    monkeypatch.setenv("WAVESCAT_CIFAR10_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    with pytest.raises(FileNotFoundError, match="is missing and .* can't be fetched.*WAVESCAT_DATA"): data.cifar10()
-    assert _left(folder) == []
+def test_another_archive_than_the_official_one(cifar):
+    with Server(_tar([("cifar-10-batches-py/data_batch_1", b"x")])) as server:
+        with pytest.raises(ValueError, match="isn't the official file"): fetch("cifar10", server.url, progress=False)
+    assert _left(sources.data_dir()) == []
 
 
-def test_nothing_is_unpickled_before_it_is_verified(small):
-    folder, _ = small
-    data.cifar10()
+def test_two_processes_fetch_at_once(cifar):
+    results = []
+    with Server(cifar, "slow") as server:
+        both = [threading.Thread(target=lambda: results.append(fetch("cifar10", server.url, progress=False))) for _ in range(2)]
+        for t in both: t.start()
+        for t in both: t.join()
+        assert server.asked == 1 and results == [source_folder("cifar10")] * 2
+
+
+def test_what_a_killed_fetch_left_is_cleared(cifar):
+    left = sources.data_dir() / ".cifar10-fetching-abc"
+    left.mkdir(parents=True); (left / "half").write_bytes(b"x")
+    with Server(cifar) as server: fetch("cifar10", server.url, progress=False)
+    assert _left(sources.data_dir()) == ["cifar-10-batches-py"]
+
+
+def test_an_unknown_checksum_is_recorded_and_held_to(monkeypatch):
+    first, second = _tar([("set/a", b"1")], "w"), _tar([("set/a", b"2")], "w")
+    monkeypatch.setitem(sources.SOURCES, "set", sources.Source("Set", "", "", "", "set", "x", {"set.tar": Known()}, {}, 100))
+    for body, fine in ((first, True), (first, True), (second, False)):
+        with Server(body) as server:
+            if fine: assert (fetch("set", server.url, progress=False) / "a").read_bytes() == b"1"
+            else:
+                with pytest.raises(ValueError, match="set.tar isn't what was fetched first.*checksums.json"): fetch("set", server.url, progress=False)
+        if source_folder("set").is_dir(): (source_folder("set") / "a").unlink(); source_folder("set").rmdir()
+
+
+def _zip(name, content, mode=0):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        info = zipfile.ZipInfo(name); info.external_attr = mode << 16
+        z.writestr(info, content)
+    return out.getvalue()
+
+
+def _link(name, to):
+    info = tarfile.TarInfo(name); info.type, info.linkname = tarfile.SYMTYPE, to
+    return info
+
+
+@pytest.mark.parametrize("archive, says", [
+    (_tar([("../evil", b"x")]), "lies outside"), (_tar([("/evil", b"x")]), "lies outside"), (_tar([("a/../../evil", b"x")]), "lies outside"), (_tar([(_link("a", "/etc/passwd"), b"")]), "is a link"),
+    (_zip("../evil", b"x"), "lies outside"), (_zip("/evil", b"x"), "lies outside"), (_zip("..\\evil", b"x"), "lies outside"), (_zip("C:evil", b"x"), "lies outside"), (_zip("a", b"/etc/passwd", 0o120777), "is a link"),
+    (_tar([("a", b"x" * 2000)]), "larger than"), (_zip("a", b"x" * 2000), "larger than"), (_tar([("a", os.urandom(999))])[:-300], "damaged"), (_zip("a", b"x" * 999)[:-30], "damaged"), (b"no archive", "damaged"),
+    (_zip("a", b"hello").replace(b"hello", b"hxllo"), "damaged")])
+def test_archives_that_cannot_be_trusted(tmp_path, archive, says):
+    (tmp_path / "in").mkdir(); (tmp_path / "in" / "archive").write_bytes(archive)
+    with pytest.raises(ValueError, match=f"archive .*{says}") as e: unpack(tmp_path / "in" / "archive", tmp_path / "in" / "out", 1000)
+    assert "\n" not in str(e.value) and not (tmp_path / "evil").exists() and not (tmp_path / "in" / "evil").exists() and not list((tmp_path / "in" / "out").glob("*/*"))
+
+
+def test_sets_that_need_an_account():
+    for name in ("covidx-cxr", "csiro-biomass"):
+        with pytest.raises(ValueError, match=f"run `kaggle .*`, unpack what comes into .*wavescat data verify {name}"): fetch(name)
+        with pytest.raises(FileNotFoundError, match=f"{name}: .* is missing; it needs an account: run `kaggle"): data.load(name)
+
+
+# ------------------------------------------------------------------ CIFAR-10's files
+def _put(archive):
+    sources.data_dir().mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as t: t.extractall(sources.data_dir(), filter="data")
+
+
+def test_nothing_is_unpickled_before_it_is_verified(cifar):
+    _put(cifar); data.load("cifar10"); data.load.cache_clear()
     class Bomb:
         def __reduce__(self): return (print, ("boom",))
-    path = folder / "cifar-10-batches-py" / "data_batch_3"
-    path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match="data_batch_3 is damaged: expected md5 .*, found .*; delete"): data.cifar10()
+    (source_folder("cifar10") / "data_batch_3").write_bytes(pickle.dumps(Bomb()))
+    before = _left(data.cache_dir())
+    with pytest.raises(ValueError, match="data_batch_3 is damaged: expected md5 .*, found .*; delete"): data.load("cifar10")
+    assert _left(data.cache_dir()) == before
+    whole, said = data.verify_set("cifar10")
+    assert not whole and sum("damaged" in line for line in said) == 1
 
 
-def test_a_file_is_missing(small):
-    folder, _ = small
-    data.cifar10()
-    (folder / "cifar-10-batches-py" / "test_batch").unlink()
-    with pytest.raises(FileNotFoundError, match="test_batch is missing; delete"): data.cifar10()
+def test_a_file_is_missing(cifar):
+    _put(cifar); data.load("cifar10"); data.load.cache_clear()
+    (source_folder("cifar10") / "test_batch").unlink()
+    with pytest.raises(FileNotFoundError, match="test_batch is missing; fetch it with"): data.load("cifar10")
 
 
-def test_a_photograph_is_damaged(tmp_path, monkeypatch):
+def test_verify_says_whole(cifar):
+    _put(cifar)
+    assert data.verify_set("cifar10")[0] is False            # 500 of 50,000: a whole file isn't a whole set
+    assert "500 of 50,000 training images" in "\n".join(data.verify_set("cifar10")[1])
+
+
+def test_a_photograph_is_damaged(monkeypatch):
     monkeypatch.setitem(data._PHOTOGRAPHS, "brick", ("brick.png", "0" * 64, "CC0"))
     with pytest.raises(ValueError, match="brick.png is damaged: expected sha256 000.*pip install"): data.textures()
 
 
-def test_official_files_if_they_are_here():
-    "The real CIFAR-10, where a machine has it."
-    if not (data.data_dir() / "cifar-10-batches-py").is_dir(): pytest.skip("CIFAR-10 isn't on this machine: set WAVESCAT_DATA")
-    d = data.cifar10()
+# ------------------------------------------------------------------ the other layouts
+RNG = np.random.RandomState(1)
+def _image(path, side=16, mode="RGB", **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    h, w = side if isinstance(side, tuple) else (side, side)
+    a = RNG.randint(0, 256, (h, w, 4), dtype=np.uint8)
+    im = {"RGB": lambda: Image.fromarray(a[..., :3]), "L": lambda: Image.fromarray(a[..., 0]), "RGBA": lambda: Image.fromarray(a), "I;16": lambda: Image.fromarray(a[..., 0].astype(np.uint16) * 257),
+          "P": lambda: Image.fromarray(a[..., :3]).quantize(16)}[mode]()
+    im.save(path, **how)
+    return a
+
+
+def _mnist(monkeypatch):
+    folder = source_folder("mnist"); folder.mkdir(parents=True)
+    idx = lambda a: bytes([0, 0, 8, a.ndim]) + np.array(a.shape, ">i4").tobytes() + a.tobytes()
+    arrays = {"train-images-idx3-ubyte.gz": RNG.randint(0, 256, (30, 28, 28), dtype=np.uint8), "train-labels-idx1-ubyte.gz": (np.arange(30) % 10).astype(np.uint8),
+              "t10k-images-idx3-ubyte.gz": RNG.randint(0, 256, (20, 28, 28), dtype=np.uint8), "t10k-labels-idx1-ubyte.gz": (np.arange(20) % 10).astype(np.uint8)}
+    contents = {n: idx(a) for n, a in arrays.items()}
+    monkeypatch.setitem(sources.SOURCES, "mnist", sources.SOURCES["mnist"]._replace(inside={n: Known("md5:" + hashlib.md5(c).hexdigest()) for n, c in contents.items()}))
+    return folder, arrays, {n: gzip.compress(c) for n, c in contents.items()}
+
+
+def test_mnist_from_four_files_by_content(monkeypatch):
+    folder, arrays, packed = _mnist(monkeypatch)
+    folder.rmdir()
+    with Server(packed) as server: fetch("mnist", server.url, progress=False)
+    d = data.load("mnist")
+    assert (d.train[:, 0] == arrays["train-images-idx3-ubyte.gz"]).all() and d.test_labels.tolist() == list(range(10)) * 2 and d.classes[7] == "7"
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(packed["t10k-labels-idx1-ubyte.gz"][:-9])
+    data.load.cache_clear()
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte.gz is damaged"): data.load("mnist")
+
+
+def _tiny(folder):
+    ids = ["n01", "n02", "n03"]
+    folder.mkdir(parents=True)
+    (folder / "wnids.txt").write_text("\n".join(ids)); (folder / "words.txt").write_text("n01\tcrane, bird\nn02\tcrane\nn03\tcat, pussy\nn99\tother\n")
+    for i in ids:
+        for n in range(12): _image(folder / "train" / i / "images" / f"{i}_{n}.JPEG", 64, "L" if n == 3 else "RGB")
+    for n in range(6): _image(folder / "val" / "images" / f"val_{n}.JPEG", 64)
+    (folder / "val" / "val_annotations.txt").write_text("".join(f"val_{n}.JPEG\t{ids[n % 3]}\t0\t0\t62\t62\n" for n in range(6)))
+
+
+def test_tiny_imagenet(tmp_path):
+    folder = source_folder("tiny-imagenet"); _tiny(folder)
+    d = data.load("tiny-imagenet")
+    assert d.train.shape == (36, 3, 64, 64) and d.test_labels.tolist() == [0, 1, 2, 0, 1, 2] and d.classes == ("crane (n01)", "crane (n02)", "cat")
+    assert (d.train[3, 0] == d.train[3, 1]).all() and (d.train[2, 0] != d.train[2, 1]).any()                    # grey became RGB
+    expected = np.asarray(Image.open(folder / "train" / "n02" / "images" / "n02_10.JPEG")).transpose(2, 0, 1)
+    assert (d.train[12 + 10] == expected).all()                                                                 # n02_10 comes after n02_9
+    (folder / "val" / "images" / "val_4.JPEG").unlink(); data.load.cache_clear()
+    before = _left(data.cache_dir())
+    with pytest.raises(FileNotFoundError, match="val_4.JPEG is missing, though a list of the set names it"): data.load("tiny-imagenet")
+    assert _left(data.cache_dir()) == before and data.verify_set("tiny-imagenet")[0] is False
+    _image(folder / "val" / "images" / "val_4.JPEG", 64)
+    good = folder / "train" / "n03" / "images" / "n03_5.JPEG"
+    good.write_bytes(good.read_bytes()[:200])
+    with pytest.raises(ValueError, match="n03_5.JPEG can't be decoded .*replace it"): data.load("tiny-imagenet")
+    assert _left(data.cache_dir()) == before
+
+
+def test_kth(tmp_path):
+    for c in ("cork", "wool", "linen"):
+        for s in "abcd":
+            for i in range(3): _image(source_folder("kth-tips2-b") / "KTH-TIPS2-b" / c / f"sample_{s}" / f"{i}.png", (30, 28))
+    d = data.load("kth-tips2-b")
+    assert d.train.shape == (36, 3, 200, 200) and d.classes == ("cork", "linen", "wool") and d.info["sample"].tolist() == list("aaabbbcccddd") * 3 and len(d.test) == 0
+    s = split(d, "sample", seed=1)
+    assert set(d.info["sample"][s.train]) == {"b"} and len(s.train) == 9 and set(d.info["sample"][s.test]) == set("acd") and len(s.test) == 27
+
+
+def test_covidx(tmp_path):
+    folder = source_folder("covidx-cxr")
+    lines = [("5", "ARDSSevere.png", "negative", "RGBA", {}), ("COVID 1", "COVID(1).png", "positive", "I;16", {}), ("9", "nine.jpg", "positive", "RGB", {}), ("10", "ten.jpeg", "negative", "L", {})]
+    for part in ("train", "test"):
+        for n, (_, file, _, mode, _) in enumerate(lines): _image(folder / part / file, (20 + n, 30 - n), mode)
+        (folder / f"{part}.txt").write_text("".join(f"{who} {file} {label} source\n" for who, file, label, *_ in lines))
+    d = data.load("covidx-cxr")
+    assert d.train.shape == (4, 3, 260, 260) and d.test_labels.tolist() == [0, 1, 1, 0] and d.classes == ("negative", "positive")
+    s = split(d, per_class=1, seed=3)
+    assert sorted(d.train_labels[s.train]) == [0, 1]
+    (folder / "train.txt").write_text("5 ARDSSevere.png maybe source\n"); data.load.cache_clear()
+    with pytest.raises(ValueError, match="train.txt, line 1: expected patient, file, negative or positive"): data.load("covidx-cxr")
+
+
+def _biomass(wrong=None):
+    folder = source_folder("csiro-biomass")
+    rows = ["sample_id,image_path,Sampling_Date,State,Species,Pre_GSHH_NDVI,Height_Ave_cm,target_name,target"]
+    for i in range(10):
+        _image(folder / "train" / f"ID{i}.jpg", (10, 20))
+        green, dead, clover = i, 2 * i, 1.5
+        values = {"Dry_Clover_g": clover, "Dry_Dead_g": dead, "Dry_Green_g": green, "Dry_Total_g": green + clover + dead + (1 if i == 3 else 0), "GDM_g": green + clover}
+        rows += [f"ID{i}__{t},train/ID{i}.jpg,9/{i}/2015,Tas,Ryegrass,.6,4,{t},{wrong if wrong and i == 4 and t == 'GDM_g' else v}" for t, v in values.items()]
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_biomass():
+    _biomass()
+    d = data.load("csiro-biomass")
+    assert d.train.shape == (10, 3, 10, 20) and d.targets == ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g") and d.train_labels[2].tolist() == [2, 4, 1.5, 3.5, 7.5]
+    assert d.info["species"][0] == "Ryegrass" and d.info["date"][1] == "9/1/2015" and d.notes == ("GDM = Green + Clover holds to 0.01 g in 10 of 10 images", "Total = GDM + Dead holds to 0.01 g in 9 of 10 images")
+    assert [len(p) for p in split(d, validation=2)] == [6, 2, 2]
+    from wavescat.experiment import experiment
+    from wavescat.train import check
+    with pytest.raises(ValueError, match="has targets .*only classes"): check(experiment(dataset="csiro-biomass", model="resnet18", validation=2))
+
+
+@pytest.mark.parametrize("wrong", ["nan", "", "much"])
+def test_biomass_with_a_target_that_is_no_number(wrong):
+    folder = _biomass(wrong or " ")
+    with pytest.raises(ValueError, match="train.csv, line 26: GDM_g must be a number"): data.load("csiro-biomass")
+    assert folder.is_dir() and [p for p in _left(data.cache_dir())] == []
+
+
+# ------------------------------------------------------------------ one's own images
+def test_own_folder_with_test_images(tmp_path):
+    for part, n in (("train", 5), ("test", 2)):
+        for c in ("cat", "dog"):
+            for i in range(n): _image(tmp_path / "own" / part / c / f"{i}.png", 16, ["RGB", "L", "RGBA", "P", "I;16"][i])
+    (tmp_path / "own" / "train" / "cat" / "notes.txt").write_text("no image")
+    d = data.load(str(tmp_path / "own"))
+    assert d.train.shape == (10, 3, 16, 16) and d.test_labels.tolist() == [0, 0, 1, 1]
+    from wavescat.experiment import experiment
+    from wavescat.train import run
+    os.environ["WAVESCAT_RUNS"] = str(tmp_path / "runs")
+    try: r = run(experiment(dataset=str(tmp_path / "own"), model="scatresnet18", L=2, width=2, per_class=3, epochs=1, batch_size=4))
+    finally: del os.environ["WAVESCAT_RUNS"]
+    assert r["split"].startswith("sha256:") and r["data"] == d.checksum and 0 <= r["test_accuracy"] <= 100
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif(); exif[0x0112] = 6
+    _image(tmp_path / "a.jpg", (10, 20), exif=exif)
+    assert data.decode((tmp_path / "a.jpg").read_bytes(), tmp_path / "a.jpg", None).shape == (3, 20, 10)
+
+
+def test_own_csv(tmp_path):
+    for i in range(6): _image(tmp_path / f"{i}.png", 12)
+    csv = tmp_path / "list.csv"
+    csv.write_text("path,label,split\n" + "".join(f"{i}.png,{'b' if i % 2 else 'a'},{'test' if i > 3 else 'train'}\n" for i in range(6)))
+    d = data.load(str(csv))
+    assert d.train.shape == (4, 3, 12, 12) and d.test_labels.tolist() == [0, 1] and d.classes == ("a", "b")
+    csv.write_text("path,height,weight\n" + "".join(f"{i}.png,{i},{2 * i}\n" for i in range(6))); data.load.cache_clear()
+    d = data.load(str(csv))
+    assert d.targets == ("height", "weight") and d.train_labels[5].tolist() == [5, 10] and len(d.test) == 0
+
+
+@pytest.mark.parametrize("text, says", [("file,label\n0.png,a\n", "has no column path; it has file, label"), ("path\n0.png\n", "neither a column label nor columns of numbers"), ("path,label\n", "lists no images"),
+                                        ("path,y\n0.png,nan\n", "line 2: y must be a number, got 'nan'"), ("path,label\n0.png,\n", "line 2: path or label is empty"), ("path,label\n9.png,a\n", "9.png is missing"),
+                                        ("path,label,split\n0.png,a,val\n", "split must be train or test"), ("path,label\nbad.png,a\n", "bad.png can't be decoded"), ("path,label\n0.png,a\n1.png,b\n", "is 20×20 pixels where the first is 12×12; choose one size")])
+def test_own_csv_with_something_wrong(tmp_path, text, says):
+    _image(tmp_path / "0.png", 12); _image(tmp_path / "1.png", 20); (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: data.load(str(tmp_path / "list.csv"))
+    assert "\n" not in str(e.value) and _left(data.cache_dir()) == []
+
+
+def test_own_folder_with_something_wrong(tmp_path):
+    (tmp_path / "own" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="must hold a folder for each class, two at least; it holds cat"): data.load(str(tmp_path / "own"))
+    (tmp_path / "own" / "dog").mkdir()
+    with pytest.raises(ValueError, match="holds no training images"): data.load(str(tmp_path / "own"))
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a CSV"): data.load(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="is missing"): data.load(str(tmp_path / "nowhere.csv"))
+
+
+# ------------------------------------------------------------------ the cache
+def test_two_processes_decode_at_once(tmp_path):
+    "One decodes, the other waits and finds it done."
+    for c in ("cat", "dog"):
+        for i in range(200): _image(tmp_path / "own" / c / f"{i}.png", 24)
+    code = f"import wavescat.data as d, os; b = d._build; d._build = lambda *a: (print('built'), b(*a))[1]; print(d.load({str(tmp_path / 'own')!r}).checksum)"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = [p.communicate(timeout=120) for p in both]
+    assert all(p.returncode == 0 for p in both), outs
+    assert "".join(o for o, _ in outs).count("built") == 1 and len({o.split()[-1] for o, _ in outs}) == 1
+    assert len([p for p in data.cache_dir().iterdir() if p.is_dir()]) == 1
+
+
+def test_changed_files_are_read_again_and_equal_ones_are_not_kept_twice(tmp_path):
+    for c in ("cat", "dog"):
+        for i in range(3): _image(tmp_path / "own" / c / f"{i}.png", 8)
+    one = data.load(str(tmp_path / "own")); first = one.checksum
+    path = tmp_path / "own" / "cat" / "0.png"
+    os.utime(path, (1, 1)); data.load.cache_clear()
+    assert data.load(str(tmp_path / "own")).checksum == first and len([p for p in data.cache_dir().iterdir() if p.is_dir()]) == 1
+    _image(path, 8); data.load.cache_clear()
+    assert data.load(str(tmp_path / "own")).checksum != first
+
+
+def test_a_killed_build_leaves_nothing_that_counts(tmp_path):
+    for c in ("cat", "dog"):
+        for i in range(3): _image(tmp_path / "own" / c / f"{i}.png", 8)
+    code = f"import wavescat.data as d, os, signal; d.np.savez = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); d.load({str(tmp_path / 'own')!r})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
+    d = data.load(str(tmp_path / "own"))
+    assert len(d.train) == 6 and len([p for p in data.cache_dir().iterdir() if p.is_dir()]) == 1
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    "300 MB of images are decoded and opened in far less."
+    for c in ("cat", "dog"):
+        for i in range(50): _image(tmp_path / "own" / c / f"{i}.jpg", 1000)
+    code = f"""
+import resource, wavescat.data as d
+import numpy, PIL.Image, joblib
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+s = d.load({str(tmp_path / 'own')!r})
+print(s.train.nbytes / 1e6, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    size, grown = map(float, done.stdout.split())
+    assert size == 300 and grown < 150, (size, grown)
+
+
+# ------------------------------------------------------------------ the command
+def _command(*args): return subprocess.run([sys.executable, "-c", "from wavescat.cli import main; main()", *args], capture_output=True, text=True)
+
+
+def test_the_command(cifar, tmp_path):
+    done = _command("data", "list")
+    assert done.returncode == 0 and all(name in done.stdout for name in data.DATASETS)
+    done = _command("data", "fetch", "cifar")
+    assert done.returncode == 2 and done.stderr == "wavescat: unknown data set 'cifar'; did you mean cifar10 or cifair10?\n"
+    with Server(cifar) as server: done = _command("data", "fetch", "cifar10", "--mirror", server.url + "/x.tar.gz")   # the real table: this isn't the official archive
+    assert done.returncode == 2 and "isn't the official file" in done.stderr.splitlines()[-1] and _left(sources.data_dir()) == []
+    done = _command("data", "verify", "mnist")
+    assert done.returncode == 1 and "is missing; fetch it with: wavescat data fetch mnist" in done.stdout and done.stdout.splitlines()[-1] == "mnist: not whole"
+    done = _command("data", "verify", "textures")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "textures: whole"
+    done = _command("data", "info", "textures")
+    assert done.returncode == 0 and "800 of 32×32, 1 colour" in done.stdout and "0 test images are training images too" in done.stdout
+    assert _command("data", "info", str(tmp_path / "none.csv")).returncode == 2
+
+
+def test_the_readme_has_the_table():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert sources.sources_table() in readme, "run make readme"
+
+
+def test_every_checksum_says_where_it_was_read():
+    for s in sources.SOURCES.values():
+        for known in (*s.files.values(), *s.inside.values()):
+            assert bool(known.checksum) <= bool(known.read)
+            assert not known.checksum or (known.checksum.startswith("md5:") and len(known.checksum) == 36)
+
+
+# ------------------------------------------------------------------ real files, where a machine has them
+def test_official_cifar10_if_it_is_here(folders, monkeypatch):
+    if not folders or not (Path(folders) / "cifar-10-batches-py").is_dir(): pytest.skip("CIFAR-10 isn't on this machine: set WAVESCAT_DATA")
+    monkeypatch.setenv("WAVESCAT_DATA", folders)
+    assert data.verify_set("cifar10")[0]
+    d = data.load("cifar10")
     assert d.train.shape == (50_000, 3, 32, 32) and (np.bincount(d.test_labels) == 1000).all() and d.classes[0] == "airplane"
     assert np.allclose(d.train.mean((0, 2, 3)) / 255, d.mean, atol=1e-3)
-    train, val = data.split(d.train_labels, 100, 5000)
-    assert len(train) == 1000 and len(val) == 5000 and (np.bincount(d.train_labels[val]) == 500).all() and not set(train) & set(val)
+    s = split(d, per_class=100, validation=5000)
+    assert len(s.train) == 1000 and (np.bincount(d.train_labels[s.validation]) == 500).all() and not set(s.train) & set(s.validation)
+    p = split(d, "permuted", 10, seed=207715039)
+    assert all((d.train_labels[p.train] == np.repeat(np.arange(10), 10))) and (np.flatnonzero(d.train_labels == 0)[[3363, 408]] == p.train[:2]).all()

@@ -107,11 +107,12 @@ def test_stale_results_are_left_out_until_computed_again(smoke, tmp_path):
 def test_two_seeds_for_two_things(tmp_path):
     "split_seed changes the images and not the weights; seed the weights and not the images."
     from wavescat.experiment import experiment
-    from wavescat.data import load, split
+    from wavescat.data import load
+    from wavescat.splits import stratified
     import torch
     from wavescat.train import build_model
     labels = load("textures").train_labels
-    images = {s: set(split(labels, 5, 16, s)[0]) for s in (1, 2)}
+    images = {s: set(stratified(labels, 5, 16, s)[0]) for s in (1, 2)}
     assert images[1] != images[2]
     e = [experiment(model="scatresnet18", L=4, width=4, per_class=5, validation=16, split_seed=s) for s in (1, 2)]
     weights = []

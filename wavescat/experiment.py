@@ -27,7 +27,9 @@ from .names import unknown
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     "Everything that decides a run. Raises `ValueError` for a value out of its limits."
-    dataset:str = "textures"       # image set, one of `data.DATASETS`
+    dataset:str = "textures"       # image set: one of `data.DATASETS`, a folder of class folders, or a CSV
+    size:int|None = None           # side that images are resized to, pixels; None: the set's own
+    split:str = "stratified"       # how images are chosen: one of `splits.SPLITS`, or a file
     per_class:int|None = None      # training images of each class; None takes all that validation leaves
     validation:int = 0             # validation images in all; 0 keeps the last epoch
     split_seed:int = 42            # chooses the training and validation images
@@ -52,6 +54,7 @@ class Experiment:
         for name in ("validation", "split_seed", "seed", "momentum", "weight_decay"): _at_least(self, name, 0)
         for name, limit in (("seed", 2**63), ("split_seed", 2**32), ("width", 2**16), ("batch_size", 2**24)):
             if getattr(self, name) >= limit: raise ValueError(f"{name} must be less than {limit}, got {getattr(self, name)}")
+        if self.size is not None: _at_least(self, "size", 1)
         if self.slant is not None and self.slant <= 0: raise ValueError(f"slant must be positive, or left out for 4/L, got {self.slant}")
         if self.lr <= 0: raise ValueError(f"lr must be positive, got {self.lr}")
 
@@ -95,7 +98,7 @@ def experiment(
     return Experiment(**settings)
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-9
-_COMPUTING = ("filters", "transform", "fast", "scattering", "data", "augment", "backbones", "hybrids", "metrics", "train")
+_COMPUTING = ("filters", "transform", "fast", "scattering", "data", "splits", "augment", "batches", "backbones", "hybrids", "metrics", "train")
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-10
 def _essence(source:str)->str:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .experiment import project_dir
+from .sources import sources_table
 from .studies import MIME, cells, command, given, studies_dir
 
 # %% ../nbs/lib/23_report.ipynb #23-report-5
@@ -173,14 +174,16 @@ def index(
 # %% ../nbs/lib/23_report.ipynb #23-report-21
 def readme(
     folder:Path, # the reports
-    path:Path,   # README.md, with the marks <!-- results --> and <!-- /results -->
+    path:Path,   # README.md, with the marks <!-- results --> … <!-- /results -->, and <!-- data --> … <!-- /data -->
 )->str:          # what it now says
-    "Put the headlines of all presets' reports, but smoke checks, into the README."
+    "Put the headlines of all presets' reports, but smoke checks, and the table of data sets into the README."
     rows = ["| study | data | runs | what it says |", "|---|---|---|---|"]
     for file, gave in _reports(folder):
         if file.stem.startswith("smoke") or file.stem != gave["parameters"]["preset"]: continue
         rows.append(f"| [{gave['study']}, {file.stem}]({folder.name}/{file.parent.name}/{file.stem}.html) | {gave['parameters'].get('dataset', '')} | {len(gave['runs'])} | {gave['headline'].replace('|', '/')} |")
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- results -->\n")
-    text = before + "<!-- results -->\n" + "\n".join(rows) + "\n<!-- /results -->" + rest.partition("<!-- /results -->")[2]
+    text = path.read_text(encoding="utf-8")
+    for mark, table in (("results", "\n".join(rows)), ("data", sources_table())):
+        before, begin, rest = text.partition(f"<!-- {mark} -->\n")
+        if begin: text = f"{before}{begin}{table}\n<!-- /{mark} -->{rest.partition(f'<!-- /{mark} -->')[2]}"
     if text != path.read_text(encoding="utf-8"): write(path, text)
     return text

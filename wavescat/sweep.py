@@ -20,9 +20,10 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 import torch
 from tqdm import tqdm
 
-from .data import load, split
+from .augment import AUGMENTATIONS
+from .data import load
 from .experiment import Experiment, experiment, stored
-from .train import build_model, check, default_device, run
+from .train import build_model, check, default_device, image_counts, run
 
 # %% ../nbs/lib/18_sweep.ipynb #18-sweep-5
 def values(
@@ -47,14 +48,14 @@ def grid(
 
 # %% ../nbs/lib/18_sweep.ipynb #18-sweep-9
 @functools.cache
-def _seconds_an_image(dataset, model, width, engine, L)->float:
+def _seconds_an_image(dataset, size, augment, model, width, engine, L)->float:
     "Time that one training image takes in a step, measured."
-    e = experiment(dataset=dataset, model=model, width=width, engine=engine, L=L)
+    e = experiment(dataset=dataset, size=size, augment=augment, model=model, width=width, engine=engine, L=L)
     device, threads = default_device(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         net = build_model(e).to(device, memory_format=torch.channels_last)
-        x = torch.zeros(16, *load(dataset).train.shape[1:], device=device)
+        x = torch.zeros(16, *AUGMENTATIONS[augment].shape(load(dataset, size).train.shape[1:]), device=device)
         for _ in range(2):
             started = time.perf_counter()
             net(x).logsumexp(1).mean().backward()
@@ -64,10 +65,9 @@ def _seconds_an_image(dataset, model, width, engine, L)->float:
 
 def _seconds(e, widest):
     "Estimated time of a run: its training images, and a third of that for every image that is only looked at."
-    data = load(e.dataset)
-    train = len(split(data.train_labels, e.per_class, e.validation, e.split_seed)[0])
-    looked_at = e.validation * math.ceil(e.epochs / e.eval_every) + 2 * len(data.test)
-    return (train * e.epochs + looked_at / 3) * _seconds_an_image(e.dataset, e.model, e.width, e.engine, widest)
+    n = image_counts(e)
+    looked_at = n["validation"] * math.ceil(e.epochs / e.eval_every) + 2 * n["test"]
+    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(e.dataset, e.size, e.augment, e.model, e.width, e.engine, widest)
 
 # %% ../nbs/lib/18_sweep.ipynb #18-sweep-10
 def plan(
