@@ -197,7 +197,7 @@ def test_nothing_is_unpickled_before_it_is_verified(cifar):
 def test_a_file_is_missing(cifar):
     _put(cifar); data.load("cifar10"); data.load.cache_clear()
     (source_folder("cifar10") / "test_batch").unlink()
-    with pytest.raises(FileNotFoundError, match="test_batch is missing; fetch it with"): data.load("cifar10")
+    with pytest.raises(FileNotFoundError, match="test_batch is missing, .*move .* away and fetch it again: wavescat data fetch cifar10"): data.load("cifar10")
 
 
 def test_verify_says_whole(cifar):
@@ -312,7 +312,7 @@ def test_biomass():
     _biomass()
     d = data.load("csiro-biomass")
     assert d.train.shape == (10, 3, 10, 20) and d.targets == ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g") and d.train_labels[2].tolist() == [2, 4, 1.5, 3.5, 7.5]
-    assert d.info["species"][0] == "Ryegrass" and d.info["date"][1] == "9/1/2015" and d.notes == ("GDM = Green + Clover holds to 0.01 g in 10 of 10 images", "Total = GDM + Dead holds to 0.01 g in 9 of 10 images")
+    assert d.info["species"][0] == "Ryegrass" and d.info["date"][1] == "9/1/2015" and d.notes[:2] == ("GDM = Green + Clover holds to 0.01 g in 10 of 10 images", "Total = GDM + Dead holds to 0.01 g in 9 of 10 images")
     assert [len(p) for p in split(d, validation=2)] == [6, 2, 2]
     from wavescat.experiment import experiment
     from wavescat.train import check
@@ -337,9 +337,20 @@ def test_own_folder_with_test_images(tmp_path):
     from wavescat.experiment import experiment
     from wavescat.train import run
     os.environ["WAVESCAT_RUNS"] = str(tmp_path / "runs")
-    try: r = run(experiment(dataset=str(tmp_path / "own"), model="scatresnet18", L=2, width=2, per_class=3, epochs=1, batch_size=4))
+    e = experiment(dataset=str(tmp_path / "own"), model="scatresnet18", L=2, width=2, per_class=3, epochs=1, batch_size=4)
+    from wavescat.train import found
+    try:
+        r = run(e)
+        assert r["split"].startswith("sha256:") and r["data"] == d.checksum and 0 <= r["test_accuracy"] <= 100 and not found(e)["stale"]
+        _image(tmp_path / "own" / "train" / "cat" / "0.png", 16); data.load.cache_clear()
+        assert found(e)["stale"]                             # other images: the result is no longer this experiment's
     finally: del os.environ["WAVESCAT_RUNS"]
-    assert r["split"].startswith("sha256:") and r["data"] == d.checksum and 0 <= r["test_accuracy"] <= 100
+
+
+def test_a_crop_larger_than_the_images():
+    from wavescat.experiment import experiment
+    from wavescat.train import check
+    with pytest.raises(ValueError, match="images of 32×32 are too small for a crop of 128×128"): check(experiment(model="resnet18", augment="parametric-kth"))
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
@@ -361,7 +372,9 @@ def test_own_csv(tmp_path):
 
 @pytest.mark.parametrize("text, says", [("file,label\n0.png,a\n", "has no column path; it has file, label"), ("path\n0.png\n", "neither a column label nor columns of numbers"), ("path,label\n", "lists no images"),
                                         ("path,y\n0.png,nan\n", "line 2: y must be a number, got 'nan'"), ("path,label\n0.png,\n", "line 2: path or label is empty"), ("path,label\n9.png,a\n", "9.png is missing"),
-                                        ("path,label,split\n0.png,a,val\n", "split must be train or test"), ("path,label\nbad.png,a\n", "bad.png can't be decoded"), ("path,label\n0.png,a\n1.png,b\n", "is 20×20 pixels where the first is 12×12; choose one size")])
+                                        ("path,label,split\n0.png,a,val\n", "split must be train or test"), ("path,label\n0.png,b\nbad.png,a\n", "bad.png can't be decoded"), ("path,label\n0.png,a\n1.png,a\n", "has one label only"), ("path,label\n0.png,a\n./0.png,b\n", "line 3: ./0.png stands on line 2 already"),
+                                        ("path,label\n0.png,a,b\n", "line 2: expected 2 values, got 3"), ("path,label\n0.png\n", "line 2: expected 2 values, got 1"), ("path;label\n0.png;a\n", "columns are parted by commas"),
+                                        ("path,label\n0.png,a\n1.png,b\n", "is 20×20 pixels where the first is 12×12; choose one size")])
 def test_own_csv_with_something_wrong(tmp_path, text, says):
     _image(tmp_path / "0.png", 12); _image(tmp_path / "1.png", 20); (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "list.csv").write_text(text)
@@ -372,13 +385,64 @@ def test_own_csv_with_something_wrong(tmp_path, text, says):
 def test_own_folder_with_something_wrong(tmp_path):
     (tmp_path / "own" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match="must hold a folder for each class, two at least; it holds cat"): data.load(str(tmp_path / "own"))
-    (tmp_path / "own" / "dog").mkdir()
-    with pytest.raises(ValueError, match="holds no training images"): data.load(str(tmp_path / "own"))
+    (tmp_path / "own" / "dog").mkdir(); _image(tmp_path / "own" / "cat" / "1.PNG", 8)
+    with pytest.raises(ValueError, match="dog holds no images"): data.load(str(tmp_path / "own"))
+    _image(tmp_path / "own" / "dog" / "more" / "1.png", 8); _image(tmp_path / "own" / "dog" / "2.png", 8)
+    with pytest.raises(ValueError, match="more is a folder inside a class"): data.load(str(tmp_path / "own"))
+    _image(tmp_path / "tv" / "train" / "a" / "1.png", 8); _image(tmp_path / "tv" / "val" / "a" / "1.png", 8)
+    with pytest.raises(ValueError, match="training and test images must lie in train and test"): data.load(str(tmp_path / "tv"))
     with pytest.raises(FileNotFoundError, match="neither a folder nor a CSV"): data.load(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="is missing"): data.load(str(tmp_path / "nowhere.csv"))
 
 
+def test_a_csv_in_another_encoding(tmp_path):
+    (tmp_path / "list.csv").write_bytes("path,label\nné.png,a\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="list.csv can't be read .*save it as CSV in UTF-8"): data.load(str(tmp_path / "list.csv"))
+
+
+def test_images_of_16_bits_share_one_scale(tmp_path):
+    for name, top in (("dark", 249), ("light", 4094)): Image.fromarray(np.full((8, 8), top, np.uint16)).save(tmp_path / f"{name}.png")
+    dark, light = (data.decode((tmp_path / f"{n}.png").read_bytes(), tmp_path / n, None).mean() for n in ("dark", "light"))
+    assert (dark, light) == (1, 16)
+    Image.fromarray(np.full((8, 8), .5, np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="have no known white"): data.decode((tmp_path / "f.tif").read_bytes(), tmp_path / "f.tif", None)
+
+
+def test_a_colour_that_never_changes(tmp_path):
+    for c in ("a", "b"):
+        for i in range(3): _image(tmp_path / "own" / c / f"{i}.png", 8); Image.fromarray(np.asarray(Image.open(tmp_path / "own" / c / f"{i}.png")) * np.array([1, 1, 0], np.uint8)).save(tmp_path / "own" / c / f"{i}.png")
+    assert data.load(str(tmp_path / "own")).std[2] == .01
+
+
+def test_large_images_train_narrow_models(tmp_path):
+    "torch's own 1×1 convolution with stride crashed here, in a process of its own."
+    code = "import torch; from wavescat.backbones import ResNet18; m = ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\nfor _ in range(3): m(torch.randn(8, 3, 100, 100).to(memory_format=torch.channels_last)).sum().backward()"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
 # ------------------------------------------------------------------ the cache
+@pytest.mark.parametrize("damage", ["train.npy gone", "train.npy cut", "labels.npz cut", "labels.npz gone", "set.json cut"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    for c in ("cat", "dog"):
+        for i in range(3): _image(tmp_path / "own" / c / f"{i}.png", 8)
+    before = data.load(str(tmp_path / "own")).train.copy(); data.load.cache_clear()
+    file, how = damage.split()
+    path = next(data.cache_dir().glob(f"own-*/{file}"))
+    if how == "gone": path.unlink()
+    else: path.write_bytes(path.read_bytes()[:50])
+    assert (data.load(str(tmp_path / "own")).train == before).all()
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x"); _image(tmp_path / "own" / "a" / "1.png", 8); _image(tmp_path / "own" / "b" / "1.png", 8)
+    monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="can't be made .*WAVESCAT_CACHE"): data.load(str(tmp_path / "own"))
+    monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda p: type("Usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match="needs .* GB in .*which hasn't as much left; set WAVESCAT_CACHE"): data.load(str(tmp_path / "own"))
+    assert _left(data.cache_dir()) == []
+
+
 def test_two_processes_decode_at_once(tmp_path):
     "One decodes, the other waits and finds it done."
     for c in ("cat", "dog"):
@@ -445,6 +509,11 @@ def test_the_command(cifar, tmp_path):
     done = _command("data", "info", "textures")
     assert done.returncode == 0 and "800 of 32×32, 1 colour" in done.stdout and "0 test images are training images too" in done.stdout
     assert _command("data", "info", str(tmp_path / "none.csv")).returncode == 2
+    done = _command("data", "fetch", "mnist", "--mirror", "/tmp/x")
+    assert done.returncode == 2 and "begins with http:// or https://" in done.stderr
+    source_folder("tiny-imagenet").mkdir(parents=True)
+    done = _command("data", "fetch", "tiny-imagenet")
+    assert done.returncode == 2 and "is there, but isn't whole" in done.stderr and "move it away" in done.stderr
 
 
 def test_the_readme_has_the_table():

@@ -83,15 +83,20 @@ def colour_jitter(
     return torch.where(_changed(x, p, g), y, x)
 
 # %% ../nbs/lib/10_augment.ipynb #10-augment-13
+def _fits(x, size, padding=0):
+    H, W = x.shape[-2:]
+    if size > min(H, W) + 2 * padding: raise ValueError(f"images of {H}×{W} are too small for a crop of {size}×{size}: choose another augment, or a larger size")
+
 def crop_with_padding(
     x:Tensor,           # (B, C, H, W)
     g:Generator,        # random numbers
     padding:int=4,      # pixels of zeros on every side
     size:int|None=None, # side of the crop, pixels; None: that of the image
 )->Tensor:              # (B, C, size, size)
-    "Cut a square at a random place of the padded image."
+    "Cut a square at a random place of the padded image. Raises `ValueError` if it is too small."
     B, C, H, W = x.shape
     h, w = (size, size) if size else (H, W)
+    _fits(x, size or 0, padding)
     top, left = (torch.randint(0, n + 2 * padding - m + 1, (B,), generator=g, device=g.device).to(x.device) for n, m in ((H, h), (W, w)))
     padded = F.pad(x, [padding] * 4).permute(0, 2, 3, 1).contiguous()
     Hp, Wp = padded.shape[1:3]
@@ -103,7 +108,8 @@ def centre_crop(
     x:Tensor,  # (B, C, H, W)
     size:int,  # side, pixels
 )->Tensor:     # (B, C, size, size)
-    "The square in the middle."
+    "The square in the middle. Raises `ValueError` if the image is too small."
+    _fits(x, size)
     top, left = (x.shape[-2] - size) // 2, (x.shape[-1] - size) // 2
     return x[..., top:top + size, left:left + size]
 

@@ -188,8 +188,12 @@ def fetch(
     "Download, verify and unpack a data set; its folder appears whole or not at all."
     with _refusing():
         from wavescat.sources import SOURCES, fetch
+        from wavescat.data import verify_set
         if name == "textures": print("textures comes with scikit-image: nothing to fetch"); return
-        print(f"{name} is in {fetch(name, mirror)}" + (f"; terms: {SOURCES[name].terms}"))
+        folder = fetch(name, mirror)
+        whole, said = verify_set(name)
+        if not whole: raise ValueError(f"{folder} is there, but isn't whole (wavescat data verify {name} says what is missing); move it away to fetch the set anew")
+        print(f"{name} is in {folder}; terms: {SOURCES[name].terms}")
 
 @data_app.command()
 def verify(name:DataSet):
@@ -247,6 +251,7 @@ def list_(
 def main():
     "The `wavescat` command. A pipe that closes or Ctrl-C ends it quietly; finished runs are kept."
     try: app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:              # typer makes 130 of a Ctrl-C
+        if isinstance(e, SystemExit) and e.code != 130: raise
         print("wavescat: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)

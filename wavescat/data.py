@@ -18,6 +18,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -128,8 +129,8 @@ def decode(
     try:
         im = Image.open(io.BytesIO(content))
         if im.mode.startswith(("I", "F")):                   # more than 8 bits a pixel
-            values = np.asarray(im).astype(np.float64)
-            im = Image.fromarray(np.clip(values / (257 if values.max() > 255 else 1), 0, 255).round().astype(np.uint8))
+            if not im.mode.startswith("I;16") and not (im.mode == "I" and im.format == "PNG"): raise ValueError(f"pixels of mode {im.mode} have no known white; save it with 8 or 16 bits a colour")
+            im = Image.fromarray((np.asarray(im).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
         if "exif" in im.info: im = ImageOps.exif_transpose(im)
         if im.mode != "RGB": im = im.convert("RGB")
         if shape and im.size != shape[::-1]: im = im.resize(shape[::-1], Image.Resampling.BILINEAR)
@@ -155,7 +156,11 @@ def _decode_all(name, paths, shape, out, progress):
     "Decode files into an array on disk, by all cores; gives the checksum of names and contents."
     from tqdm import tqdm
     C, H, W = 3, *(shape or (decode(_content(paths[0]), paths[0], None).shape[1:] if paths else (0, 0)))
-    np.lib.format.open_memmap(out, "w+", np.uint8, (len(paths), C, H, W)).flush() if paths else np.save(out, np.zeros((0, C, H, W), np.uint8))
+    if shutil.disk_usage(out.parent).free < 1.05 * len(paths) * C * H * W: raise ValueError(f"{name} needs {len(paths) * C * H * W / 1e9:.2g} GB in {out.parent.parent}, which hasn't as much left; set WAVESCAT_CACHE to another folder, or choose a smaller size")
+    if paths: np.lib.format.open_memmap(out, "w+", np.uint8, (len(paths), C, H, W)).flush()
+    else: np.save(out, np.zeros((0, C, H, W), np.uint8))
+    if hasattr(os, "posix_fallocate"):
+        with open(out, "r+b") as f: os.posix_fallocate(f.fileno(), 0, out.stat().st_size)  # or a full disk would show itself as a bus error
     few = max(1, min(256, 2**24 // max(1, H * W)))
     blocks = [(paths[i:i + few], shape, out, i) for i in range(0, len(paths), few)]
     checksum = hashlib.sha256()
@@ -187,7 +192,7 @@ def _statistics(path):
         x = images[start:(start := start + max(1, 2**21 // math.prod(images.shape[1:])))].astype(np.float64) / 255
         if not len(x): break
         n, sums, squares = n + x[:, 0].size, sums + x.sum((0, 2, 3)), squares + (x * x).sum((0, 2, 3))
-    return [round(float(v), 4) for v in sums / n], [round(float(v), 4) for v in np.sqrt(squares / n - (sums / n)**2)]
+    return [round(float(v), 4) for v in sums / n], [max(round(float(v), 4), .01) for v in np.sqrt((squares / n - (sums / n)**2).clip(0))]     # a colour that never changes isn't divided by nothing
 
 def _build(name, listing, reader, tmp, progress):
     "Decode a listing into the folder `tmp`; gives the checksum."
@@ -215,14 +220,18 @@ def read_set(
     "A set from its cache, which is made first if files are new or changed. Raises `ValueError` or `FileNotFoundError`, naming the file."
     from filelock import FileLock
     try: stamps = [(str(p), p.stat().st_size * p.is_file(), p.stat().st_mtime_ns) for p in reader.stamp(folder)]
-    except FileNotFoundError as e: raise FileNotFoundError(f"{name}: {e.filename} is missing; {how_to_get(name) if name in SOURCES else 'put it back'}") from None
+    except FileNotFoundError as e:
+        remedy = "put it back, or take it off" if name not in SOURCES else f"move {folder} away and fetch it again: wavescat data fetch {name}" if SOURCES[name].url else how_to_get(name)
+        raise FileNotFoundError(f"{name}: {e.filename} is missing, or a link to nowhere; {remedy}") from None
     key = hashlib.sha256(json.dumps([_LAYOUT, name, size, stamps]).encode()).hexdigest()[:24]
     cache = cache_dir()
-    cache.mkdir(parents=True, exist_ok=True)
+    try: cache.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE") from e
+    if not os.access(cache, os.W_OK): raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
     known = cache / f"{key}.json"
     def found():
         try: return _open(cache / json.loads(known.read_text(encoding="utf-8"))["place"], name, source)
-        except (OSError, ValueError, KeyError): return None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile): return None
     if opened := found(): return opened
     with FileLock(cache / f".{key}.lock"):
         if opened := found(): return opened
@@ -230,14 +239,18 @@ def read_set(
         listing = reader.read(folder)
         if not len(listing.train): raise ValueError(f"{name}: {folder} holds no training images; {how_to_get(name) if name in SOURCES else 'put some there'}")
         if size: listing = listing._replace(shape=(size, size))
+        if reader.expected[0] and len(listing.train) < reader.expected[0]: listing = listing._replace(notes=(*listing.notes, f"not whole: {len(listing.train):,} of {reader.expected[0]:,} training images are here"))
         if isinstance(listing.train, np.ndarray) and listing.shape and listing.train.shape[2:] != listing.shape: raise ValueError(f"{name} has images of {listing.train.shape[2]}×{listing.train.shape[3]}: leave size out")
         tmp = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
         try:
             checksum = _build(name, listing, reader, tmp, progress)
             place = cache / f"{re.sub('[^A-Za-z0-9.-]+', '-', Path(name).name)}-{size or 'own'}-{checksum[7:23]}"
             try: os.rename(tmp, place)
-            except OSError:                                  # the same files, seen before under other times
-                if not (place / "set.json").is_file(): raise
+            except OSError:                                  # the same files, seen before under other times; or damaged since
+                try: _open(place, name, source)
+                except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+                    shutil.rmtree(place)
+                    os.rename(tmp, place)
             part = known.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps({"place": place.name}), encoding="utf-8")
             os.replace(part, known)
@@ -325,10 +338,17 @@ _BIOMASS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
 
 def _rows(path, *columns):
     "Rows of a CSV as dicts, from line 2 on; refuses one without these columns."
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        table = csv.DictReader(f)
-        if missing := [c for c in columns if c not in (table.fieldnames or ())]: raise ValueError(f"{path} has no column {missing[0]}; it has {', '.join(table.fieldnames or ['none'])}")
-        return list(table)
+    rows = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            table = csv.DictReader(f)
+            table.fieldnames = [(c or "").strip() for c in table.fieldnames or ()]
+            if missing := [c for c in columns if c not in table.fieldnames]: raise ValueError(f"{path} has no column {missing[0]}; it has {', '.join(table.fieldnames) or 'none'}; columns are parted by commas")
+            for r in table:
+                if None in r or None in r.values(): raise ValueError(f"{path}, line {table.line_num}: expected {len(table.fieldnames)} values, got {len(r) - 1 + len(r[None]) if None in r else sum(v is not None for v in r.values())}")
+                rows.append((table.line_num, {k: v.strip() for k, v in r.items()}))
+    except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"{path} can't be read ({' '.join(str(e).split())}); save it as CSV in UTF-8") from e
+    return rows
 
 def _target(path, line, column, text):
     "A number from a table."
@@ -339,7 +359,7 @@ def _target(path, line, column, text):
 
 def _read_biomass(folder):
     path, found, about = folder / "train.csv", {}, {}
-    for line, r in enumerate(_rows(path, "image_path", "Sampling_Date", "State", "Species", "target_name", "target"), 2):
+    for line, r in _rows(path, "image_path", "Sampling_Date", "State", "Species", "target_name", "target"):
         if r["target_name"] not in _BIOMASS: raise ValueError(f"{path}, line {line}: unknown target {r['target_name']!r}; expected one of {', '.join(_BIOMASS)}")
         found.setdefault(r["image_path"], {})[r["target_name"]] = _target(path, line, r["target_name"], r["target"])
         about[r["image_path"]] = r
@@ -355,31 +375,40 @@ def _read_biomass(folder):
 def _own_folder(folder):
     parts = ["train", "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else ["."]
     classes = tuple(p.name for p in _folders(folder / parts[0]))
+    if set(classes) <= {"train", "training", "val", "valid", "validation", "test"} and classes: raise ValueError(f"{folder} holds {' and '.join(classes)}: training and test images must lie in train and test (validation images are split off); rename the folders, or name one of them")
     if len(classes) < 2: raise ValueError(f"{folder / parts[0]} must hold a folder for each class, two at least; it holds {', '.join(classes) or 'none'}")
     found = []
     for part in parts:
         if extra := [p.name for p in _folders(folder / part) if p.name not in classes]: raise ValueError(f"{folder / part / extra[0]} is a class that {folder / parts[0]} hasn't got")
         paths = [(p, c) for c, name in enumerate(classes) if (folder / part / name).is_dir() for p in _pictures(folder / part / name)]
+        for name in classes:
+            if deeper := [p for p in _folders(folder / part / name)] if (folder / part / name).is_dir() else []: raise ValueError(f"{deeper[0]} is a folder inside a class: move its images up, or take it out")
+            if part != "test" and not any(classes[c] == name for _, c in paths): raise ValueError(f"{folder / part / name} holds no images: put some there, or take it away")
         found += [[p for p, _ in paths], np.array([c for _, c in paths], np.int64)]
     return Listing(classes, *found)
 
 def _own_csv(path):
     rows = _rows(path, "path")
     if not rows: raise ValueError(f"{path} lists no images")
-    targets = () if "label" in rows[0] else tuple(c for c in rows[0] if c not in ("path", "split"))
-    if "label" not in rows[0] and not targets: raise ValueError(f"{path} has neither a column label nor columns of numbers; it has {', '.join(rows[0])}")
-    for line, r in enumerate(rows, 2):
+    columns, seen = list(rows[0][1]), {}
+    targets = () if "label" in columns else tuple(c for c in columns if c not in ("path", "split"))
+    if "label" not in columns and not targets: raise ValueError(f"{path} has neither a column label nor columns of numbers; it has {', '.join(columns)}")
+    for line, r in rows:
+        at = os.path.normpath(path.parent / r["path"])
+        if at in seen: raise ValueError(f"{path}, line {line}: {r['path']} stands on line {seen[at]} already; an image may be there once")
+        seen[at] = line
         if not r["path"] or ("label" in r and not r["label"]): raise ValueError(f"{path}, line {line}: path or label is empty; mend the line, or take it out")
-        if r.get("split") not in (None, "train", "test"): raise ValueError(f"{path}, line {line}: split must be train or test, got {r['split']!r}")
-    classes = tuple(sorted({r["label"] for r in rows})) if not targets else ()
+        if r.get("split") not in (None, "", "train", "test"): raise ValueError(f"{path}, line {line}: split must be train or test, got {r['split']!r}")
+    classes = tuple(sorted({r["label"] for _, r in rows})) if not targets else ()
+    if not targets and len(classes) < 2: raise ValueError(f"{path} has one label only, {classes[0]}: two at least are needed")
     label = {c: i for i, c in enumerate(classes)}
-    y = np.array([[_target(path, n, t, r[t]) for t in targets] for n, r in enumerate(rows, 2)], np.float32) if targets else np.array([label[r["label"]] for r in rows], np.int64)
-    test = np.array([r.get("split") == "test" for r in rows])
-    paths = [path.parent / r["path"] for r in rows]
+    y = np.array([[_target(path, n, t, r[t]) for t in targets] for n, r in rows], np.float32) if targets else np.array([label[r["label"]] for _, r in rows], np.int64)
+    test = np.array([r.get("split") == "test" for _, r in rows])
+    paths = [path.parent / r["path"] for _, r in rows]
     return Listing(classes, [p for p, t in zip(paths, test) if not t], y[~test], [p for p, t in zip(paths, test) if t], y[test], targets=targets)
 
-def _stamp_own_folder(folder): return sorted(p for p in folder.rglob("*") if not p.name.startswith("."))
-def _stamp_own_csv(path): return [path, *sorted({path.parent / r["path"] for r in _rows(path, "path") if r["path"]})]
+def _stamp_own_folder(folder): return sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and (p.is_dir() or p.suffix.lower() in _PICTURES))
+def _stamp_own_csv(path): return [path, *sorted({path.parent / r["path"] for _, r in _rows(path, "path") if r["path"]})]
 
 # %% ../nbs/lib/08_data.ipynb #08-data-33
 _READERS:dict[str, Reader] = {

@@ -220,7 +220,11 @@ def fetch(
     if not s.url: raise ValueError(f"{name} can't be fetched from here: {how_to_get(name)}")
     variable = f"WAVESCAT_{re.sub('[^A-Z0-9]', '_', name.upper())}_URL"
     url = mirror or os.environ.get(variable) or s.url
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not re.match("https?://", url): raise ValueError(f"a mirror's address begins with http:// or https://, got {url}")
+    if folder.is_dir(): return check_source(name)
+    try: folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"{folder.parent} can't be made ({e.strerror}); choose another with WAVESCAT_DATA") from e
+    if not os.access(folder.parent, os.W_OK): raise ValueError(f"{folder.parent} can't be written to; choose another with WAVESCAT_DATA")
     with FileLock(folder.parent / f".{name}.lock"):
         if folder.is_dir(): return check_source(name)
         for left in folder.parent.glob(f".{name}-fetching-*"): shutil.rmtree(left)     # by a process that was killed
@@ -230,7 +234,7 @@ def fetch(
         try:
             place = tmp / s.folder
             for file, known in s.files.items():
-                address = url.rstrip("/") + "/" + file if len(s.files) > 1 else url
+                address = url.rstrip("/") + "/" + file if len(s.files) > 1 or url.endswith("/") else url
                 try: path = _download(address, file, known, tmp / "archive", progress)
                 except ValueError as e: raise ValueError(f"{name}: what {address} sent isn't the official file ({' '.join(str(e).split())}); choose another mirror with --mirror or {variable}") from e
                 except Exception as e: raise FileNotFoundError(f"{name}: {folder} is missing and {address} can't be fetched ({type(e).__name__}); put the official {s.folder} into {folder.parent}, set WAVESCAT_DATA to the folder that has it, or choose a mirror with --mirror or {variable}") from e

@@ -96,7 +96,7 @@ def _stratified(data, per_class, validation, seed):
     if len(data.test): return Split(*stratified(labels, per_class, validation, seed))
     if data.targets: test, rest = np.split(np.random.RandomState(seed).permutation(len(labels)), [len(labels) // _TEST])
     else:
-        counts = np.bincount(labels)
+        counts = np.bincount(labels, minlength=len(data.classes))
         if counts.min() < 2: raise ValueError(f"{data.name}: class {data.classes[counts.argmin()]} has {counts.min()} image, and needs one to train and one to test")
         order = [np.random.RandomState([seed, c]).permutation(np.flatnonzero(labels == c)) for c in range(len(counts))]
         test = np.concatenate([o[:max(1, len(o) // _TEST)] for o in order])
@@ -153,7 +153,11 @@ def split(
     seed:int=42,             # chooses the images; of split=sample: the sample
 )->Split:
     "The split of a set, checked: no image stands in two parts. Raises `ValueError` with the limits."
-    if how.endswith(".json"): return read_split(Path(how), data)
+    if how.endswith(".json"):
+        found = read_split(Path(how), data)
+        if per_class is not None: raise ValueError(f"{how} says which images train: leave per_class out")
+        if validation != len(found.validation): raise ValueError(f"{how} has {len(found.validation)} validation images: set validation={len(found.validation)}")
+        return found
     return checked(choose(how, SPLITS, "split")(data, per_class, validation, seed), len(data.train))
 
 def repeated(

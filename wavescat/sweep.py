@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from .augment import AUGMENTATIONS
 from .data import load
-from .experiment import Experiment, experiment, stored
-from .train import build_model, check, default_device, image_counts, run
+from .experiment import Experiment, experiment
+from .train import build_model, check, default_device, found, image_counts, run
 
 # %% ../nbs/lib/18_sweep.ipynb #18-sweep-5
 def values(
@@ -75,7 +75,7 @@ def plan(
     estimate:bool=False, # also how long
 )->dict:                 # runs, stored, stale, seconds (estimated computing that remains, on one process)
     "How much of a sweep is done. Raises as `train.check` does if any of the rest can't be run."
-    results = {e: stored(e) for e in dict.fromkeys(experiments)}
+    results = {e: found(e) for e in dict.fromkeys(experiments)}
     todo = [e for e, r in results.items() if r is None or r["stale"]]
     for e in todo: check(e)
     widest = {m: max((e.L for e in todo if e.model == m and e.L), default=None) for m in {e.model for e in todo}}
@@ -114,10 +114,10 @@ def sweep(
     "Results of all the experiments; what isn't stored, or was computed by other code, is computed. Finished runs are kept whatever happens."
     experiments = list(experiments)
     if compute:
-        todo = [e for e in dict.fromkeys(experiments) if (r := stored(e)) is None or r["stale"]]
+        todo = [e for e in dict.fromkeys(experiments) if (r := found(e)) is None or r["stale"]]
         for e in todo: check(e)
         if todo: _compute(todo, min(workers or default_workers(), len(todo)), len(set(experiments)))
-    return [stored(e) for e in experiments]
+    return [found(e) for e in experiments]
 
 # %% ../nbs/lib/18_sweep.ipynb #18-sweep-15
 class _Bar:
