@@ -507,7 +507,10 @@ def test_the_command(cifar, tmp_path):
     done = _command("data", "verify", "textures")
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "textures: whole"
     done = _command("data", "info", "textures")
-    assert done.returncode == 0 and "800 of 32×32, 1 colour" in done.stdout and "0 test images are training images too" in done.stdout
+    assert done.returncode == 0 and "800 of 32×32, 1 colour" in done.stdout and "0 of 800 test images are training images too" in done.stdout
+    for c in ("a", "b"):
+        for i in range(10): Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save((tmp_path / "same" / c / f"{i}.png", (tmp_path / "same" / c).mkdir(parents=True, exist_ok=True))[0])
+    assert "4 of 4 test images are training images too" in _command("data", "info", str(tmp_path / "same")).stdout
     assert _command("data", "info", str(tmp_path / "none.csv")).returncode == 2
     done = _command("data", "fetch", "mnist", "--mirror", "/tmp/x")
     assert done.returncode == 2 and "begins with http:// or https://" in done.stderr

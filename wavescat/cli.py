@@ -212,11 +212,13 @@ def info(name:Annotated[str, typer.Argument(metavar="NAME", help="A data set, a 
     import numpy as np
     with _refusing():
         from wavescat.data import load
-        from wavescat.splits import repeated
+        from wavescat.splits import repeated, split
         d = load(name, size)
+        parts = split(d)
+        test = d.test if parts.test is None else [d.train[i] for i in parts.test]
     C, H, W = d.train.shape[1:]
     rows = {"source": d.source, "checksum": d.checksum, "training images": f"{len(d.train):,} of {H}×{W}, {C} colour{'s' if C > 1 else ''}", "test images": f"{len(d.test):,}" if len(d.test) else "none of its own: a fifth is split off",
-            "mean, 0 to 1": ", ".join(map(str, d.mean)), "deviation": ", ".join(map(str, d.std)), "seen in both": f"{repeated(d.train, d.test)} test images are training images too"}
+            "mean, 0 to 1": ", ".join(map(str, d.mean)), "deviation": ", ".join(map(str, d.std)), "seen in both": f"{repeated((d.train[i] for i in parts.train), test)} of {len(test):,} test images are training images too"}
     if d.targets: rows |= {t: f"{v.min():g} to {v.max():g}, mean {v.mean():.4g}" for t, v in zip(d.targets, d.train_labels.T)}
     else:
         counts = np.bincount(d.train_labels, minlength=len(d.classes))

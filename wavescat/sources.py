@@ -180,7 +180,7 @@ def unpack(
             with tarfile.open(archive) as t:
                 _check_members(archive, [(m.name, m.size, m.isfile() or m.isdir()) for m in t.getmembers()], most)
                 t.extractall(folder, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError, RuntimeError, NotImplementedError) as e:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError, RuntimeError) as e:
         raise ValueError(f"{archive.name} is damaged or no archive ({' '.join(str(e).split())})") from e
 
 # %% ../nbs/lib/07_sources.ipynb #07-sources-15
