@@ -275,11 +275,14 @@ def test_tiny_imagenet(tmp_path):
 def test_kth(tmp_path):
     for c in ("cork", "wool", "linen"):
         for s in "abcd":
-            for i in range(3): _image(source_folder("kth-tips2-b") / "KTH-TIPS2-b" / c / f"sample_{s}" / f"{i}.png", (30, 28))
+            for i in range(3): _image(source_folder("kth-tips2-b") / "KTH-TIPS2-b" / c / f"sample_{s}" / f"{s}{i}.png", (30, 28))
     d = data.load("kth-tips2-b")
     assert d.train.shape == (36, 3, 200, 200) and d.classes == ("cork", "linen", "wool") and d.info["sample"].tolist() == list("aaabbbcccddd") * 3 and len(d.test) == 0
     s = split(d, "sample", seed=1)
     assert set(d.info["sample"][s.train]) == {"b"} and len(s.train) == 9 and set(d.info["sample"][s.test]) == set("acd") and len(s.test) == 27
+    cork = source_folder("kth-tips2-b") / "KTH-TIPS2-b" / "cork"
+    (cork / "sample_a" / "a2.png").rename(cork / "sample_b" / "a2.png"); data.load.cache_clear()       # the same images in the same order, of another sample
+    assert data.load("kth-tips2-b").info["sample"].tolist()[:4] == list("aabb")
 
 
 def test_covidx(tmp_path):

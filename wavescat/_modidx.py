@@ -7,6 +7,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wavescat.augment._autocontrast': ('lib/augment.html#_autocontrast', 'wavescat/augment.py'),
                                   'wavescat.augment._beta': ('lib/augment.html#_beta', 'wavescat/augment.py'),
                                   'wavescat.augment._blend': ('lib/augment.html#_blend', 'wavescat/augment.py'),
+                                  'wavescat.augment._blended': ('lib/augment.html#_blended', 'wavescat/augment.py'),
                                   'wavescat.augment._boxes': ('lib/augment.html#_boxes', 'wavescat/augment.py'),
                                   'wavescat.augment._bytes': ('lib/augment.html#_bytes', 'wavescat/augment.py'),
                                   'wavescat.augment._changed': ('lib/augment.html#_changed', 'wavescat/augment.py'),

@@ -296,6 +296,11 @@ def _beta(x, g, alpha):
 
 def _order(x, g): return torch.randperm(len(x), generator=g, device=g.device).to(x.device)
 
+def _blended(share, other, y, classes, x):
+    "Shares of the classes (B, classes) of images that keep `share` (B,) of themselves and take the rest from `other`."
+    one = F.one_hot(y, classes).to(x.dtype)
+    return share[:, None] * one + (1 - share[:, None]) * one[other]
+
 def mixup(
     x:Tensor,        # (B, C, H, W)
     y:Tensor,        # (B,) labels
@@ -304,9 +309,9 @@ def mixup(
     alpha:float=1.0, # of the Beta law of the shares
 )->tuple[Tensor, Tensor]: # (B, C, H, W) and shares (B, classes)
     "A weighted mean of two images. Source: Zhang et al. 2018."
-    share, other, one = _beta(x, g, alpha), _order(x, g), F.one_hot(y, classes).to(x.dtype)
+    share, other = _beta(x, g, alpha), _order(x, g)
     w = share[:, None, None, None]
-    return w * x + (1 - w) * x[other], share[:, None] * one + (1 - share[:, None]) * one[other]
+    return w * x + (1 - w) * x[other], _blended(share, other, y, classes, x)
 
 def cutmix(
     x:Tensor,        # (B, C, H, W)
@@ -317,12 +322,12 @@ def cutmix(
 )->tuple[Tensor, Tensor]: # (B, C, H, W) and shares (B, classes)
     "A rectangle of another image, pasted at its place. Source: Yun et al. 2019."
     H, W = x.shape[-2:]
-    cut, other, one = (1 - _beta(x, g, alpha)).sqrt(), _order(x, g), F.one_hot(y, classes).to(x.dtype)
+    cut, other = (1 - _beta(x, g, alpha)).sqrt(), _order(x, g)
     h, w = (cut * H).long(), (cut * W).long()
     top, left = _integers(x, g, 0, H - 1) - h // 2, _integers(x, g, 0, W - 1) - w // 2
     box = _boxes(x, top, left, h, w)
     share = 1 - box.to(x.dtype).mean((1, 2, 3))                # what is left after the rectangle was cut off at the border
-    return torch.where(box, x[other], x), share[:, None] * one + (1 - share[:, None]) * one[other]
+    return torch.where(box, x[other], x), _blended(share, other, y, classes, x)
 
 def ricap(
     x:Tensor,        # (B, C, H, W)

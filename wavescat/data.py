@@ -201,7 +201,7 @@ def _build(name, listing, reader, tmp, progress):
         if isinstance(given, np.ndarray): np.save(tmp / f"{part}.npy", given)
         else: parts[part] = _decode_all(name, given, listing.shape, tmp / f"{part}.npy", progress)
     labels = {"train": listing.train_labels, "test": listing.test_labels if listing.test_labels is not None else listing.train_labels[:0]}
-    about = json.dumps([listing.classes, listing.targets, {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in labels.items()}])
+    about = json.dumps([listing.classes, listing.targets, {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in {**labels, **listing.info}.items()}])
     checksum = "sha256:" + (listing.checksum or hashlib.sha256((json.dumps(parts) + about).encode()).hexdigest())
     np.savez(tmp / "labels.npz", **labels, **listing.info)
     mean, std = (reader.mean, reader.std) if reader.mean else _statistics(tmp / "train.npy")
@@ -380,11 +380,12 @@ def _own_folder(folder):
     found = []
     for part in parts:
         if extra := [p.name for p in _folders(folder / part) if p.name not in classes]: raise ValueError(f"{folder / part / extra[0]} is a class that {folder / parts[0]} hasn't got")
-        paths = [(p, c) for c, name in enumerate(classes) if (folder / part / name).is_dir() for p in _pictures(folder / part / name)]
-        for name in classes:
-            if deeper := [p for p in _folders(folder / part / name)] if (folder / part / name).is_dir() else []: raise ValueError(f"{deeper[0]} is a folder inside a class: move its images up, or take it out")
-            if part != "test" and not any(classes[c] == name for _, c in paths): raise ValueError(f"{folder / part / name} holds no images: put some there, or take it away")
-        found += [[p for p, _ in paths], np.array([c for _, c in paths], np.int64)]
+        pictures = []
+        for place in (folder / part / name for name in classes):
+            pictures.append(_pictures(place) if place.is_dir() else [])
+            if place.is_dir() and (deeper := _folders(place)): raise ValueError(f"{deeper[0]} is a folder inside a class: move its images up, or take it out")
+            if part != "test" and not pictures[-1]: raise ValueError(f"{place} holds no images: put some there, or take it away")
+        found += [[p for ps in pictures for p in ps], np.repeat(np.arange(len(classes)), list(map(len, pictures)))]
     return Listing(classes, *found)
 
 def _own_csv(path):
