@@ -16,7 +16,7 @@ from conftest import COMMAND, ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STUDIES = sorted((ROOT / "nbs" / "studies").glob("*.ipynb"))
 # ground floor first: a module may import only those before it
-FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "metrics", "bench", "tracking", "train", "sweep", "stats", "explain", "plots", "studies", "report", "cli"]
+FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "store", "metrics", "optim", "train", "sweep", "tracking", "bench", "stats", "explain", "plots", "studies", "report", "cli"]
 
 
 def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})
@@ -68,7 +68,7 @@ def test_arrows_point_up(path):
 
 def test_computing_needs_little():
     "A bare machine with torch can compute: no notebook tools, no plotting, no oracle."
-    code = "import sys, wavescat.train; print(*[m for m in ('mlflow', 'dask', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'requests', 'filelock', 'joblib', 'PIL', 'typer', 'platformdirs') if m in sys.modules])"
+    code = "import sys, wavescat.train; print(*[m for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'requests', 'filelock', 'joblib', 'PIL', 'typer', 'platformdirs') if m in sys.modules])"
     assert _run(sys.executable, "-c", code).stdout.split() == []
 
 
@@ -76,8 +76,9 @@ def test_a_run_with_torch_alone(tmp_path):
     "Where safetensors and the rest aren't installed, a run is computed, stored, and its model loaded all the same."
     code = """
 import sys
-for m in ('safetensors', 'pooch', 'joblib', 'platformdirs', 'pandas', 'matplotlib', 'kymatio', 'papermill', 'tqdm', 'statsmodels', 'typer', 'IPython', 'nbformat'): sys.modules[m] = None
-from wavescat.experiment import experiment, run_dir
+for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'safetensors', 'pooch', 'joblib', 'platformdirs', 'pandas', 'matplotlib', 'kymatio', 'papermill', 'tqdm', 'statsmodels', 'typer', 'IPython', 'nbformat'): sys.modules[m] = None
+from wavescat.experiment import experiment
+from wavescat.store import run_dir
 from wavescat.train import load_model, run
 e = experiment(model='scatresnet18', L=2, width=2, per_class=2, epochs=1, batch_size=8)
 r = run(e)

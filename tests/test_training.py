@@ -1,0 +1,239 @@
+"""Runs that are killed, that diverge, that run out of disk or memory; weights that can't be trusted; the commands on stored runs."""
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, wavescat
+
+TINY = ["-p", "model=scatresnet18", "-p", "L=2", "-p", "width=2", "-p", "per_class=2", "-p", "batch_size=8"]
+
+
+def _python(code, store, **env):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "WAVESCAT_RUNS": str(store), **env})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A store with two runs, a diverged one and a failed one."
+    store = tmp_path_factory.mktemp("trained")
+    code = """
+from wavescat.experiment import experiment
+from wavescat.store import claim
+from wavescat.train import run
+base = dict(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=2)
+for options in (dict(), dict(seed=1), dict(lr=1e30)): print(run(experiment(**{**base, **options}))["identity"])
+e = experiment(**{**base, "seed": 9})
+try:
+    with claim(e): raise RuntimeError("the roof fell in")
+except RuntimeError: print(e.identity)
+"""
+    done = _python(code, store)
+    assert done.returncode == 0, done.stderr
+    return store, done.stdout.split()
+
+
+def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    "Checkpoints after every step; SIGKILL at moments drawn anew every time, until the run is whole."
+    code = """
+import os, random, signal, sys, time
+import torch
+from wavescat.experiment import experiment
+from wavescat.train import check, run
+e = experiment(model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8, precision=sys.argv[1], mix="mixup")
+torch.set_num_threads(1)
+check(e)                                       # reads the images before the children do
+kills = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        run(e); os._exit(0)
+    if sys.argv[2] == "whole": os.waitpid(child, 0); break
+    time.sleep(.1 + random.expovariate(.7))
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == 0: break
+    kills += 1
+    assert kills < 300
+print(e.identity, kills)
+"""
+    for precision in ("float32", "bfloat16"):
+        stores, kills = {}, {}
+        for how in ("whole", "killed"):
+            store = tmp_path / precision / how
+            done = subprocess.run([sys.executable, "-c", code, precision, how], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "WAVESCAT_RUNS": str(store), "WAVESCAT_CHECKPOINT_SECONDS": "0"})
+            assert done.returncode == 0, done.stderr
+            identity, kills[how] = done.stdout.split()
+            stores[how] = store / identity
+            assert [p.name for p in store.iterdir()] == [identity], "something was left over"
+        assert int(kills["killed"]) >= 2
+        for name in ("weights.safetensors", "history.json", "predictions.npy", "config.json"): assert (stores["whole"] / name).read_bytes() == (stores["killed"] / name).read_bytes(), name
+        ours, theirs = (json.loads((d / "result.json").read_text()) for d in stores.values())
+        assert {k for k in ours if ours[k] != theirs[k]} <= {"seconds", "finished", "resumed"} and theirs["resumed"] >= 1
+
+
+def test_diverged(trained):
+    store, (_, _, diverged, _) = trained
+    text = (store / diverged / "result.json").read_text()
+    result = json.loads(text)
+    assert result["status"] == "diverged" and result["diverged_epoch"] >= 1 and result["test_accuracy"] is None and "NaN" not in text + (store / diverged / "history.json").read_text()
+    done = wavescat("train", *TINY, "-p", "epochs=2", "-p", "lr=1e30", store=store)
+    assert done.returncode == 0 and f"diverged in epoch {result['diverged_epoch']}" in done.stdout
+
+
+def test_a_checkpoint_that_is_damaged_or_of_other_code_is_not_used(tmp_path):
+    code = """
+import torch
+from wavescat.experiment import experiment
+from wavescat.store import load_checkpoint, work_dir
+from wavescat.train import Stopped, run
+e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
+def stop():
+    try: run(e, stop=lambda: True)
+    except Stopped: return work_dir(e) / "checkpoint.pt"
+path = stop()
+path.write_bytes(path.read_bytes()[:500])
+assert load_checkpoint(work_dir(e)) is None
+stop()
+kept = torch.load(path, weights_only=True); kept["made_with"]["code"] = "older"; torch.save(kept, path)
+r = run(e)
+assert r["resumed"] == 0 and r["status"] == "done"
+"""
+    done = _python(code, tmp_path, WAVESCAT_CHECKPOINT_SECONDS="0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path):
+    code = """
+import torch, wavescat.train as t
+from wavescat.experiment import experiment
+def full(*a, **kw): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+t.Training.step = full
+try: t.run(experiment(width=2, per_class=2, epochs=1))
+except torch.OutOfMemoryError as e: print(e)
+"""
+    done = _python(code, tmp_path)
+    assert "batch_size=128" in done.stdout and "raise accumulate to 2" in done.stdout and done.stdout.count("\n") == 1, done.stderr
+
+
+def _full_disk(tmp_path):
+    "A prefix for commands that see a file system of 1 MB at tmp_path / disk."
+    (tmp_path / "disk").mkdir()
+    for prefix in ([], ["unshare", "-rm"]):
+        trial = [*prefix, "sh", "-c", f"mount -t tmpfs -o size=1m none {tmp_path / 'disk'} && echo mounted"]
+        try: done = subprocess.run(trial, capture_output=True, text=True)
+        except FileNotFoundError: continue
+        if "mounted" in done.stdout:
+            if not prefix: subprocess.run(["umount", tmp_path / "disk"])
+            return prefix
+    pytest.skip("no file system of its own may be mounted here")
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    "What was stored stays as it was, the run that can't be stored fails in one line and leaves no half of itself, and there is room again it is computed."
+    prefix, disk = _full_disk(tmp_path), tmp_path / "disk"
+    train = f"{sys.executable} -c 'from wavescat.cli import main; main()' train " + " ".join(TINY) + " -p epochs=1"
+    script = f"""
+mount -t tmpfs -o size=2m none {disk} || exit 9
+export WAVESCAT_RUNS={disk}
+{train} || exit 8
+(cd {disk} && find . -type f | sort | xargs sha256sum) > {tmp_path}/before
+head -c 4000000 /dev/zero > {disk}/filler 2> /dev/null
+WAVESCAT_CHECKPOINT_SECONDS=0 {train} -p seed=1 -p width=4; echo "exit $?"
+rm {disk}/filler
+(cd {disk} && find . -type f -not -path '*.work*' | sort | xargs sha256sum) > {tmp_path}/after
+ls -A {disk}
+echo again
+{train} -p seed=1 -p width=4 || exit 7
+umount {disk}
+"""
+    done = subprocess.run([*prefix, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text() and "exit 1" in done.stdout or "exit 2" in done.stdout, done.stdout
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_poisoned_weights(tmp_path):
+    "A pickle that would write a file is refused, as weights to start from and as a stored model; nothing is written."
+    class Poison:
+        def __reduce__(self): return (open, (str(tmp_path / "ran"), "w"))
+    for name in ("w.pt", "w.pth", "w.bin"): (tmp_path / name).write_bytes(pickle.dumps({"w": Poison()}, protocol=2))
+    (tmp_path / "w.safetensors").write_bytes(pickle.dumps(Poison()))
+    for name in ("w.pt", "w.pth", "w.bin", "w.safetensors"):
+        done = wavescat("train", *TINY, "-p", f"weights={tmp_path / name}", store=tmp_path / "s")
+        assert done.returncode == 2 and "nothing in it was run" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = wavescat("train", *TINY, "-p", "weights=nowhere.safetensors", store=tmp_path / "s")
+    assert done.returncode == 2 and "no weights at nowhere.safetensors" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_starting_from_saved_weights(trained, tmp_path):
+    store, (first, *_) = trained
+    done = wavescat("train", *TINY, "-p", "epochs=0", "-p", f"weights={first[:8]}", store=store)
+    said = json.loads((store / first / "result.json").read_text())["test_accuracy"]
+    assert done.returncode == 0 and f"{said:,.6g}" in done.stdout, done.stderr
+    done = wavescat("train", *TINY, "-p", "width=4", "-p", f"weights={store / first / 'weights.safetensors'}", store=tmp_path)
+    assert done.returncode == 2 and "don't fit scatresnet18" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_predict(trained, tmp_path):
+    "Training images of the embedded set, written as files, get the classes that the stored model gives them; the data set isn't asked for."
+    import numpy as np
+    from PIL import Image
+    from wavescat.data import load
+    store, (run, *_) = trained
+    data = load("textures")
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for p, image in zip(paths, data.train[::200]): Image.fromarray(image[0]).save(p)
+    Image.new("RGB", (200, 90), "grey").save(tmp_path / "wide.jpg")
+    done = wavescat("predict", run[:7], *paths, tmp_path / "wide.jpg", "--top", "2", store=store)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4 and all(line.count("%") == 2 for line in done.stdout.splitlines()), done.stderr
+    (tmp_path / "no.png").write_text("no image")
+    for args, says in (((run, tmp_path / "no.png"), "no.png"), ((run, tmp_path / "none.png"), "no image could be read"), (("zzz", paths[0]), "no run begins with 'zzz'")):
+        done = wavescat("predict", *args, store=store)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert np.isfinite(data.mean).all()
+
+
+def test_runs(trained):
+    store, (one, two, diverged, failed) = trained
+    listed = wavescat("runs", "list", store=store).stdout
+    assert all(i in listed for i in (one, two, diverged, failed)) and "failed" in listed and "diverged" in listed
+    assert wavescat("runs", "list", "-w", "seed=1", store=store).stdout.count("\n") == 2
+    assert failed in (only := wavescat("runs", "list", "-w", "status=failed", store=store).stdout) and one not in only
+    assert wavescat("runs", "list", "--csv", store=store).stdout.startswith("identity,status")
+    shown = wavescat("runs", "show", failed[:6], store=store).stdout
+    assert "Traceback" in shown and "the roof fell in" in shown
+    compared = wavescat("runs", "compare", one, two, store=store).stdout
+    assert "seed" in compared and "test_accuracy" in compared and "width" not in compared
+    for args, says in ((("list", "-w", "sed=1"), "did you mean seed"), (("show", "0"), "no run begins with"), (("rm",), "expected runs, or conditions")):
+        done = wavescat("runs", *args, store=store)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_rm(trained, tmp_path):
+    import shutil
+    store = tmp_path / "s"
+    shutil.copytree(trained[0], store)
+    one, _, _, failed = trained[1]
+    there = len(list(store.iterdir()))
+    assert wavescat("runs", "rm", one, store=store, input="n\n").returncode == 0 and (store / one).is_dir()
+    assert "1 removed" in wavescat("runs", "rm", "-w", "status=failed", "--yes", store=store).stdout
+    assert "1 removed" in wavescat("runs", "rm", one, "-y", store=store).stdout
+    assert not (store / one).exists() and not (store / f"{failed}.work").exists() and len(list(store.iterdir())) == there - 2
+
+
+def test_every_published_protocol_can_be_said():
+    "As settings that an experiment knows and that go together; numbers of PROTOCOLS in the papers."
+    from wavescat.experiment import experiment
+    from wavescat.optim import check_settings, learning_rate
+    from wavescat.studies import protocol, protocols
+    made = {name: experiment(**protocol(name)) for name in protocols()}
+    for e in made.values(): check_settings(e)
+    assert {n: (e.epochs, e.batch_size, e.lr) for n, e in made.items() if n.startswith("parametric-ll-") and n[14:].isdigit()} == {"parametric-ll-100": (5000, 128, .06), "parametric-ll-500": (1000, 500, .13), "parametric-ll-1000": (500, 1000, .2)}
+    assert [learning_rate(made["scattering-tiny"], k) for k in (0, 4, 14)] == pytest.approx([.1, .02, .0008])
+    assert [learning_rate(made["wytiny"], k) for k in (0, 7)] == pytest.approx([.05, .5])
+    done = wavescat("train", "--protocol", "wytinny", store="unused")
+    assert done.returncode == 2 and "did you mean wytiny" in done.stderr
