@@ -445,6 +445,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.sweep._device': ('lib/sweep.html#_device', 'wavescat/sweep.py'),
                                 'wavescat.sweep._listed': ('lib/sweep.html#_listed', 'wavescat/sweep.py'),
                                 'wavescat.sweep._local': ('lib/sweep.html#_local', 'wavescat/sweep.py'),
+                                'wavescat.sweep._one_by_one': ('lib/sweep.html#_one_by_one', 'wavescat/sweep.py'),
                                 'wavescat.sweep._one_line': ('lib/sweep.html#_one_line', 'wavescat/sweep.py'),
                                 'wavescat.sweep._places': ('lib/sweep.html#_places', 'wavescat/sweep.py'),
                                 'wavescat.sweep._remember': ('lib/sweep.html#_remember', 'wavescat/sweep.py'),
