@@ -201,6 +201,7 @@ def test_runs(trained):
     store, (one, two, diverged, failed) = trained
     listed = wavescat("runs", "list", store=store).stdout
     assert all(i in listed for i in (one, two, diverged, failed)) and "failed" in listed and "diverged" in listed
+    assert wavescat("runs", "list", "-w", "split=stratified", "-w", "seed=1", store=store).stdout.count("\n") == 2
     assert wavescat("runs", "list", "-w", "seed=1", store=store).stdout.count("\n") == 2
     assert failed in (only := wavescat("runs", "list", "-w", "status=failed", store=store).stdout) and one not in only
     assert wavescat("runs", "list", "--csv", store=store).stdout.startswith("identity,status")

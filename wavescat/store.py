@@ -227,7 +227,10 @@ def _readable(directory):
     try: return _result(directory)
     except ValueError: return None
 
-def _row(identity, result): return {"identity": identity, "status": result["status"], "stale": result["stale"], **result["experiment"], **{k: v for k, v in result.items() if k not in ("experiment", "packages", "classes")}}
+def _row(identity, result):
+    numbers = {k: v for k, v in result.items() if k not in ("experiment", "packages")}
+    if "split" in numbers: numbers["split_checksum"] = numbers.pop("split")        # the setting of this name says how images are chosen
+    return {"identity": identity, "status": result["status"], "stale": result["stale"], **result["experiment"], **numbers}
 
 # %% ../nbs/lib/15_store.ipynb #15-store-23
 def _holds(run, condition, known):
