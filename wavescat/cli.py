@@ -34,7 +34,7 @@ def _refusing():
     try: yield
     except BrokenPipeError: raise           # whoever read the output has seen enough; typer ends quietly
     except (ValueError, OSError) as e:
-        print(f"wavescat: {e}", file=sys.stderr)
+        if not int(os.environ.get("LOCAL_RANK", "0")): print(f"wavescat: {e}", file=sys.stderr)      # once a machine, where several processes were launched
         raise typer.Exit(2) from None
 
 # %% ../nbs/lib/29_cli.ipynb #29-cli-5
@@ -174,7 +174,7 @@ def train(
     again:Annotated[bool, typer.Option("--again", help="Compute even if the result is stored.")]=False,
     protocol:Protocol=None,
 ):
-    "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint."
+    "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. On several GPUs or machines: accelerate launch -m wavescat.cli train …"
     import torch
     from tqdm import tqdm
     from wavescat.experiment import experiment
@@ -185,9 +185,11 @@ def train(
         check(e)
         _writable(runs_dir(), "WAVESCAT_RUNS")
     if threads: torch.set_num_threads(threads)
-    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), again=again)
+    leads = not int(os.environ.get("RANK", "0"))               # of the processes that accelerate launched
+    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not leads) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), again=again)
+    if not leads: return
     if result["status"] == "diverged": print(f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. Lower lr, or set clip.")
-    for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "seconds"): _say(k, result.get(k))
+    for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
     print(run_dir(e))
     _mirror()
 
@@ -417,3 +419,6 @@ def main():
         if isinstance(e, SystemExit) and e.code != 130: raise
         print("wavescat: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+# %% ../nbs/lib/29_cli.ipynb #29-cli-20
+if __name__ == "__main__" and "ipykernel" not in sys.modules: main()      # python -m wavescat.cli, which accelerate launch needs

@@ -129,7 +129,7 @@ def experiment(
     return Experiment(**settings)
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-9
-_COMPUTING = ("filters", "transform", "fast", "scattering", "data", "splits", "augment", "batches", "backbones", "hybrids", "metrics", "optim", "train")
+_COMPUTING = ("filters", "transform", "fast", "scattering", "data", "splits", "augment", "batches", "backbones", "hybrids", "metrics", "optim", "distributed", "train")
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-10
 def _essence(source:str)->str:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from .augment import AUGMENTATIONS
 from .data import load
+from .distributed import launched
 from .experiment import Experiment, code_version, experiment
 from .store import Busy, claim, failure, owned, runs_dir
 from .train import Stopped, build_model, check, default_device, found, image_counts, run
@@ -239,6 +240,7 @@ def sweep(
     "Results of all the experiments; what isn't stored, or was computed by other code, is computed. Finished runs are kept whatever happens; sweeps at once share the work."
     experiments = list(experiments)
     if compute:
+        if launched() > 1: raise ValueError("a sweep shares runs, accelerate shares one run, between processes: launch wavescat train, or start the sweep alone")
         todo = [e for e in dict.fromkeys(experiments) if not _whole(e)]
         for e in todo: check(e)
         if todo:

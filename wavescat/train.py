@@ -32,6 +32,7 @@ from .augment import AUGMENTATIONS, MIXES
 from .backbones import parameter_count
 from .batches import Batches
 from .data import DATASETS, decode, load
+from .distributed import World, world
 from .experiment import Experiment, code_version
 from .hybrids import build, model_options
 from .metrics import r2, rmse, top_k
@@ -144,21 +145,28 @@ class Stopped(RuntimeError):
 
 class Features:
     "Coefficients of images that are computed once, in place of images."
-    def __init__(self, front, batches, prepare):
+    def __init__(self, front, batches, prepare, world):
         front.eval()
-        with torch.no_grad(): self.x = torch.cat([front(x) for x, _ in batches.inorder(64, prepare)]) if len(batches) else None
+        with torch.no_grad(): self.x = world.rows(len(batches), lambda order: torch.cat([front(x) for x, _ in batches.inorder(64, prepare, order)])) if len(batches) else None
         self.labels, self.device = batches.labels, batches.device
     def __len__(self): return len(self.labels)
     def inorder(self, batch_size, augment=None, order=None):
         order = torch.arange(len(self)) if order is None else order
         for i in (order.to(self.device)).split(batch_size): yield self.x[i], self.labels[i]
+class _Rest(nn.Module):
+    "A model behind its front."
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+    def forward(self, x): return self.model.rest(x)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-15
 class Training:
     "A run on its way: model, optimiser, random numbers, place in the data, what was seen."
-    def __init__(self, e:Experiment, device:torch.device):
+    def __init__(self, e:Experiment, world:World):
+        device = world.device
         data, parts = load(e.dataset, e.size), split_of(e)
-        self.e, self.device, self.data = e, device, data
+        self.e, self.world, self.device, self.data = e, world, device, data
         self.augment, self.prepare = AUGMENTATIONS[e.augment]
         torch.manual_seed(e.seed)
         self.model = build_model(e)
@@ -167,15 +175,17 @@ class Training:
         def batches(images, labels, chosen=None): return Batches(images, (labels / e.target_scale).astype(np.float32) if data.targets else labels, data.mean, data.std, device, chosen)
         self.train, self.val = (batches(data.train, data.train_labels, chosen) for chosen in (parts.train, parts.validation))
         self.test = batches(data.test, data.test_labels) if parts.test is None else batches(data.train, data.train_labels, parts.test)
-        self.forward = torch.compile(self.model) if e.compile else self.model
+        taught = self.model
         front = getattr(self.model, "front", None)
         if front is not None and not list(front.parameters()) and e.augment == "none" and not e.mix:
-            self.train, self.val, self.test = (Features(front, b, self.prepare) for b in (self.train, self.val, self.test))
-            self.forward = torch.compile(self.model.rest) if e.compile else self.model.rest
+            self.train, self.val, self.test = (Features(front, b, self.prepare, world) for b in (self.train, self.val, self.test))
+            taught = _Rest(self.model)
+        self.joined = world.join(taught)
+        self.forward = torch.compile(self.joined) if e.compile else self.joined
         self.optimizer = optimizer(self.model, e)
         self.scaler = torch.amp.GradScaler(device.type, enabled=e.precision == "float16")
         self.generator = torch.Generator().manual_seed(e.seed)
-        self.now = {"epoch": 0, "step": 0, "order": None, "loss": torch.zeros(()), "hits": torch.zeros(()), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0}
+        self.now = {"epoch": 0, "step": 0, "order": None, "seen": torch.zeros(2), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0}
 
     def state(self)->dict:
         "Everything that the next step depends on, as tensors, numbers and text."
@@ -195,12 +205,16 @@ class Training:
         e, target = self.e, y
         if e.mix: x, target = MIXES[e.mix](x, y, len(self.data.classes), self.generator, *([] if e.mix_beta is None else [e.mix_beta]))
         self.optimizer.zero_grad(set_to_none=True)
-        for xs, ts, ys in zip(x.chunk(e.accumulate), target.chunk(e.accumulate), y.chunk(e.accumulate)):
-            with autocast(e, self.device): scores = self.forward(xs)
-            loss = LOSSES[e.loss](scores.float(), ts, e)
-            self.scaler.scale(loss * (len(xs) / len(x))).backward()
-            self.now["loss"] = self.now["loss"].to(self.device) + loss.detach() * len(xs)
-            if not self.data.targets: self.now["hits"] = self.now["hits"].to(self.device) + (scores.detach().argmax(1) == ys).sum()
+        seen, parts = torch.zeros(2, device=self.device), list(zip(x.chunk(e.accumulate), target.chunk(e.accumulate), y.chunk(e.accumulate)))
+        for i, part in enumerate(parts):
+            (xs, ts, ys), count = self.world.share(*part)
+            with self.world.alone(self.joined) if i + 1 < len(parts) else contextlib.nullcontext():
+                with autocast(e, self.device): scores = self.forward(xs)
+                loss = LOSSES[e.loss](scores.float(), ts, e)
+                self.scaler.scale(loss * (count / len(x))).backward()
+            seen[0] += loss.detach() * count
+            if not self.data.targets: seen[1] += (scores.detach().argmax(1) == ys).sum() * (count / len(xs))
+        self.now["seen"] = self.now["seen"].to(self.device) + self.world.mean(seen)
         if e.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), e.clip)
@@ -221,13 +235,14 @@ class Training:
             now["step"] += 1
             if now["step"] < steps: between()
         n = len(now["order"])
-        record = {"epoch": now["epoch"] + 1, "lr": learning_rate(e, now["epoch"], 0, steps), "train_loss": float(now["loss"]) / n, **({} if self.data.targets else {"train_accuracy": 100 * float(now["hits"]) / n})}
-        now |= {"epoch": now["epoch"] + 1, "step": 0, "order": None, "loss": torch.zeros(()), "hits": torch.zeros(())}
+        loss, hits = (v / n for v in now["seen"].tolist())
+        record = {"epoch": now["epoch"] + 1, "lr": learning_rate(e, now["epoch"], 0, steps), "train_loss": loss, **({} if self.data.targets else {"train_accuracy": 100 * hits})}
+        now |= {"epoch": now["epoch"] + 1, "step": 0, "order": None, "seen": torch.zeros(2)}
         return record
 
     def scores(self, batches, prefix:str)->tuple[dict, Tensor]: # numbers, and scores (N, classes or targets) in the targets' unit
         "What is counted on the predictions of some images."
-        out, labels = predict(self.model if isinstance(batches, Batches) else self.model.rest, batches, self.prepare, lambda: autocast(self.e, self.device))
+        out, labels = predict(self.model if isinstance(batches, Batches) else self.model.rest, batches, self.prepare, lambda: autocast(self.e, self.device), self.world)
         loss = LOSSES[self.e.loss](out, labels, self.e).item()
         if not self.data.targets: return {f"{prefix}_loss": loss, f"{prefix}_accuracy": top_k(out, labels), f"{prefix}_top_k": top_k(out, labels, min(self.e.top_k, out.shape[1]))}, out
         out, labels = out * self.e.target_scale, labels * self.e.target_scale
@@ -238,29 +253,30 @@ class Training:
 
 # %% ../nbs/lib/19_train.ipynb #19-train-16
 @torch.no_grad()
-def predict(model, batches, prepare=None, context=contextlib.nullcontext)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
+def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
     "Scores of every image, in order, after `prepare`; in batches that stay in a CPU's cache, or fill a GPU."
     module = getattr(model, "__self__", model)
     module.eval()
     batch_size = 64 if batches.device.type == "cpu" else 1000
-    scores = []
-    for x, _ in batches.inorder(batch_size, prepare):
-        with context(): scores.append(model(x).float())
-    return torch.cat(scores).cpu(), batches.labels.cpu()
+    def scores(order):
+        def score(x):
+            with context(): return model(x).float()
+        return torch.cat([score(x) for x, _ in batches.inorder(batch_size, prepare, order)])
+    return (world or World(batches.device)).rows(len(batches), scores).cpu(), batches.labels.cpu()
 
 # %% ../nbs/lib/19_train.ipynb #19-train-18
 def fit(
     e:Experiment,
-    device:torch.device,
+    world:World,
     progress:Callable[[int, int], None]|None=None, # called after every epoch with epochs done and of how many
     work:Path|None=None,                           # where checkpoints are kept; None keeps none
     stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`
 )->tuple[nn.Module, list[dict], dict, Tensor]:     # best model, history, numbers, test predictions (N,) or (N, T)
     "Train and test, from the checkpoint if there is one; publishes nothing."
-    with torch.random.fork_rng(), _algorithms(e, device):
-        t = Training(e, device)
+    with torch.random.fork_rng(), _algorithms(e, world.device):
+        t = Training(e, world)
         made_with = {"code": code_version(), "data": t.data.checksum, "split": split_of(e).checksum, "weights": _weights_checksum(e)}
-        kept = load_checkpoint(work) if work else None
+        kept = world.lead(lambda: load_checkpoint(work) if work else None)
         if kept and kept.get("made_with") == made_with: t.load(kept)
         now, keeper = t.now, _Keeper(t, work, stop, made_with)
         while now["epoch"] < e.epochs and not (e.patience and now["waited"] >= e.patience):
@@ -330,15 +346,15 @@ def _algorithms(e, device):
         _, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = before
 
 # %% ../nbs/lib/19_train.ipynb #19-train-21
-def _provenance(e:Experiment, device, seconds)->dict:
+def _provenance(e:Experiment, world, seconds)->dict:
     "Where, when and with what a result was computed."
     def version(p):
         try: return importlib.metadata.version(p)
         except importlib.metadata.PackageNotFoundError: return None
     packages = ["torch", "numpy", "pillow", *(["scikit-image"] if e.dataset == "textures" else []), *(["kymatio"] if e.engine == "kymatio" else [])]
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    name = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.machine()
     return {"code": code_version(), "packages": {p: version(p) for p in packages}, "python": platform.python_version(), "data": load(e.dataset, e.size).checksum, "split": split_of(e).checksum, "weights_from": _weights_checksum(e),
-            "device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "precision": e.precision,
+            "device": f"{world.device.type} ({name})", "threads": torch.get_num_threads(), "processes": world.size, "precision": e.precision,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 2)}
 
 # %% ../nbs/lib/19_train.ipynb #19-train-22
@@ -370,27 +386,31 @@ def run(
     stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`, its checkpoint kept
 )->dict:                                           # the result, as `experiment.stored` gives it
     "The result of an experiment: from the store, or computed and stored, from its checkpoint if it was interrupted. Raises as `check` does."
-    result = found(e)
+    w, asked = world(device or default_device()), time.time()
+    if w.size > 1 and stop: raise ValueError(f"{w.size} processes compute one run together, and none of them can stop it: interrupt them")
+    result = w.lead(lambda: found(e))
     if result and not result["stale"] and not again: return result
     check(e)
-    device, asked = device or default_device(), time.time()
-    with claim(e, wait) as work:
-        result = found(e)
+    with contextlib.ExitStack() as until:
+        work = w.lead(lambda: until.enter_context(claim(e, wait and w.size == 1)))
+        result = w.lead(lambda: found(e))
         if result and not result["stale"] and not (again and run_dir(e).stat().st_mtime < asked): return result    # somebody else was first
         def told(done, of):
             tell(work, done, of)
             if progress: progress(done, of)
         started = time.perf_counter()
-        try: model, history, numbers, predictions = fit(e, device, told, work, stop)
+        try: model, history, numbers, predictions = fit(e, w, *([] if w.rank else [told, work, stop]))
         except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(f"{device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size ({str(error).splitlines()[0]})") from None
+            raise torch.OutOfMemoryError(f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size ({str(error).splitlines()[0]})") from None
         seconds = max(time.perf_counter() - started, numbers.pop("trained"))
-        result = {"experiment": asdict(e), "identity": e.identity, **numbers, "parameters": parameter_count(model), **_provenance(e, device, seconds)}
+        result = {"experiment": asdict(e), "identity": e.identity, **numbers, "parameters": parameter_count(model), **_provenance(e, w, seconds)}
         def save(directory):
             _save_model(e, model, directory)
             if predictions is not None: np.save(directory / "predictions.npy", predictions.numpy().astype(np.float32 if predictions.is_floating_point() else np.uint16))
-        publish(e, result, history, save)
-    return found(e)
+        def published():
+            publish(e, result, history, save)
+            return found(e)
+        return w.lead(published)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-26
 def classify(
