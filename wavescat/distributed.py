@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../nbs/lib/18_distributed.ipynb #18-distributed-5
