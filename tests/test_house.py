@@ -16,7 +16,7 @@ from conftest import COMMAND, ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STUDIES = sorted((ROOT / "nbs" / "studies").glob("*.ipynb"))
 # ground floor first: a module may import only those before it
-FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "store", "metrics", "optim", "distributed", "train", "sweep", "tracking", "bench", "stats", "explain", "plots", "studies", "report", "cli"]
+FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "store", "metrics", "optim", "distributed", "train", "sweep", "tracking", "bench", "throughput", "stats", "explain", "plots", "studies", "report", "cli"]
 
 
 def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})

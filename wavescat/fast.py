@@ -43,8 +43,8 @@ def _slots(n, last):
 # %% ../nbs/lib/02_fast.ipynb #02-fast-8
 def _basis(n, last):
     "Real Fourier basis, (n, n) orthonormal float64, two rows a slot: cosine and sine; for slot 0 the constant and the alternating one."
-    i = torch.arange(n, dtype=torch.float64)
-    s = torch.tensor(_slots(n, last), dtype=torch.float64)[:, None]
+    i = torch.arange(n, dtype=torch.float64, device="cpu")     # where torch.arange on a meta device would import a second's worth of torch
+    s = torch.tensor(_slots(n, last), dtype=torch.float64, device="cpu")[:, None]
     even, odd = torch.cos(2 * math.pi * s * i / n), torch.sin(2 * math.pi * s * i / n)
     even[0], odd[0] = math.sqrt(.5), math.sqrt(.5) * torch.cos(math.pi * i)
     return math.sqrt(2 / n) * torch.stack([even, odd], 1).reshape(n, n)
@@ -202,7 +202,7 @@ class Cascade(nn.Module):
         second = [Step(a, j) for a in range(J) for j in range(a + 1, J)] if max_order == 2 else []
         self.steps = list(dict.fromkeys(first + second))
         self.kept, self.last = {}, [n >> (J - 1) for n in sides]
-        for name, value in self._exact(): self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
+        for name, value in self._exact(): self.register_buffer(name, value.to(torch.get_default_device(), torch.get_default_dtype()), persistent=False)
 
     def _exact(self):
         "Fourier bases of every resolution that is transformed, in float64, if it goes by slots."

@@ -11,6 +11,7 @@ import inspect
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import STEM_CHANNELS, ResNet18
@@ -97,6 +98,25 @@ class ScatteringLinear(nn.Module):
         "From coefficients (B, C·K, h, w) to (B, classes)."
         return self.head(self.bn(features).flatten(1))
 
+    def with_moments(self, features:Tensor)->Tensor:
+        "Coefficients (B, C·K, h, w) less each image's mean of a channel, then these means and the variances about them, in one row an image."
+        flat = features.flatten(2)
+        mean = flat.mean(2, keepdim=True)
+        return torch.cat([(flat - mean).flatten(1), mean.flatten(1), flat.var(2, correction=0)], 1)
+
+    def rest_with_moments(self, rows:Tensor)->Tensor:
+        "`rest` from the rows of `with_moments`, batch norm folded into the head."
+        bn, K = self.bn, self.bn.num_features
+        x, mean, variance = rows.split([rows.shape[1] - 2 * K, K, K], 1)
+        if self.training:
+            m, v, n = mean.mean(0), variance.mean(0) + mean.var(0, correction=0), x.numel() / K
+            bn.num_batches_tracked += 1
+            bn.running_mean.lerp_(m, bn.momentum)
+            bn.running_var.lerp_(v * (n / (n - 1)), bn.momentum)
+        else: m, v = bn.running_mean, bn.running_var
+        scale, W = bn.weight * (v + bn.eps).rsqrt(), self.head.weight.unflatten(1, (K, -1))
+        return F.linear(x, (W * scale[:, None]).flatten(1), self.head.bias) + F.linear((mean - m) * scale + bn.bias, W.sum(2))
+
     def forward(self, x:Tensor)->Tensor: return self.rest(self.front(x))
 
 def scattering_linear(
@@ -115,10 +135,10 @@ def scattering_linear(
     S = Scattering2D(J, shape[1:], L, order, slant=slant, flat=True, learn=learn, init=init, seed=torch.initial_seed() % 2**31)
     return ScatteringLinear(S, (shape[0] * K, shape[1] >> J, shape[2] >> J), num_classes)
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-13
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-15
 MODELS = {"resnet18": resnet18, "scatresnet18": scatresnet18, "scattering-linear": scattering_linear}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-14
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-16
 def model_options(
     name:str, # one of `MODELS`
 )->dict:      # option → default
@@ -126,7 +146,7 @@ def model_options(
     parameters = inspect.signature(choose(name, MODELS, "model")).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("shape", "num_classes")}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-15
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-17
 def build(
     name:str,                   # one of `MODELS`
     shape:tuple[int, int, int], # (C, H, W) of an image

@@ -144,21 +144,22 @@ class Stopped(RuntimeError):
     "A run was asked to stop; its checkpoint is kept."
 
 class Features:
-    "Coefficients of images that are computed once, in place of images."
+    "What a model makes of images and never changes, computed once, in place of images."
     def __init__(self, front, batches, prepare, world):
-        front.eval()
         with torch.no_grad(): self.x = world.rows(len(batches), lambda order: torch.cat([front(x) for x, _ in batches.inorder(64, prepare, order)])) if len(batches) else None
         self.labels, self.device = batches.labels, batches.device
     def __len__(self): return len(self.labels)
     def inorder(self, batch_size, augment=None, order=None):
         order = torch.arange(len(self)) if order is None else order
-        for i in (order.to(self.device)).split(batch_size): yield self.x[i], self.labels[i]
+        for i in order.to(self.device).split(batch_size):
+            yield (self.x, self.labels) if len(i) == len(self) else (self.x.index_select(0, i), self.labels[i])   # a batch of all needs no order
 class _Rest(nn.Module):
-    "A model behind its front."
-    def __init__(self, model):
+    "A model behind its front; batch norm folded, where the model knows how and one process sees the whole batch."
+    def __init__(self, model, world):
         super().__init__()
-        self.model = model
-    def forward(self, x): return self.model.rest(x)
+        self.model, self.folds = model.eval(), hasattr(model, "with_moments") and world.size == 1
+    def front(self, x): return self.model.with_moments(self.model.front(x)) if self.folds else self.model.front(x)
+    def forward(self, x): return self.model.rest_with_moments(x) if self.folds else self.model.rest(x)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-15
 class Training:
@@ -175,12 +176,12 @@ class Training:
         def batches(images, labels, chosen=None): return Batches(images, (labels / e.target_scale).astype(np.float32) if data.targets else labels, data.mean, data.std, device, chosen)
         self.train, self.val = (batches(data.train, data.train_labels, chosen) for chosen in (parts.train, parts.validation))
         self.test = batches(data.test, data.test_labels) if parts.test is None else batches(data.train, data.train_labels, parts.test)
-        taught = self.model
+        self.taught = self.model
         front = getattr(self.model, "front", None)
         if front is not None and not list(front.parameters()) and e.augment == "none" and not e.mix:
-            self.train, self.val, self.test = (Features(front, b, self.prepare, world) for b in (self.train, self.val, self.test))
-            taught = _Rest(self.model)
-        self.joined = world.join(taught)
+            self.taught = _Rest(self.model, world)
+            self.train, self.val, self.test = (Features(self.taught.front, b, self.prepare, world) for b in (self.train, self.val, self.test))
+        self.joined = world.join(self.taught)
         self.forward = torch.compile(self.joined) if e.compile else self.joined
         self.optimizer = optimizer(self.model, e)
         self.scaler = torch.amp.GradScaler(device.type, enabled=e.precision == "float16")
@@ -242,7 +243,7 @@ class Training:
 
     def scores(self, batches, prefix:str)->tuple[dict, Tensor]: # numbers, and scores (N, classes or targets) in the targets' unit
         "What is counted on the predictions of some images."
-        out, labels = predict(self.model if isinstance(batches, Batches) else self.model.rest, batches, self.prepare, lambda: autocast(self.e, self.device), self.world)
+        out, labels = predict(self.taught, batches, self.prepare, lambda: autocast(self.e, self.device), self.world)
         loss = LOSSES[self.e.loss](out, labels, self.e).item()
         if not self.data.targets: return {f"{prefix}_loss": loss, f"{prefix}_accuracy": top_k(out, labels), f"{prefix}_top_k": top_k(out, labels, min(self.e.top_k, out.shape[1]))}, out
         out, labels = out * self.e.target_scale, labels * self.e.target_scale
@@ -255,8 +256,7 @@ class Training:
 @torch.no_grad()
 def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
     "Scores of every image, in order, after `prepare`; in batches that stay in a CPU's cache, or fill a GPU."
-    module = getattr(model, "__self__", model)
-    module.eval()
+    model.eval()
     batch_size = 64 if batches.device.type == "cpu" else 1000
     def scores(order):
         def score(x):
