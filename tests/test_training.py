@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -176,6 +177,27 @@ def test_starting_from_saved_weights(trained, tmp_path):
     assert done.returncode == 0 and f"{said:,.6g}" in done.stdout, done.stderr
     done = wavescat("train", *TINY, "-p", "width=4", "-p", f"weights={store / first / 'weights.safetensors'}", store=tmp_path)
     assert done.returncode == 2 and "don't fit scatresnet18" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_new_head_on_saved_weights(trained, tmp_path):
+    from safetensors.torch import load_file
+    store, (first, *_) = trained
+    done = wavescat("train", *TINY, "-p", "epochs=0", "-p", "seed=5", "-p", f"weights={store / first / 'weights.safetensors'}", "-p", "new_head=true", store=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found, = tmp_path.iterdir()
+    before, after = (load_file(d / "weights.safetensors") for d in (store / first, found))
+    changed = {k for k in before if not before[k].equal(after[k])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_is_the_same_run(tmp_path):
+    small = [*TINY, "-p", "epochs=2", "-p", "lr=0.001"]
+    for store, more in ((tmp_path / "eager", []), (tmp_path / "compiled", ["-p", "compile=true"])):
+        done = wavescat("train", *small, *more, store=store)
+        assert done.returncode == 0, done.stderr
+    curves = [[h["train_loss"] for h in json.loads(next((tmp_path / name).glob("*/history.json")).read_text())] for name in ("eager", "compiled")]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
 def test_predict(trained, tmp_path):
