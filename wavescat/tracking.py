@@ -288,7 +288,7 @@ def serve(
 
 def _say(done, page, end):
     refused = f", but refused {len(done['refused'])}, such as {next(iter(done['refused'].items()))}," if done["refused"] else ""
-    print(f"MLflow shows {done['logged'] + done['already']} runs{refused} at {page.rstrip('/')}/#/experiments/{done['experiment']}/runs{end}", flush=True)
+    print(f"MLflow shows {done['logged'] + done['already']} runs{refused} at {page.rstrip('/')}/#/experiments/{done['experiment']}/runs?workflowType=machine_learning{end}", flush=True)
 
 def _free(host, port):
     "The port, or a free one for 0. Raises `ValueError` if it can't be had."
