@@ -84,6 +84,95 @@ def test_diverged(trained):
     assert done.returncode == 0 and f"diverged in epoch {result['diverged_epoch']}" in done.stdout
 
 
+def test_diverged_after_an_interruption_keeps_the_same_weights(tmp_path):
+    code = """
+import sys, torch
+from wavescat.experiment import experiment
+from wavescat.train import Stopped, load_model, run
+torch.set_num_threads(1)
+e = experiment(model="scatresnet18", L=2, width=2, per_class=8, batch_size=8, epochs=3, lr=1e9)
+asked = 0
+def stop():
+    global asked
+    asked += 1
+    return sys.argv[1] == "stopped" and asked == 5
+for _ in range(2):
+    try: result = run(e, stop=stop); break
+    except Stopped: pass
+print(e.identity, result["status"], result["resumed"], all(v.isfinite().all() for v in load_model(e).state_dict().values()))
+"""
+    said = {}
+    for how in ("whole", "stopped"):
+        done = subprocess.run([sys.executable, "-c", code, how], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / how), "WAVESCAT_CHECKPOINT_SECONDS": "0"})
+        assert done.returncode == 0, done.stderr
+        said[how] = done.stdout.split()
+    assert [s[1:] for s in said.values()] == [["diverged", "0", "True"], ["diverged", "1", "True"]]
+    identity = said["whole"][0]
+    assert (tmp_path / "whole" / identity / "weights.safetensors").read_bytes() == (tmp_path / "stopped" / identity / "weights.safetensors").read_bytes()
+
+
+def test_stopped_is_not_failed_and_an_old_failure_is_forgotten(tmp_path):
+    code = """
+from wavescat.experiment import experiment
+from wavescat.store import claim, failure, runs
+from wavescat.train import Stopped, run
+e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
+try:
+    with claim(e): raise OSError("disk")
+except OSError: pass
+print(runs()[0]["status"], runs()[0]["error"])
+try: run(e, stop=lambda: True)
+except Stopped: pass
+print(runs()[0]["status"], failure(e))
+print(run(e)["status"])
+"""
+    done = _python(code, tmp_path, WAVESCAT_CHECKPOINT_SECONDS="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["failed OSError: disk", "stopped None", "done"]
+
+
+def test_a_head_on_cached_features_in_parts(tmp_path):
+    "One batch of all images, computed in parts: the parts are drawn anew every epoch, cached or not."
+    code = """
+import torch
+from wavescat.distributed import World
+from wavescat.experiment import experiment
+from wavescat.train import Training
+from wavescat.batches import Batches
+e = experiment(model="scattering-linear", L=4, order=1, per_class=10, augment="none", batch_size=128, epochs=3, lr=.01, accumulate=8)
+cached, plain = (Training(e, World(torch.device("cpu"))) for _ in range(2))
+plain.train, plain.forward = Batches(plain.data.train, plain.data.train_labels, plain.data.mean, plain.data.std, "cpu", __import__("wavescat.train").train.split_of(e).train), plain.model
+for _ in range(3): print(*(round(t.epoch(lambda: None)["train_loss"], 3) for t in (cached, plain)))
+"""
+    done = _python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines(): a, b = map(float, line.split()); assert a == pytest.approx(b, abs=.01)
+
+
+def test_what_no_launcher_made_and_what_cannot_train_is_refused(tmp_path):
+    from PIL import Image
+    for env, said in (({"WORLD_SIZE": "2"}, "no launcher says"), ({"WORLD_SIZE": "abc"}, "isn't a number of processes"), ({"WAVESCAT_CHECKPOINT_SECONDS": "abc"}, "WAVESCAT_CHECKPOINT_SECONDS=abc")):
+        done = wavescat("train", *TINY, "-p", "epochs=1", store=tmp_path / "s", env=env)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = wavescat("train", *TINY, "-p", "epochs=1", store=tmp_path / "s", env={"RANK": "1"})
+    assert done.returncode == 0 and "test_accuracy" in done.stdout, "RANK alone says nothing"
+    for part, n in (("train", 9), ("test", 2)):
+        for c in "ab":
+            for i in range(n):
+                place = tmp_path / "tiny" / part / c
+                place.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (20 * i, 90 * (c == "a"), 60)).save(place / f"{i}.png")
+    for model in (["-p", "model=resnet18", "-p", "width=2"], ["-p", "model=scattering-linear", "-p", "J=3", "-p", "augment=none"]):
+        done = wavescat("train", "-p", f"dataset={tmp_path / 'tiny'}", *model, "-p", "epochs=1", "-p", "batch_size=17", store=tmp_path / "s")
+        assert done.returncode == 2 and "leave one image alone" in done.stderr, done.stderr
+    done = wavescat("train", "-p", "L=4", "-p", "L=5", store=tmp_path / "s")
+    assert done.returncode == 2 and "there twice" in done.stderr
+    for condition in ("epochs==2", "seed!==99", "epochs=", "epochs=9-1", "test_accuracy=>3"):
+        done = wavescat("runs", "rm", "-y", "-w", condition, store=tmp_path / "s")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, (condition, done.stderr)
+    assert len(list((tmp_path / "s").glob("*"))) == 1
+
+
 def test_a_checkpoint_that_is_damaged_or_of_other_code_is_not_used(tmp_path):
     code = """
 import torch

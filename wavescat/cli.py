@@ -34,19 +34,29 @@ def _refusing():
     try: yield
     except BrokenPipeError: raise           # whoever read the output has seen enough; typer ends quietly
     except (ValueError, OSError) as e:
-        if not int(os.environ.get("LOCAL_RANK", "0")): print(f"wavescat: {e}", file=sys.stderr)      # once a machine, where several processes were launched
+        _complain(str(e))
         raise typer.Exit(2) from None
+
+def _complain(what):
+    "Say what went wrong, once a machine where several processes were launched."
+    speaks = True
+    if "WORLD_SIZE" in os.environ:
+        from wavescat.distributed import leads
+        with contextlib.suppress(ValueError): speaks = leads(local=True)
+    if speaks: print(f"wavescat: {what}", file=sys.stderr)
 
 # %% ../nbs/lib/29_cli.ipynb #29-cli-5
 @contextlib.contextmanager
 def _failing():
     "A run that fails: one line, exit status 1; the traceback on request."
+    from wavescat.store import Busy
     from wavescat.sweep import Failed
     try: yield
-    except Failed as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
+    except typer.Exit: raise
+    except (Failed, Busy) as e: _complain(e); raise typer.Exit(1) from None
     except Exception as e:
         if os.environ.get("WAVESCAT_TRACEBACK"): raise
-        print(f"wavescat: a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)", file=sys.stderr)
+        _complain(f"a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)")
         raise typer.Exit(1) from None
 
 def _mirror():
@@ -54,7 +64,7 @@ def _mirror():
     if not os.environ.get("MLFLOW_TRACKING_URI"): return
     from wavescat.tracking import Unreachable, mirror
     try: mirror(_figures)
-    except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr)
+    except (Unreachable, ValueError, OSError) as e: print(f"wavescat: {e}", file=sys.stderr)
 
 def _figures(directory):
     "Figures of a run, by name."
@@ -69,6 +79,7 @@ def _pairs(texts):
     "KEY=VALUE texts as a dict."
     for t in texts:
         if "=" not in t: raise ValueError(f"expected -p KEY=VALUE, got -p {t}")
+        if sum(o.partition("=")[0].strip() == t.partition("=")[0].strip() for o in texts) > 1: raise ValueError(f"-p {t.partition('=')[0].strip()} is there twice: leave it out once")
     return {k.strip(): v for k, _, v in (t.partition("=") for t in texts)}
 
 def _settings(protocol):
@@ -146,7 +157,7 @@ def run(
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
     with _refusing(): folder = _reports(reports)
-    with _failing(): sweep(experiments, workers=n, scheduler=scheduler)
+    with _failing(), _refusing(): sweep(experiments, workers=n, scheduler=scheduler)
     _mirror()
     _render(chosen, folder, [name for name, p in plans.items() if not p["runs"]])
 
@@ -180,14 +191,15 @@ def train(
     from wavescat.experiment import experiment
     from wavescat.store import run_dir, runs_dir
     from wavescat.train import check, run
+    from wavescat.distributed import leads
     with _refusing():
+        speaks = leads()                                       # of the processes that accelerate launched
         e = experiment(**{**_settings(protocol), **_pairs(parameter)})
         check(e)
         _writable(runs_dir(), "WAVESCAT_RUNS")
     if threads: torch.set_num_threads(threads)
-    leads = not int(os.environ.get("RANK", "0"))               # of the processes that accelerate launched
-    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not leads) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), again=again)
-    if not leads: return
+    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not speaks) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), again=again)
+    if not speaks: return
     if result["status"] == "diverged": print(f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. Lower lr, or set clip.")
     for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
     print(run_dir(e))
@@ -217,7 +229,7 @@ def sweep(
         n = workers or default_workers()
         if dry_run: print(f"{p['runs']} runs, {p['stored']} stored, about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute"); return
         _writable(runs_dir(), "WAVESCAT_RUNS")
-    with _failing(): results = compute(experiments, workers=n, scheduler=scheduler)
+    with _failing(), _refusing(): results = compute(experiments, workers=n, scheduler=scheduler)
     _mirror()
     diverged = sum(r["status"] == "diverged" for r in results)
     print(f"{len(results)} runs stored in {runs_dir()}{f', {diverged} of them diverged' if diverged else ''}; see wavescat runs list")
@@ -312,12 +324,13 @@ def rm(run:Annotated[list[str]|None, typer.Argument(metavar="RUN...", help="Iden
 def runs_log():
     "Log runs to MLflow that aren't there yet: at MLFLOW_TRACKING_URI, or in a SQLite file in the store."
     from wavescat.tracking import Unreachable, mirror, uri
-    try: said = mirror(_figures)
-    except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
+    with _refusing():
+        try: said = mirror(_figures)
+        except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
     print(f"{uri()}: {said}")
 
 @runs_app.command()
-def ui(port:Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")]=5000):
+def ui(port:Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")]=5000):
     "Log the runs to MLflow and open it on localhost, until Ctrl-C."
     from wavescat.tracking import Unreachable, serve
     with _refusing():

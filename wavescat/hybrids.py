@@ -112,7 +112,7 @@ class ScatteringLinear(nn.Module):
             m, v, n = mean.mean(0), variance.mean(0) + mean.var(0, correction=0), x.numel() / K
             bn.num_batches_tracked += 1
             bn.running_mean.lerp_(m, bn.momentum)
-            bn.running_var.lerp_(v * (n / (n - 1)), bn.momentum)
+            bn.running_var.lerp_(v * (n / max(n - 1, 1)), bn.momentum)
         else: m, v = bn.running_mean, bn.running_var
         scale, W = bn.weight * (v + bn.eps).rsqrt(), self.head.weight.unflatten(1, (K, -1))
         return F.linear(x, (W * scale[:, None]).flatten(1), self.head.bias) + F.linear((mean - m) * scale + bn.bias, W.sum(2))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'project_dir', 'runs_dir', 'run_dir', 'work_dir', 'replace', 'write_json', 'stored', 'publish', 'Busy',
-           'claim', 'tell', 'owned', 'failure', 'save_checkpoint', 'load_checkpoint', 'runs', 'table', 'find',
-           'experiment_of', 'remove']
+           'Stopped', 'claim', 'tell', 'owned', 'failure', 'save_checkpoint', 'load_checkpoint', 'runs', 'table',
+           'find', 'experiment_of', 'remove']
 
 # %% ../nbs/lib/15_store.ipynb #15-store-2
 import contextlib
@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -92,8 +93,8 @@ def stored(
 def _result(directory):
     try: result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError): return None
-    except ValueError: result = {}
-    if "code" not in result: raise ValueError(f"{directory / 'result.json'} is damaged; delete {directory} to have the run computed again")
+    except ValueError: result = None
+    if not isinstance(result, dict) or "code" not in result: raise ValueError(f"{directory / 'result.json'} is damaged; delete {directory} to have the run computed again")
     return {"status": "done", **result, "stale": result["code"] != code_version()}
 
 # %% ../nbs/lib/15_store.ipynb #15-store-11
@@ -123,35 +124,48 @@ def publish(
 class Busy(RuntimeError):
     "Another process is computing this run."
 
+class Stopped(RuntimeError):
+    "A run was asked to stop; its checkpoint is kept."
+
 # %% ../nbs/lib/15_store.ipynb #15-store-15
 @contextlib.contextmanager
 def claim(
     e:Experiment,
     wait:bool=True, # until whoever has it is done; False raises `Busy`
 )->Iterator[Path]:  # the directory for what the run leaves on the way
-    "Own a run. A clean end takes the directory away; an exception, a signal or a loss of power leaves it as it is, for the next owner."
+    "Own a run. A clean end takes the directory away; an exception, a signal or a loss of power leaves it as it is, for the next owner. An exception other than `Stopped` is kept as its failure until then."
     from filelock import FileLock, Timeout
-    work, lock = work_dir(e), FileLock(work_dir(e) / "lock")
+    work, lock, said = work_dir(e), FileLock(work_dir(e) / "lock"), False
     while True:
         work.mkdir(parents=True, exist_ok=True)
         try: lock.acquire(timeout=1 if wait else 0)
         except Timeout:
             if not wait: raise Busy(f"{e.identity} is being computed by {_owner_name(work)}") from None
+            if not said: print(f"wavescat: {e.identity} is being computed by {_owner_name(work)}; waiting for it", file=sys.stderr)
+            said = True
             continue
         except FileNotFoundError: continue                              # its last owner took the directory away just now
         if (work / "lock").exists(): break
         lock.release()
     try:
-        for leftover in runs_dir().glob(f".{e.identity}-*"): shutil.rmtree(leftover, ignore_errors=True)   # of an owner that was killed while it published
-        _tell(work, {})
+        _tidy(e)
+        (work / "failure.json").unlink(missing_ok=True)
+        _tell(work, {k: v for k, v in (_read(work / "progress.json") or {}).items() if k in ("epoch", "of")})
         if not (work / "config.json").exists(): write_json(work / "config.json", asdict(e))
         yield work
         shutil.rmtree(work, ignore_errors=True)                         # the lock's file too, while it is held
+    except Stopped: raise
     except Exception as error:
         with contextlib.suppress(OSError):
             write_json(work / "failure.json", {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "traceback": traceback.format_exc(), "at": _now(), "on": platform.node(), "code": code_version()})
         raise
     finally: lock.release()
+
+def _tidy(e):
+    "Clear up after an owner that was killed while it published: a result that it had put aside comes back if no other took its place."
+    aside = sorted(runs_dir().glob(f".{e.identity}-*-old-*"))
+    if aside and not run_dir(e).exists(): os.rename(aside[-1], run_dir(e))
+    for leftover in runs_dir().glob(f".{e.identity}-*"): shutil.rmtree(leftover, ignore_errors=True)
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec="seconds")
 def _tell(work, what): (work / "progress.json").write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "at": _now(), **what}), encoding="utf-8")
@@ -238,7 +252,9 @@ def _holds(run, condition, known):
     match = re.fullmatch(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
     if not match: raise ValueError(f"expected a condition such as L=8, model!=resnet18 or test_accuracy>50, got {condition!r}")
     field, sign, text = match.groups()
-    if known and field not in known: raise unknown(field, known, "field of a run")
+    if not text or text[0] in "=<>!": raise ValueError(f"expected a value after {field}{sign}, such as L=8, model!=resnet18 or test_accuracy>50, got {condition!r}")
+    if any((ends := re.fullmatch(r"(\d+)-(\d+)", part.strip())) and int(ends[1]) > int(ends[2]) for part in text.split(",")): raise ValueError(f"{condition}: a range rises, such as {field}=1-9")
+    if known and field not in known: raise unknown(field, sorted(known), "field of a run")
     value = run.get(field)
     if sign in ("=", "!="): return _is_one_of(value, text) == (sign == "=")
     try: limit = float(text)

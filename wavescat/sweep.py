@@ -163,6 +163,7 @@ def _remote(scheduler):
     "A client of a scheduler that runs: of its address, its cluster, or that client."
     from distributed import Client
     if isinstance(scheduler, Client): yield scheduler; return
+    if isinstance(scheduler, str) and not re.fullmatch(r"(\w+://)?[^\s/]+:\d+/?", scheduler): raise ValueError(f"expected the address of a Dask scheduler that runs, such as tcp://host:8786, got {scheduler!r}")
     try: client = Client(scheduler, set_as_default=False, timeout=10)
     except (OSError, ValueError, TypeError) as e: raise ValueError(f"no Dask scheduler answers at {scheduler}: {type(e).__name__}; expected the address of one that runs, such as tcp://host:8786, a cluster or a client") from None
     with client: yield client
