@@ -16,8 +16,9 @@ def _execute(path):
 
 
 @pytest.fixture(scope="session")
-def executed():
-    with ThreadPoolExecutor(2) as pool: yield {p: pool.submit(_execute, p) for p in NOTEBOOKS}
+def executed(request):
+    asked = {i.callspec.params["path"] for i in request.session.items if i.name.startswith("test_notebook[")}
+    with ThreadPoolExecutor(2) as pool: yield {p: pool.submit(_execute, p) for p in NOTEBOOKS if p in asked}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
