@@ -165,8 +165,6 @@ def test_what_no_launcher_made_and_what_cannot_train_is_refused(tmp_path):
     for model in (["-p", "model=resnet18", "-p", "width=2"], ["-p", "model=scattering-linear", "-p", "J=3", "-p", "augment=none"]):
         done = wavescat("train", "-p", f"dataset={tmp_path / 'tiny'}", *model, "-p", "epochs=1", "-p", "batch_size=17", store=tmp_path / "s")
         assert done.returncode == 2 and "leave one image alone" in done.stderr, done.stderr
-    done = wavescat("train", "-p", "L=4", "-p", "L=5", store=tmp_path / "s")
-    assert done.returncode == 2 and "there twice" in done.stderr
     for condition in ("epochs==2", "seed!==99", "epochs=", "epochs=9-1", "test_accuracy=>3"):
         done = wavescat("runs", "rm", "-y", "-w", condition, store=tmp_path / "s")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, (condition, done.stderr)

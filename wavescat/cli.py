@@ -79,7 +79,6 @@ def _pairs(texts):
     "KEY=VALUE texts as a dict."
     for t in texts:
         if "=" not in t: raise ValueError(f"expected -p KEY=VALUE, got -p {t}")
-        if sum(o.partition("=")[0].strip() == t.partition("=")[0].strip() for o in texts) > 1: raise ValueError(f"-p {t.partition('=')[0].strip()} is there twice: leave it out once")
     return {k.strip(): v for k, _, v in (t.partition("=") for t in texts)}
 
 def _settings(protocol):
