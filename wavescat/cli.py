@@ -433,4 +433,4 @@ def main():
         sys.exit(130)
 
 # %% ../nbs/lib/29_cli.ipynb #29-cli-20
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main()      # python -m wavescat.cli, which accelerate launch needs
+if __name__ == "__main__" and __package__: main()      # python -m wavescat.cli, which accelerate launch needs; nothing in a notebook
