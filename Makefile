@@ -1,6 +1,7 @@
 # make report   the studies at preset quick: trains what isn't stored, writes reports/index.html
 # make test     everything that can be checked
 # make lab      JupyterLab on localhost
+# make docs     the documentation, in site/: open site/index.html
 # Set-up happens by itself, in .venv. PYTHON and PIP_ARGS choose the interpreter and where packages come from.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := report
-.PHONY: report test lab readme export lock hooks wheel clean
+.PHONY: report test lab docs readme export lock hooks wheel clean
 
 report: $(READY)
 	$(BIN)/wavescat run $(STUDIES) --preset $(PRESET) --workers $(WORKERS)
@@ -22,6 +23,10 @@ test: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1
+
+# pages of the notebooks, studies and reports as they are stored: nothing is run, nothing fetched
+docs: $(READY)
+	$(BIN)/python -c 'from wavescat.cli import app; from wavescat.docs import build_docs; print(build_docs("site", app))'
 
 # torch first, by its exact version: an open range would pull builds of several GB
 $(READY): requirements.lock
