@@ -16,7 +16,7 @@ from conftest import COMMAND, ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STUDIES = sorted((ROOT / "nbs" / "studies").glob("*.ipynb"))
 # ground floor first: a module may import only those before it
-FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "store", "metrics", "optim", "distributed", "train", "sweep", "tracking", "bench", "throughput", "stats", "explain", "plots", "studies", "report", "cli"]
+FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "store", "metrics", "optim", "distributed", "train", "sweep", "tracking", "bench", "throughput", "stats", "explain", "plots", "visualise", "pictures", "studies", "report", "demos", "docs", "cli"]
 
 
 def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})
@@ -129,10 +129,12 @@ def test_presets_plan(path, preset):
     "Every preset of every study gives a list of experiments; paper has the published protocol."
     from wavescat.studies import experiments_of, resolve
     experiments = experiments_of(path.stem, resolve(path.stem, preset))
-    if path.stem == "speed": return                          # it measures the machine, and trains nothing
-    assert len(experiments) == len(set(experiments)) >= 4
+    if path.stem in ("speed", "stability"): return           # they measure, and train nothing
+    assert len(experiments) == len(set(experiments)) >= 3
     if preset == "paper":
-        for e in experiments: assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "scatresnet", 64, 1)
+        for e in experiments:
+            if e.model == "scattering-linear": continue          # no network
+            assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "scatresnet", 64, 1)
         assert {e.validation for e in experiments} <= {5000, 10000}
 
 
