@@ -1,7 +1,9 @@
 """Sweeps: what is refused, processes that die, sweeps at once, runs that fail, clusters, Ctrl-C."""
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from conftest import ROOT
 from wavescat.experiment import experiment
 from wavescat.store import failure, owned, run_dir, runs, work_dir
 from wavescat.sweep import Failed, grid, read_grid, sweep
-from wavescat.train import found
+from wavescat.train import check, found
 
 SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=.01)
 SCRIPT = """
@@ -162,10 +164,12 @@ def test_runs_that_fail(start, store):
 
 def test_failures_can_be_passed_over(store, cluster, tmp_path):
     from PIL import Image
-    for i in range(12):                                        # batches of one image that are 1×1 at the end can't be normalised
+    for i in range(12):
         (tmp_path / "own" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * i).save(tmp_path / "own" / "ab"[i % 2] / f"{i}.png")
-    bad, good = (experiment(dataset=str(tmp_path / "own"), width=2, per_class=2, epochs=1, batch_size=b, augment="none") for b in (1, 4))
+    bad, good = experiment(dataset=str(tmp_path / "own"), width=2, per_class=2, epochs=1, batch_size=4, augment="none"), experiment(**SMALL, epochs=1, seed=16)
+    check(bad)
+    shutil.rmtree(tmp_path / "own")                            # what is checked, and isn't there where it is computed
     assert [r and r["status"] for r in sweep([bad, good], scheduler=cluster, strict=False)] == [None, "done"]
     with pytest.raises(Failed, match="1 of 2 runs failed.*wavescat runs show") as e: sweep([bad, good], scheduler=cluster)
     assert list(e.value.failed) == [bad] and "Traceback" in failure(bad)["traceback"]
@@ -180,7 +184,10 @@ def test_other_code_and_another_store_are_refused(store, cluster, monkeypatch, t
         sweep([e], scheduler=cluster)
     monkeypatch.setattr(wavescat.sweep, "code_version", lambda: "other")
     with pytest.raises(RuntimeError, match="install the same version"): sweep([e], scheduler=cluster)
-    with pytest.raises(ValueError, match="no Dask scheduler answers at nonsense"): sweep([e], scheduler="nonsense")
+    with pytest.raises(ValueError, match="expected the address of a Dask scheduler.*got 'nonsense'"): sweep([e], scheduler="nonsense")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{s.getsockname()[1]}"): sweep([e], scheduler=f"tcp://127.0.0.1:{s.getsockname()[1]}")
 
 
 def test_a_job_queue(store):
