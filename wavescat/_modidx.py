@@ -201,7 +201,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.demos._written': ('lib/demos.html#_written', 'wavescat/demos.py'),
                                 'wavescat.demos.draw_coefficients': ('lib/demos.html#draw_coefficients', 'wavescat/demos.py'),
                                 'wavescat.demos.draw_curves': ('lib/demos.html#draw_curves', 'wavescat/demos.py'),
-                                'wavescat.demos.draw_maps': ('lib/demos.html#draw_maps', 'wavescat/demos.py'),
                                 'wavescat.demos.draw_reconstructions': ('lib/demos.html#draw_reconstructions', 'wavescat/demos.py'),
                                 'wavescat.demos.explorer': ('lib/demos.html#explorer', 'wavescat/demos.py'),
                                 'wavescat.demos.grey_square': ('lib/demos.html#grey_square', 'wavescat/demos.py'),

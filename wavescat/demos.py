@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE', 'REACH', 'ROWS', 'PHOTOGRAPHS', 'variations', 'together', 'wavelet_views', 'Sheet', 'WaveletSheet',
            'low_pass_f', 'morlets_f', 'turned_bank', 'grey_square', 'photograph', 'PhotographSheet', 'explorer',
-           'reconstruct', 'shift_changes', 'draw_coefficients', 'draw_reconstructions', 'draw_maps', 'draw_curves',
-           'repository', 'opening', 'stamp']
+           'reconstruct', 'shift_changes', 'draw_coefficients', 'draw_reconstructions', 'draw_curves', 'repository',
+           'opening', 'stamp']
 
 # %% ../nbs/lib/31_demos.ipynb #31-demos-2
 import functools
@@ -396,24 +396,6 @@ def draw_reconstructions(
     return fig
 
 # %% ../nbs/lib/31_demos.ipynb #31-demos-37
-def draw_maps(
-    pictures:np.ndarray,         # (N, H, W, 1 or 3) in 0–1
-    maps:Mapping[str, np.ndarray], # layer → (N, H, W), where it speaks for the class
-    titles:list[str],            # of each image, (N,)
-)->object: # a figure
-    "Images, and below them each layer's map over the grey image, from 0 to its own largest value."
-    from wavescat.plots import _figure
-    fig, axes = _figure(len(maps) + 1, len(pictures), figsize=(1.35 * len(pictures) + .3, 1.4 * (len(maps) + 1) + .5), squeeze=False)
-    _maps(axes.flat)
-    for column, picture, title in zip(axes.T, pictures, titles):
-        column[0].set_title(title, fontsize=9)
-        for ax in column: ax.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
-    for row, (name, heat) in zip(axes[1:], maps.items()):
-        row[0].set_ylabel(name, fontsize=9)
-        for ax, m in zip(row, heat): ax.imshow(m, cmap="inferno", vmin=0, vmax=max(m.max(), 1e-12), alpha=.6)
-    return fig
-
-# %% ../nbs/lib/31_demos.ipynb #31-demos-38
 def draw_curves(
     curves:Mapping[str, list[float]], # name → values in parts of 1, for 0, 1, 2, …
     xlabel:str,
@@ -427,7 +409,7 @@ def draw_curves(
     ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, None), **({"yscale": "log"} if log else {"ylim": (0, None)})); ax.legend(fontsize=9)
     return fig
 
-# %% ../nbs/lib/31_demos.ipynb #31-demos-43
+# %% ../nbs/lib/31_demos.ipynb #31-demos-42
 _INSTALL = """#| eval: false
 # Where wavescat isn't installed, as on Colab: from the wheel that WAVESCAT_WHEEL names (a file or an address) or that lies beside this notebook, else from {where}.
 import glob, importlib, importlib.util, os, pathlib, subprocess, sys
