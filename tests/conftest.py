@@ -1,11 +1,14 @@
 """What several tests share: a store of their own, the command, the smoke reports, a browser."""
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)     # where the tests run in the background, what they start could ignore Ctrl-C
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "from wavescat.cli import main; main()"

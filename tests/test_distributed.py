@@ -10,7 +10,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--main_process_port", "0"]
 BASE = ["-p", "per_class=5", "-p", "validation=20", "-p", "batch_size=13", "-p", "L=2", "-p", "channels_last=false"]      # 40 images: batches of 13, 13, 13 and 1
 RUNS = {"network": ["-p", "model=scatresnet18", "-p", "width=4", "-p", "lr=0.01", "-p", "epochs=4"],
         "all at once": ["-p", "model=scattering-linear", "-p", "learn=canonical", "-p", "lr=0.001", "-p", "optimizer=adamw", "-p", "accumulate=2", "-p", "mix=mixup", "-p", "clip=1", "-p", "epochs=3"],
