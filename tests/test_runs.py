@@ -69,11 +69,13 @@ def test_run_again_computes_nothing(smoke, tmp_path):
     folder, store, first = smoke
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
     dry = wavescat("run", "all", "--preset", "smoke", "--dry-run", store=store)
-    assert dry.returncode == 0 and "together: 16 runs, 16 stored, about 0 s to compute" in dry.stdout, dry.stdout
-    again = wavescat("run", "variance", "--preset", "smoke", "--reports", tmp_path, store=store)
+    assert dry.returncode == 0 and "together: 20 runs, 20 stored, about 0 s to compute" in dry.stdout, dry.stdout
+    again = wavescat("run", "variance", "--preset", "smoke", "--reports", tmp_path, "--figures", tmp_path / "figures", store=store)
     assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in store.rglob("*")} == before
     numbers = [json.loads((f / "variance" / "smoke.json").read_text()) for f in (folder, tmp_path)]
     assert numbers[0] == numbers[1]
+    kept = sorted((tmp_path / "figures" / "variance" / "smoke").iterdir())
+    assert len(kept) == 2 * (tmp_path / "variance" / "smoke.html").read_text().count("<img ") > 0 and all(p.read_bytes()[:4] == (b"%PDF" if p.suffix == ".pdf" else b"<?xm") for p in kept) and kept[0].name.startswith("01-")
     assert "headline" in first.stdout and str(folder / "index.html") in first.stdout
 
 

@@ -304,11 +304,11 @@ def test_predict(trained, tmp_path):
         done = wavescat("predict", *args, store=store)
         assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert np.isfinite(data.mean).all()
-    for suffix, head in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
-        done = wavescat("predict", run, *paths, "--gradcam", tmp_path / f"why{suffix}", store=store)
+    for suffix, head, *options in ((".png", b"\x89PNG"), (".svg", b"<?xml", "--target", "brick"), (".pdf", b"%PDF", "--layer", "stem")):
+        done = wavescat("predict", run, *paths, "--gradcam", tmp_path / f"why{suffix}", *options, store=store)
         assert done.returncode == 0 and (tmp_path / f"why{suffix}").read_bytes().startswith(head), done.stderr
     for args, says in ((("--gradcam", tmp_path / "why.gif"), "did you mean"), (("--gradcam", tmp_path / "no" / "why.png"), "doesn't exist"), (("--gradcam", tmp_path / "w.png", "--layer", "stages.9"), "unknown layer 'stages.9'; did you mean stages"),
-                       (("--gradcam", tmp_path / "w.png", "--layer", "head"), "gives no maps"), (("--layer", "stages.3.1"), "--layer goes with --gradcam")):
+                       (("--gradcam", tmp_path / "w.png", "--layer", "head"), "gives no maps"), (("--layer", "stages.3.1"), "--layer goes with --gradcam"), (("--gradcam", tmp_path / "w.png", "--target", "bricks"), "unknown class 'bricks'; did you mean brick")):
         done = wavescat("predict", run, paths[0], *args, store=store)
         assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "w.png").exists()

@@ -15,9 +15,12 @@ import matplotlib.pyplot as plt
 from conftest import ROOT
 
 from wavescat import filters
+from wavescat.experiment import experiment
 from wavescat.filters import LEARN, FilterBank, LearnedBank, filter_bank, fourier_bank, random_frame
+from wavescat.plots import save
 from wavescat.scattering import Scattering2D
-from wavescat.visualise import (PARTS, Recorder, before_after, coefficients_disk, film, filter_grid, frame_bounds, littlewood_paley, match, measured_orientations, parameter_curves, save)
+from wavescat.train import load_model, run
+from wavescat.visualise import (PARTS, Recorder, before_after, coefficients_disk, film, filter_grid, frame_bounds, littlewood_paley, match, measured_orientations, parameter_curves, recorded)
 
 
 @pytest.fixture(autouse=True)
@@ -205,10 +208,30 @@ def test_a_disk_of_learned_filters():
     coefficients_disk(S(torch.randn(32, 32)), S.paths).canvas.draw()
 
 
-@pytest.mark.parametrize("suffix, head", [(".svg", b"<?xml"), (".PDF", b"%PDF"), (".png", b"\x89PNG")])
+@pytest.mark.parametrize("suffix, head", [(".svg", b"<?xml"), (".PDF", b"%PDF"), (".png", b"\x89PNG"), (".webp", b"RIFF")])
 def test_figures_are_saved(tmp_path, suffix, head):
     path = save(filter_grid(filter_bank(1, 2, (16, 16))), tmp_path / f"a{suffix}")
     assert path.read_bytes().startswith(head)
+
+
+@pytest.mark.parametrize("learn", LEARN)
+def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
+    "Full-batch steps from the tight frame: a record a step, the last of them the model's own filters."
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
+    options = dict(model="scattering-linear", J=1, L=4, per_class=2, epochs=5, batch_size=16, augment="none", lr=.1)
+    e = experiment(**options, learn=learn)
+    run(e)
+    r = recorded(e)
+    assert r.steps == list(range(6))
+    for a, b in zip(r.at(-1)(), next(m for m in load_model(e).modules() if isinstance(m, LearnedBank))()): torch.testing.assert_close(a, b)
+    for a, b in zip(r.at(0)(), LearnedBank(1, 4, r.source.shape, learn)()): torch.testing.assert_close(a, b)
+    h = r.history()
+    assert h["distance"][0].max() < 1e-5 < h["distance"][-1].mean() and all(np.isnan(h[n][0]) and (h[n][1:] > 0).all() for n in h if n.startswith("gradient"))
+    with Image.open(film(r, tmp_path / "f.gif")) as gif: assert gif.n_frames == 6
+    fixed = experiment(**options)
+    run(fixed)
+    with pytest.raises(ValueError, match="recorded no filters"): recorded(fixed)
+    with pytest.raises(FileNotFoundError, match="no weights at|isn't stored"): recorded(experiment(**options, learn=learn, seed=1))
 
 
 def test_what_can_t_be_is_refused(tmp_path):

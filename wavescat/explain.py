@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'layers', 'default_layer', 'branches', 'gradcam', 'guided_backpropagation', 'guided_gradcam',
            'coefficients', 'path_attribution', 'path_table', 'by_orientation', 'misclassified', 'class_errors',
-           'calibration']
+           'similar_order', 'calibration']
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-2
 import contextlib
@@ -38,14 +38,21 @@ def _hooked(modules, hook):
     finally:
         for h in handles: h.remove()
 
+def _scores(model, x):
+    "What a model says of images; a `ValueError` where it doesn't take them."
+    if x.ndim != 4 or not len(x): raise ValueError(f"expected images (B, C, H, W), one at least, got shape {tuple(x.shape)}")
+    try: return model(x)
+    except torch.OutOfMemoryError: raise
+    except (RuntimeError, ValueError) as e: raise ValueError(f"{type(model).__name__} doesn't take images of shape {tuple(x.shape[1:])} (C, H, W): {str(e).splitlines()[0]}") from None
+
 def layers(
     model:nn.Module,
     x:Tensor,          # (B, C, H, W) images that it takes
 )->dict[str, tuple[int, int, int]]: # name → (channels, h, w), in the order of computation
-    "The layers whose outputs are maps. Raises `ValueError` for a model that has none."
+    "The layers whose outputs are maps. Raises `ValueError` for a model that has none, or doesn't take these images."
     found = {}
     with _evaluating(model), torch.no_grad(), _hooked({n: m for n, m in model.named_modules() if n and not isinstance(m, (nn.Sequential, nn.ModuleList))}, lambda n, out: found.update({n: tuple(out.shape[-3:])}) if isinstance(out, Tensor) and out.ndim == 4 and out.shape[-2:].numel() > 1 else None):
-        model(x[:1])
+        _scores(model, x[:1])
     if not found: raise ValueError(f"{type(model).__name__} has no layer with maps: Grad-CAM needs a convolution or a scattering")
     return found
 
@@ -97,7 +104,7 @@ def gradcam(
         seen.append(out.detach().requires_grad_())            # nothing before it needs a gradient
         return seen[-1].clone()                               # what follows may change it in place
     with _evaluating(model), torch.enable_grad(), _hooked({name: module}, hook):
-        scores = model(x)
+        scores = _scores(model, x)
         if seen: g, = torch.autograd.grad(scores.gather(1, _targets(scores, target)[:, None]).sum(), seen[-1], allow_unused=True)
     if not seen: raise ValueError(f"layer {name} gives no maps; {default_layer(model, x)} does, and so do others that explain.layers lists")
     if g is None: raise ValueError(f"layer {name} has no influence on the scores")
@@ -130,7 +137,7 @@ def guided_backpropagation(
     "The gradient of a score to the pixels through ReLUs that pass positive gradients only."
     x = x.detach().requires_grad_()
     with _evaluating(model), torch.enable_grad(), _Guided():
-        scores = model(x)
+        scores = _scores(model, x)
         g, = torch.autograd.grad(scores.gather(1, _targets(scores, target)[:, None]).sum(), x)
     return g
 
@@ -158,7 +165,7 @@ def coefficients(
     "The scattering coefficients inside a model. Raises `ValueError` if it has none."
     name, module = _scattering(model)
     seen = []
-    with _evaluating(model), torch.no_grad(), _hooked({name: module}, lambda _, out: seen.append(out)): model(x)
+    with _evaluating(model), torch.no_grad(), _hooked({name: module}, lambda _, out: seen.append(out)): _scores(model, x)
     return seen[-1].reshape(len(x), -1, len(module.paths), *seen[-1].shape[-2:])
 
 def path_attribution(
@@ -235,6 +242,20 @@ def class_errors(
         of, said, right = int((labels == k).sum()), int((predicted == k).sum()), int(((labels == k) & (predicted == k)).sum())
         rows.append({"class": name, "images": of, "errors": of - right, "error rate, %": 100 * (of - right) / of if of else None, "precision, %": 100 * right / said if said else None, "recall, %": 100 * right / of if of else None})
     return sorted(rows, key=lambda r: -(r["error rate, %"] if r["error rate, %"] is not None else -1))
+
+def similar_order(
+    m:np.ndarray, # (K, K) counts: rows are labels, columns what they were called
+)->list[int]:     # (K,) classes
+    "Classes in the order of a hierarchical clustering by how often they are taken for each other, so that what is confused stands side by side: average linkage, the best order of leaves."
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+    m = np.asarray(m, float)
+    if m.ndim != 2 or m.shape[0] != m.shape[1]: raise ValueError(f"expected a square confusion matrix, got shape {m.shape}")
+    if len(m) < 3: return list(range(len(m)))
+    share = m / np.maximum(m.sum(1, keepdims=True), 1)
+    distance = 1 - (share + share.T) / 2
+    np.fill_diagonal(distance, 0)
+    return leaves_list(linkage(squareform(distance), "average", optimal_ordering=True)).tolist()
 
 def calibration(
     probabilities:np.ndarray, # (N, K)

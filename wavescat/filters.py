@@ -235,6 +235,12 @@ class LearnedBank(nn.Module):
         "Everything that decides the filters, trained or not."
         return [getattr(self, name) for name in ("theta", "xi", "raw_sigma", "raw_gamma", "psi_f", "raw_phi_sigma") if hasattr(self, name)]
 
+    def snapshot(self)->dict[str, Tensor]: # on the CPU
+        "What is trained, by name, and under `gradient NAME` the norm of its gradient, NaN where there is none."
+        named = dict(self.named_parameters())
+        norms = {f"gradient {n}": torch.tensor(math.nan) if p.grad is None else p.grad.detach().norm().cpu() for n, p in named.items()}
+        return {n: p.detach().to("cpu", copy=True) for n, p in named.items()} | norms
+
     def extra_repr(self): return f"J={self.J}, L={self.L}, shape={self.shape}, learn={self.learn!r}"
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-35

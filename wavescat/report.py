@@ -77,18 +77,20 @@ def write(
     os.replace(tmp, path)
 
 # %% ../nbs/lib/30_report.ipynb #30-report-12
-def _kernel_manager(folder):
-    "Kernels that talk through a socket file of their own, where there are such: TCP ports can be taken, and read by others."
+def _kernel_manager(folder, environment):
+    "Kernels with more in their environment, that talk through a socket file of their own, where there are such: TCP ports can be taken, and read by others."
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import Unicode
-    if os.name != "posix": return AsyncKernelManager
-    class SocketKernelManager(AsyncKernelManager):
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **kw): return await super().start_kernel(**{**kw, "env": {**os.environ, **environment}})
+    if os.name != "posix": return Manager
+    class SocketManager(Manager):
         transport = Unicode("ipc")
         ip = Unicode(str(Path(folder) / "kernel"))
-    return SocketKernelManager
+    return SocketManager
 
 # %% ../nbs/lib/30_report.ipynb #30-report-13
-def _execute(study, values, out):
+def _execute(study, values, out, environment):
     "Run the template; return the executed notebook and what went wrong, if it did."
     import nbformat
     import papermill
@@ -98,7 +100,7 @@ def _execute(study, values, out):
     try:
         papermill.execute_notebook(str(studies_dir() / f"{study}.ipynb"), str(out), parameters=dict(values), kernel_name="python3",
                                    cwd=str(project_dir() or Path.cwd()), progress_bar=False,
-                                   kernel_manager_class=_kernel_manager(sockets.name), extra_arguments=["--log-level=50"])
+                                   kernel_manager_class=_kernel_manager(sockets.name, environment), extra_arguments=["--log-level=50"])
     except papermill.PapermillExecutionError as e: problem = f"{e.ename}: {e.evalue}"
     except DeadKernelError: problem = "the kernel died (out of memory, or killed)"
     finally: sockets.cleanup()
@@ -121,13 +123,14 @@ def make(
     study:str,
     values:Mapping[str, object], # as `studies.resolve` gives them
     folder:Path,                 # the reports
+    figures:Path|None=None,      # where figures are kept too, in STUDY/PAGE/, as SVG and PDF
 )->dict:                         # what the study gave back, with its page
     "Run a study and write its page and its results. Raises `Failed`, and keeps the page as far as it came, if a cell fails."
     usual = command(study, values)
     name = page_name(usual, str(values["preset"]))
     page, results = folder / study / f"{name}.html", folder / study / f"{name}.json"
     partial = folder / study / f"{name}.failed.html"
-    notebook, problem = _execute(study, values, folder / study / f"{name}.ipynb")
+    notebook, problem = _execute(study, values, folder / study / f"{name}.ipynb", {"WAVESCAT_FIGURES": str((figures / study / name).resolve())} if figures else {})
     footer = f'Made by wavescat {version("wavescat")}. Its results as JSON: <a href="{name}.json">{name}.json</a>. Its template: <code>nbs/studies/{study}.ipynb</code>.'
     title = next("".join(c["source"]).splitlines()[0].lstrip("# ") for c in cells(study) if c["cell_type"] == "markdown")
     gave = given(notebook)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_model', 'split_of', 'image_counts', 'found', 'check', 'default_device', 'read_weights', 'Features', 'Training',
-           'predict', 'fit', 'load_model', 'run', 'classify', 'prepared', 'test_predictions', 'test_labels']
+           'predict', 'Fitted', 'fit', 'load_model', 'learning', 'run', 'classify', 'prepared', 'test_predictions',
+           'test_labels']
 
 # %% ../nbs/lib/19_train.ipynb #19-train-2
 import contextlib
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ from .batches import Batches
 from .data import DATASETS, decode, load
 from .distributed import World, world
 from .experiment import Experiment, code_version
+from .filters import LearnedBank
 from .hybrids import build, model_options
 from .metrics import r2, rmse, top_k
 from .names import choose
@@ -137,13 +140,13 @@ def read_weights(
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"{path} holds no named tensors: save a state_dict as safetensors")
     return state
 
-def _weights_file(directory): return next((directory / n for n in ("weights.safetensors", "weights.pt") if (directory / n).is_file()), directory / "weights.safetensors")
+def _tensor_file(directory, name): return next((p for p in (directory / f"{name}.safetensors", directory / f"{name}.pt") if p.is_file()), directory / f"{name}.safetensors")
 
 def _weights_path(e):
     if not re.fullmatch("[0-9a-f]{6,16}", e.weights): return Path(e.weights)
     identity, directory = find(e.weights)
     if directory.suffix == ".work": raise ValueError(f"weights={e.weights}: run {identity} isn't whole yet, it has no weights: compute it to its end first")
-    return _weights_file(directory)
+    return _tensor_file(directory, "weights")
 
 def _weights_checksum(e): return hashlib.sha256(_weights_path(e).read_bytes()).hexdigest()[:16] if e.weights else None
 
@@ -176,6 +179,18 @@ class _Rest(nn.Module):
     def forward(self, x): return self.model.rest_with_moments(x) if self.folds else self.model.rest(x)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-15
+class _Learning:
+    "What learned filters were after every n-th step, from 0; n doubles whenever there are more records than `most`, or than `size` bytes hold."
+    most, size = 512, 4 * 2**20
+    def __init__(self, model): self.bank = next((m for m in model.modules() if isinstance(m, LearnedBank)), None)
+    def note(self, seen, step):
+        if self.bank is None or step % seen["every"]: return
+        seen["records"].append({"step": torch.tensor(step), **self.bank.snapshot()})
+        if len(seen["records"]) > max(16, min(self.most, self.size // sum(t.nbytes for t in seen["records"][0].values()))):
+            seen["every"] *= 2
+            seen["records"] = seen["records"][::2]
+
+# %% ../nbs/lib/19_train.ipynb #19-train-16
 class Training:
     "A run on its way: model, optimiser, random numbers, place in the data, what was seen."
     def __init__(self, e:Experiment, world:World):
@@ -200,7 +215,8 @@ class Training:
         self.optimizer = optimizer(self.model, e)
         self.scaler = torch.amp.GradScaler(device.type, enabled=e.precision == "float16")
         self.generator = torch.Generator().manual_seed(e.seed)
-        self.now = {"epoch": 0, "step": 0, "order": None, "seen": torch.zeros(2), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0}
+        self.now = {"epoch": 0, "step": 0, "order": None, "seen": torch.zeros(2), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0, "steps": 0, "learning": {"every": 1, "records": []}}
+        self.learning = _Learning(self.model)
 
     def state(self)->dict:
         "Everything that the next step depends on, as tensors, numbers and text."
@@ -248,6 +264,8 @@ class Training:
             set_rates(self.optimizer, e, now["epoch"], now["step"], steps)
             self.step(x, y)
             now["step"] += 1
+            now["steps"] += 1
+            self.learning.note(now["learning"], now["steps"])
             if now["step"] < steps: between()
         n = len(now["order"])
         loss, hits = (v / n for v in now["seen"].tolist())
@@ -266,7 +284,7 @@ class Training:
     def weights(self)->dict: return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
     def finite(self)->bool: return all(bool(torch.isfinite(v).all()) for v in self.model.state_dict().values() if v.is_floating_point())
 
-# %% ../nbs/lib/19_train.ipynb #19-train-16
+# %% ../nbs/lib/19_train.ipynb #19-train-17
 @torch.no_grad()
 def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
     "Scores of every image, in order, after `prepare`; in batches that stay in a CPU's cache, or fill a GPU."
@@ -278,14 +296,22 @@ def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=
         return torch.cat([score(x) for x, _ in batches.inorder(batch_size, prepare, order)])
     return (world or World(batches.device)).rows(len(batches), scores).cpu(), batches.labels.cpu()
 
-# %% ../nbs/lib/19_train.ipynb #19-train-18
+# %% ../nbs/lib/19_train.ipynb #19-train-19
+class Fitted(NamedTuple):
+    "What `fit` returns."
+    model:nn.Module          # the best, by validation
+    history:list[dict]       # a record an epoch
+    numbers:dict
+    predictions:Tensor|None  # for the test images: classes (N,), or targets (N, T); None if the run diverged
+    learning:list[dict[str, Tensor]] # `LearnedBank.snapshot` of learned filters, and the step, in order
+
 def fit(
     e:Experiment,
     world:World,
     progress:Callable[[int, int], None]|None=None, # called after every epoch with epochs done and of how many
     work:Path|None=None,                           # where checkpoints are kept; None keeps none
     stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`
-)->tuple[nn.Module, list[dict], dict, Tensor]:     # best model, history, numbers, test predictions (N,) or (N, T)
+)->Fitted:
     "Train and test, from the checkpoint if there is one; publishes nothing."
     with torch.random.fork_rng(), _algorithms(e, world.device):
         t = Training(e, world)
@@ -294,6 +320,7 @@ def fit(
         if kept and kept.get("made_with") == made_with: t.load(kept)
         now, keeper = t.now, _Keeper(t, work, stop, made_with)
         if progress and now["epoch"]: progress(now["epoch"], e.epochs)
+        if not now["learning"]["records"]: t.learning.note(now["learning"], 0)
         while now["epoch"] < e.epochs and not (e.patience and now["waited"] >= e.patience):
             if now["step"] == 0: now["good"] = t.weights()      # kept with a checkpoint too
             record = t.epoch(keeper)
@@ -301,7 +328,7 @@ def fit(
             if e.validation and (last or now["epoch"] % e.eval_every == 0): record |= t.scores(t.val, "val")[0]
             if not (math.isfinite(record["train_loss"]) and math.isfinite(record.get("val_loss", 0.)) and t.finite()):
                 t.model.load_state_dict(now["good"])
-                return t.model, [*now["history"], record], {"status": "diverged", "diverged_epoch": now["epoch"], "best_epoch": now["epoch"] - 1, **_NOTHING, "trained": now["seconds"], "resumed": now["resumed"]}, None
+                return Fitted(t.model, [*now["history"], record], {"status": "diverged", "diverged_epoch": now["epoch"], "best_epoch": now["epoch"] - 1, **_NOTHING, "trained": now["seconds"], "resumed": now["resumed"]}, None, now["learning"]["records"])
             now["history"].append(record)
             score = -record["val_loss"] if t.data.targets and "val_loss" in record else record.get("val_accuracy", 0. if last and not e.validation else None)
             if score is not None:
@@ -318,11 +345,11 @@ def fit(
         if best.get("epoch", now["epoch"]) < now["epoch"]: t.model.load_state_dict(best["state"])
         found, out = t.scores(t.test, "test")
         numbers |= {**found, "trained": now["seconds"], "resumed": now["resumed"]}
-        return t.model, now["history"], numbers, out if t.data.targets else out.argmax(1)
+        return Fitted(t.model, now["history"], numbers, out if t.data.targets else out.argmax(1), now["learning"]["records"])
 
 _NOTHING = dict.fromkeys(("epochs_run", "val_accuracy", "train_loss", "train_accuracy", "last_test_loss", "last_test_accuracy", "test_loss", "test_accuracy"))
 
-# %% ../nbs/lib/19_train.ipynb #19-train-19
+# %% ../nbs/lib/19_train.ipynb #19-train-20
 class _Keeper:
     "Keeps a checkpoint now and then, so that it costs at most a fiftieth of the time; `$WAVESCAT_CHECKPOINT_SECONDS` sets how often instead. A disk that is full doesn't end a run."
     def __init__(self, training, work, stop, made_with):
@@ -360,7 +387,7 @@ def _algorithms(e, device):
         torch.use_deterministic_algorithms(before[0])
         _, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = before
 
-# %% ../nbs/lib/19_train.ipynb #19-train-21
+# %% ../nbs/lib/19_train.ipynb #19-train-22
 def _provenance(e:Experiment, world, seconds)->dict:
     "Where, when and with what a result was computed."
     def version(p):
@@ -372,26 +399,40 @@ def _provenance(e:Experiment, world, seconds)->dict:
             "device": f"{world.device.type} ({name})", "threads": torch.get_num_threads(), "processes": world.size, "precision": e.precision,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 2)}
 
-# %% ../nbs/lib/19_train.ipynb #19-train-22
-def _save_model(e:Experiment, model:nn.Module, directory)->None:
-    "Weights as safetensors, or by torch where that isn't installed; beside them what a model must know of its images."
-    state, data = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, load(e.dataset, e.size)
-    write_json(directory / "images.json", {"shape": list(data.train.shape[1:]), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes or ()), "targets": list(data.targets or ())})
-    try: from safetensors.torch import save_file
-    except ImportError: torch.save(state, directory / "weights.pt")
-    else: save_file(state, directory / "weights.safetensors")
-
 # %% ../nbs/lib/19_train.ipynb #19-train-23
+def _save_model(e:Experiment, model:nn.Module, directory)->None:
+    "Weights, and beside them what a model must know of its images."
+    data = load(e.dataset, e.size)
+    write_json(directory / "images.json", {"shape": list(data.train.shape[1:]), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes or ()), "targets": list(data.targets or ())})
+    _save_tensors(model.state_dict(), directory / "weights")
+
+def _save_tensors(tensors, path):
+    "As safetensors, or by torch where that isn't installed."
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    try: from safetensors.torch import save_file
+    except ImportError: torch.save(tensors, path.with_suffix(".pt"))
+    else: save_file(tensors, path.with_suffix(".safetensors"))
+
+# %% ../nbs/lib/19_train.ipynb #19-train-24
 def load_model(
     e:Experiment,
 )->nn.Module: # in evaluation mode, on the CPU
     "The stored model of an experiment, without its data set; loading runs no code from the file. Raises `FileNotFoundError` if it isn't stored."
-    state, images = read_weights(_weights_file(run_dir(e))), json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
+    state, images = read_weights(_tensor_file(run_dir(e), "weights")), json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
     model = _model(e, images["shape"], len(images["targets"] or images["classes"]))
     model.load_state_dict(state)
     return model.eval()
 
-# %% ../nbs/lib/19_train.ipynb #19-train-24
+# %% ../nbs/lib/19_train.ipynb #19-train-25
+def learning(
+    e:Experiment,
+)->dict[str, Tensor]: # "step" (T,), and by name the parameters (T, …) and norms of gradients (T,)
+    "What a stored run recorded of its filters while they learned. Raises `ValueError` where they were fixed, `FileNotFoundError` if the run isn't stored."
+    path = _tensor_file(run_dir(e), "learning")
+    if run_dir(e).is_dir() and not path.is_file(): raise ValueError(f"{e.identity} recorded no filters, {f'learn={e.learn}' if e.learn else 'they are fixed'}: choose a run with learn=")
+    return read_weights(path)
+
+# %% ../nbs/lib/19_train.ipynb #19-train-26
 def run(
     e:Experiment,
     progress:Callable[[int, int], None]|None=None, # called after every epoch with epochs done and of how many
@@ -414,20 +455,21 @@ def run(
             tell(work, done, of)
             if progress: progress(done, of)
         started = time.perf_counter()
-        try: model, history, numbers, predictions = fit(e, w, *([] if w.rank else [told, work, stop]))
+        try: model, history, numbers, predictions, learnt = fit(e, w, *([] if w.rank else [told, work, stop]))
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size ({str(error).splitlines()[0]})") from None
         seconds = max(time.perf_counter() - started, numbers.pop("trained"))
         result = {"experiment": asdict(e), "identity": e.identity, **numbers, "parameters": parameter_count(model), **_provenance(e, w, seconds)}
         def save(directory):
             _save_model(e, model, directory)
+            if learnt: _save_tensors({name: torch.stack([r[name] for r in learnt]) for name in learnt[0]}, directory / "learning")
             if predictions is not None: np.save(directory / "predictions.npy", predictions.numpy().astype(np.float32 if predictions.is_floating_point() else np.uint16))
         def published():
             publish(e, result, history, save)
             return found(e)
         return w.lead(published)
 
-# %% ../nbs/lib/19_train.ipynb #19-train-26
+# %% ../nbs/lib/19_train.ipynb #19-train-28
 def classify(
     run:str,                    # identity of a stored run, or its first letters
     paths:Sequence[str|Path],   # images
@@ -462,14 +504,14 @@ def prepared(
         return np.asarray(picture.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + W, top + H)), np.uint8).reshape(H, W, -1).transpose(2, 0, 1)
     return e, model, images, Batches(np.stack([read(p) for p in paths]), np.zeros(len(paths), np.int64), images["mean"], images["std"], device)
 
-# %% ../nbs/lib/19_train.ipynb #19-train-27
+# %% ../nbs/lib/19_train.ipynb #19-train-29
 def test_predictions(
     e:Experiment,
 )->np.ndarray: # (N,) int64
     "What the stored model of an experiment said of each test image."
     return np.load(run_dir(e) / "predictions.npy").astype(np.int64)
 
-# %% ../nbs/lib/19_train.ipynb #19-train-28
+# %% ../nbs/lib/19_train.ipynb #19-train-30
 def test_labels(
     e:Experiment,
 )->np.ndarray: # (N,) int64
