@@ -133,7 +133,9 @@ def test_presets_plan(path, preset):
         assert experiments == []
         return
     assert len(experiments) == len(set(experiments)) >= (3 if path.stem == "seeing" else 4)     # seeing looks at one run of each model
-    if preset == "paper":
+    if preset == "paper" and path.stem == "filters":         # full batches of 1,000 images, from the tight frame, fixed and learned
+        assert {(e.dataset, 10 * e.per_class, e.batch_size, e.init, e.augment) for e in experiments} == {("cifar10", 1000, 1000, "tight-frame", "none")} and [e.learn for e in experiments] == [None, "canonical", "equivariant", "pixelwise"]
+    elif preset == "paper":
         for e in experiments:
             assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "none" if e.model == "scattering-linear" else "scatresnet", 64, 1)
         assert {e.validation for e in experiments} <= {5000, 10000}

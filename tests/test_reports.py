@@ -4,7 +4,7 @@ import json
 import pytest
 
 STUDIES = ["baseline", "l_sweep", "variance"]
-PAGES = [*STUDIES, "seeing", "speed", "stability", "throughput"]
+PAGES = [*STUDIES, "filters", "seeing", "speed", "stability", "throughput"]
 
 
 @pytest.fixture(scope="module")
