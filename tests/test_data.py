@@ -207,7 +207,7 @@ def test_verify_says_whole(cifar):
 
 
 def test_a_photograph_is_damaged(monkeypatch):
-    monkeypatch.setitem(data._PHOTOGRAPHS, "brick", ("brick.png", "0" * 64, "CC0"))
+    monkeypatch.setitem(data.PHOTOGRAPHS, "brick", ("brick.png", "0" * 64, "CC0"))
     with pytest.raises(ValueError, match="brick.png is damaged: expected sha256 000.*pip install"): data.textures()
 
 

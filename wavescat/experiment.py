@@ -25,6 +25,7 @@ class Experiment:
     "Everything that decides a run. Raises `ValueError` for a value out of its limits."
     dataset:str = "textures"       # image set: one of `data.DATASETS`, a folder of class folders, or a CSV
     size:int|None = None           # side that images are resized to, pixels; None: the set's own
+    classes:str|None = None        # classes used, numbers such as 0-4 or 1,3,5; None takes all
     split:str = "stratified"       # how images are chosen: one of `splits.SPLITS`, or a file
     per_class:int|None = None      # training images of each class; None takes all that validation leaves
     validation:int = 0             # validation images in all; 0 keeps the last epoch

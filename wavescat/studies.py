@@ -231,7 +231,7 @@ def tested(
     from wavescat.batches import Batches
     from wavescat.data import load
     from wavescat.train import load_model, predict, split_of
-    data, parts, model, prepare = load(e.dataset, e.size), split_of(e), load_model(e), AUGMENTATIONS[e.augment].evaluate
+    data, parts, model, prepare = load(e.dataset, e.size, e.classes), split_of(e), load_model(e), AUGMENTATIONS[e.augment].evaluate
     if data.targets: raise ValueError(f"{e.dataset} has targets, not classes, so that there are no probabilities to speak of")
     images, labels = (data.test, data.test_labels) if parts.test is None else (data.train[parts.test], data.train_labels[parts.test])
     batches = Batches(images, labels, data.mean, data.std)

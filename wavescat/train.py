@@ -52,7 +52,7 @@ def build_model(
     e:Experiment,
 )->nn.Module: # (B, C, H, W) → (B, classes)
     "The experiment's model, with new weights. Raises `ValueError` for an option that it hasn't got."
-    data = load(e.dataset, e.size)
+    data = load(e.dataset, e.size, e.classes)
     return _model(e, data.train.shape[1:], len(data.targets or data.classes))
 
 def _model(e, shape, outputs):
@@ -66,14 +66,14 @@ def split_of(
     e:Experiment,
 )->Split:
     "The images that train, validate and test an experiment. Raises `ValueError` with the limits."
-    return split(load(e.dataset, e.size), e.split, e.per_class, e.validation, e.split_seed)
+    return split(load(e.dataset, e.size, e.classes), e.split, e.per_class, e.validation, e.split_seed)
 
 def image_counts(
     e:Experiment,
 )->dict[str, int]: # images: train, validation, test
     "How many images train, validate and test an experiment."
     s = split_of(e)
-    return {"train": len(s.train), "validation": len(s.validation), "test": len(load(e.dataset, e.size).test if s.test is None else s.test)}
+    return {"train": len(s.train), "validation": len(s.validation), "test": len(load(e.dataset, e.size, e.classes).test if s.test is None else s.test)}
 
 # %% ../nbs/lib/19_train.ipynb #19-train-8
 def found(
@@ -82,7 +82,7 @@ def found(
     "The stored result; stale also where one's own images, the file of the split, or the weights it starts from are no longer what it was computed with."
     result = stored(e)
     if result and not result["stale"] and (e.dataset not in DATASETS or e.split not in SPLITS or e.weights):
-        try: result["stale"] = (result["data"], result["split"], result["weights_from"]) != (load(e.dataset, e.size).checksum, split_of(e).checksum, _weights_checksum(e))
+        try: result["stale"] = (result["data"], result["split"], result["weights_from"]) != (load(e.dataset, e.size, e.classes).checksum, split_of(e).checksum, _weights_checksum(e))
         except (OSError, ValueError): pass                     # the images are gone, the result isn't
     return result
 
@@ -96,7 +96,7 @@ def check(
     if e.mix: choose(e.mix, MIXES, "mix")
     check_settings(e)
     split_of(e)
-    data = load(e.dataset, e.size)
+    data = load(e.dataset, e.size, e.classes)
     if data.targets and (e.loss != "mse" or e.mix): raise ValueError(f"{e.dataset} has targets ({', '.join(data.targets)}), not classes: use loss=mse, and no mix")
     if e.target_scale != 1 and not data.targets: raise ValueError(f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out")
     if e.engine == "kymatio" and importlib.util.find_spec("kymatio") is None:
@@ -195,7 +195,7 @@ class Training:
     "A run on its way: model, optimiser, random numbers, place in the data, what was seen."
     def __init__(self, e:Experiment, world:World):
         device = world.device
-        data, parts = load(e.dataset, e.size), split_of(e)
+        data, parts = load(e.dataset, e.size, e.classes), split_of(e)
         self.e, self.world, self.device, self.data = e, world, device, data
         self.augment, self.prepare = AUGMENTATIONS[e.augment]
         torch.manual_seed(e.seed)
@@ -395,14 +395,14 @@ def _provenance(e:Experiment, world, seconds)->dict:
         except importlib.metadata.PackageNotFoundError: return None
     packages = ["torch", "numpy", "pillow", *(["scikit-image"] if e.dataset == "textures" else []), *(["kymatio"] if e.engine == "kymatio" else [])]
     name = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.machine()
-    return {"code": code_version(), "packages": {p: version(p) for p in packages}, "python": platform.python_version(), "data": load(e.dataset, e.size).checksum, "split": split_of(e).checksum, "weights_from": _weights_checksum(e),
+    return {"code": code_version(), "packages": {p: version(p) for p in packages}, "python": platform.python_version(), "data": load(e.dataset, e.size, e.classes).checksum, "split": split_of(e).checksum, "weights_from": _weights_checksum(e),
             "device": f"{world.device.type} ({name})", "threads": torch.get_num_threads(), "processes": world.size, "precision": e.precision,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 2)}
 
 # %% ../nbs/lib/19_train.ipynb #19-train-23
 def _save_model(e:Experiment, model:nn.Module, directory)->None:
     "Weights, and beside them what a model must know of its images."
-    data = load(e.dataset, e.size)
+    data = load(e.dataset, e.size, e.classes)
     write_json(directory / "images.json", {"shape": list(data.train.shape[1:]), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes or ()), "targets": list(data.targets or ())})
     _save_tensors(model.state_dict(), directory / "weights")
 
@@ -429,7 +429,8 @@ def learning(
 )->dict[str, Tensor]: # "step" (T,), and by name the parameters (T, …) and norms of gradients (T,)
     "What a stored run recorded of its filters while they learned. Raises `ValueError` where they were fixed, `FileNotFoundError` if the run isn't stored."
     path = _tensor_file(run_dir(e), "learning")
-    if run_dir(e).is_dir() and not path.is_file(): raise ValueError(f"{e.identity} recorded no filters, {f'learn={e.learn}' if e.learn else 'they are fixed'}: choose a run with learn=")
+    if not run_dir(e).is_dir(): raise FileNotFoundError(f"{e.identity} isn't stored, or isn't whole yet: compute it to its end first")
+    if not path.is_file(): raise ValueError(f"{e.identity} recorded no filters{'' if e.learn else ', they are fixed'}: choose a run with learn=")
     return read_weights(path)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-26
@@ -478,6 +479,7 @@ def classify(
     "What a stored model makes of images, resized to what it was trained on. Raises `ValueError` for a run or an image that can't be read."
     e, model, images, batches = prepared(run, paths, device)
     scores, _ = predict(model, batches, AUGMENTATIONS[e.augment].evaluate, lambda: autocast(e, batches.device))
+    if not torch.isfinite(scores).all(): raise ValueError(f"what run {e.identity} says of these images isn't finite: did it diverge? choose another run")
     if images["targets"]: return images["targets"], scores * e.target_scale, False
     return images["classes"], scores.softmax(1), True
 
@@ -516,5 +518,5 @@ def test_labels(
     e:Experiment,
 )->np.ndarray: # (N,) int64
     "What each test image of an experiment shows."
-    data, parts = load(e.dataset, e.size), split_of(e)
+    data, parts = load(e.dataset, e.size, e.classes), split_of(e)
     return data.test_labels if parts.test is None else data.train_labels[parts.test]
