@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Given = Annotated[list[str], typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Override a parameter; may be repeated.")]
 Preset = Annotated[str, typer.Option(help="Section of settings.ini: smoke (seconds), quick (minutes, no network), cpu (hours), paper (the published protocol).")]
 Reports = Annotated[Path|None, typer.Option(help="Where pages go; the checkout's reports/ if left out, or ./reports.")]
-Figures = Annotated[Path|None, typer.Option(metavar="FOLDER", help="Keep every figure there too, as SVG and PDF, in STUDY/PRESET/.")]
+Figures = Annotated[Path|None, typer.Option(metavar="FOLDER", help="Keep every figure there too, as SVG and PDF, and every film, in STUDY/PRESET/.")]
 Scheduler = Annotated[str|None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786, whose workers compute.")]
 Protocol = Annotated[str|None, typer.Option(metavar="NAME", help="Begin with the settings of a published protocol; wavescat list names them.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that compute; 0 takes one a CPU core, or one on a GPU.")]
@@ -68,7 +68,7 @@ def _mirror():
     except (Unreachable, ValueError, OSError) as e: print(f"wavescat: {e}", file=sys.stderr)
 
 def _figures(directory):
-    "Figures of a run, by name."
+    "Figures of a run, by name: curves; of learned filters before and after, and their curves; of the study stability, where that was asked about this run."
     import json
     from wavescat.plots import curves
     history = json.loads((directory / "history.json").read_text(encoding="utf-8"))
@@ -270,7 +270,7 @@ def predict(
     from wavescat.train import classify
     with _refusing():
         for option, value in (("--layer", layer), ("--target", target)):
-            if value and not gradcam: raise ValueError(f"{option} goes with --gradcam FILE")
+            if value is not None and not gradcam: raise ValueError(f"{option} goes with --gradcam FILE")
         names, values, classes = classify(run, images)
         if gradcam: _draw_gradcam(run, images, gradcam, layer, target)
     for path, row in zip(images, values):
@@ -293,9 +293,9 @@ def _draw_gradcam(run, images, file, layer, target):
     x, _ = batches.batch(torch.arange(len(images)), AUGMENTATIONS[e.augment].evaluate)
     names = info["classes"]
     said = model(x).argmax(1) if target is None else torch.full((len(x),), choose(target, {n: i for i, n in enumerate(names)}, "class"), device=x.device)
-    where = [(layer, layer)] if layer else dict.fromkeys([("last layer", default_layer(model, x)), *branches(model, x).items()])
+    where = [(layer, layer)] if layer is not None else dict.fromkeys([("last layer", default_layer(model, x)), *branches(model, x).items()])
     pictures = (x * batches.std + batches.mean).clamp(0, 1).permute(0, 2, 3, 1)
-    fig = heat_maps(pictures.cpu().numpy(), {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where}, [f"{Path(p).name}\n{names[s]}" for p, s in zip(images, said)])
+    fig = heat_maps(pictures.cpu().numpy(), {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where}, [f"{Path(p).name}\n{'why ' if target is not None else ''}{names[s]}" for p, s in zip(images, said)])
     save(fig, file)
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-16

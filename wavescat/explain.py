@@ -40,10 +40,12 @@ def _hooked(modules, hook):
 
 def _scores(model, x):
     "What a model says of images; a `ValueError` where it doesn't take them."
-    if x.ndim != 4 or not len(x): raise ValueError(f"expected images (B, C, H, W), one at least, got shape {tuple(x.shape)}")
-    try: return model(x)
+    if not isinstance(x, Tensor) or x.ndim != 4 or not len(x): raise ValueError(f"expected images, a tensor (B, C, H, W), one at least, got {f'shape {tuple(x.shape)}' if hasattr(x, 'shape') else type(x).__name__}")
+    try: scores = model(x)
     except torch.OutOfMemoryError: raise
-    except (RuntimeError, ValueError) as e: raise ValueError(f"{type(model).__name__} doesn't take images of shape {tuple(x.shape[1:])} (C, H, W): {str(e).splitlines()[0]}") from None
+    except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f"{type(model).__name__} doesn't take images of shape {tuple(x.shape[1:])} (C, H, W), {x.dtype}: {str(e).splitlines()[0]}") from None
+    if not isinstance(scores, Tensor) or scores.ndim != 2: raise ValueError(f"expected a model that gives scores (B, classes), {type(model).__name__} gives {f'shape {tuple(scores.shape)}' if isinstance(scores, Tensor) else type(scores).__name__}")
+    return scores
 
 def layers(
     model:nn.Module,
@@ -51,15 +53,20 @@ def layers(
 )->dict[str, tuple[int, int, int]]: # name → (channels, h, w), in the order of computation
     "The layers whose outputs are maps. Raises `ValueError` for a model that has none, or doesn't take these images."
     found = {}
-    with _evaluating(model), torch.no_grad(), _hooked({n: m for n, m in model.named_modules() if n and not isinstance(m, (nn.Sequential, nn.ModuleList))}, lambda n, out: found.update({n: tuple(out.shape[-3:])}) if isinstance(out, Tensor) and out.ndim == 4 and out.shape[-2:].numel() > 1 else None):
+    with _evaluating(model), torch.no_grad(), _hooked({n: m for n, m in model.named_modules() if n and not isinstance(m, (nn.Sequential, nn.ModuleList))}, lambda n, out: found.update({n: (out.shape[1:-2].numel(), *out.shape[-2:])}) if isinstance(out, Tensor) and out.ndim >= 4 and out.shape[-2:].numel() > 1 else None):
         _scores(model, x[:1])
     if not found: raise ValueError(f"{type(model).__name__} has no layer with maps: Grad-CAM needs a convolution or a scattering")
     return found
 
 def default_layer(model:nn.Module, x:Tensor)->str:
-    "The last layer with maps that isn't part of another one with the same output."
-    names = list(layers(model, x))
-    return names[-1]
+    "The last layer with maps that the scores depend on."
+    names, seen, modules = list(layers(model, x)), {}, dict(model.named_modules())
+    if len(names) == 1: return names[0]
+    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _hooked({n: modules[n] for n in names}, lambda n, out: seen.update({n: out})):
+        scores = _scores(model, x[:1].clone().requires_grad_())
+        of = [n for n in names if seen[n].requires_grad]
+        grads = torch.autograd.grad(scores.sum(), [seen[n] for n in of], allow_unused=True) if of and scores.requires_grad else ()
+    return next((n for n, g in reversed(list(zip(of, grads))) if g is not None), names[-1])
 
 def branches(
     model:nn.Module,
@@ -67,7 +74,7 @@ def branches(
 )->dict[str, str]: # what it is → layer
     "The scattering and the convolution of a hybrid whose first layer has both; otherwise the default layer alone."
     stem = getattr(model, "stem", None)
-    if hasattr(stem, "scattering") and hasattr(stem, "conv"): return {"convolution": "stem.conv", "scattering": "stem.upsample"}
+    if hasattr(stem, "scattering") and hasattr(stem, "conv"): return {"convolution": "stem.conv", "scattering": "stem.scattering"}
     return {"last layer": default_layer(model, x)}
 
 def _layer(model, x, name):
@@ -79,7 +86,10 @@ def _layer(model, x, name):
 def _targets(scores, target):
     "Classes (B,) to explain: given, or those with the highest score."
     if target is None: return scores.argmax(1)
-    target = torch.as_tensor(target, device=scores.device).expand(len(scores))
+    try: target = torch.as_tensor(target, device=scores.device)
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f"target must be the number of a class, or one for each image, got {target!r}") from None
+    if target.dtype == torch.bool or target.shape not in ((), (1,), (len(scores),)): raise ValueError(f"target must be the number of a class, or one for each of the {len(scores)} images, got {target.dtype} of shape {tuple(target.shape)}")
+    target = (target if target.dtype.is_floating_point else target.long()).expand(len(scores))
     if target.dtype.is_floating_point or len(target) and not (0 <= target.min() and target.max() < scores.shape[1]): raise ValueError(f"target must be a class between 0 and {scores.shape[1] - 1}, got {target.unique().tolist()}")
     return target
 
@@ -103,11 +113,12 @@ def gradcam(
         if not isinstance(out, Tensor) or out.ndim < 4: return None
         seen.append(out.detach().requires_grad_())            # nothing before it needs a gradient
         return seen[-1].clone()                               # what follows may change it in place
-    with _evaluating(model), torch.enable_grad(), _hooked({name: module}, hook):
-        scores = _scores(model, x)
+    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _hooked({name: module}, hook):
+        scores = _scores(model, x.clone() if x.is_inference() else x)
         if seen: g, = torch.autograd.grad(scores.gather(1, _targets(scores, target)[:, None]).sum(), seen[-1], allow_unused=True)
-    if not seen: raise ValueError(f"layer {name} gives no maps; {default_layer(model, x)} does, and so do others that explain.layers lists")
+    if not seen: raise ValueError(f"layer {name} gives no maps, or isn't used; {default_layer(model, x)} gives some, and so do others that explain.layers lists")
     if g is None: raise ValueError(f"layer {name} has no influence on the scores")
+    if not torch.isfinite(scores).all(): raise ValueError("the model's scores aren't finite, so nothing speaks for a class: did its training diverge?")
     A, g = (v.flatten(1, -3) for v in (seen[-1].detach(), g))  # (B, K, h, w); colours and paths alike
     if method == "gradcam": w = g.mean((2, 3), keepdim=True)
     else:
@@ -123,11 +134,20 @@ class _PositiveReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return g.clamp(min=0) * (ctx.saved_tensors[0] > 0)
 
+class _PositiveReLUInPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): ctx.mark_dirty(x); x.clamp_(min=0); ctx.save_for_backward(x); return x
+    @staticmethod
+    def backward(ctx, g): return g.clamp(min=0) * (ctx.saved_tensors[0] > 0)
+
 class _Guided(TorchFunctionMode):
     "Every ReLU, module or function, in place or not, passes positive gradients only."
     def __torch_function__(self, f, types, args=(), kwargs=None):
-        if f in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_): return _PositiveReLU.apply(args[0])
-        return f(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if f not in (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_): return f(*args, **kwargs)
+        x, *more = (*args, kwargs["input"]) if "input" in kwargs else args
+        in_place = f in (F.relu_, torch.relu_, Tensor.relu_) or kwargs.get("inplace", more[0] if more else False)
+        return (_PositiveReLUInPlace if in_place else _PositiveReLU).apply(x)
 
 def guided_backpropagation(
     model:nn.Module,
@@ -135,8 +155,9 @@ def guided_backpropagation(
     target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
 )->Tensor:                       # (B, C, H, W)
     "The gradient of a score to the pixels through ReLUs that pass positive gradients only."
-    x = x.detach().requires_grad_()
-    with _evaluating(model), torch.enable_grad(), _Guided():
+    _scores(model, x[:1])                                     # refuses what it doesn't take
+    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _Guided():
+        x = x.detach().clone().requires_grad_()
         scores = _scores(model, x)
         g, = torch.autograd.grad(scores.gather(1, _targets(scores, target)[:, None]).sum(), x)
     return g
@@ -151,11 +172,11 @@ def guided_gradcam(
     maps = gradcam(model, x, target, layer, resized=False)
     return guided_backpropagation(model, x, target) * F.interpolate(maps[:, None], x.shape[-2:], mode="nearest")
 
-# %% ../nbs/lib/25_explain.ipynb #25-explain-14
+# %% ../nbs/lib/25_explain.ipynb #25-explain-16
 def _scattering(model):
     "The layer of a model that tells its paths, and its name."
     for name, m in model.named_modules():
-        if hasattr(m, "paths"): return name, m
+        if (paths := getattr(m, "paths", None)) and all(hasattr(p, "theta1") for p in paths): return name, m
     raise ValueError(f"{type(model).__name__} has no scattering layer whose paths could be told apart")
 
 def coefficients(
@@ -176,6 +197,7 @@ def path_attribution(
     steps:int=32,                # points of the quadrature
 )->tuple[Tensor, Tensor]:        # (B, P) contributions; (B,) what they miss of s(c) − s(b)
     "How much each scattering path contributed to a score. Raises `ValueError` for a model without scattering, a class that isn't there, or a baseline of another shape."
+    if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}")
     name, module = _scattering(model)
     c = coefficients(model, x)
     if baseline is None: b = torch.zeros_like(c)
@@ -197,6 +219,11 @@ def path_attribution(
     per_path = ((c - b) * total).sum((1, 3, 4))
     return per_path, per_path.sum(1) - apart
 
+def _of_paths(model, values):
+    paths = _scattering(model)[1].paths
+    if len(paths) != len(values): raise ValueError(f"expected a contribution for each of the {len(paths)} paths of this model, got {len(values)}")
+    return paths
+
 def path_table(
     model:nn.Module,
     contributions:Tensor, # (P,), or (B, P), of which the mean is taken
@@ -205,7 +232,7 @@ def path_table(
     "Paths with their contributions, ranked by size."
     values = contributions.reshape(-1, contributions.shape[-1]).mean(0).tolist()
     total = sum(map(abs, values)) or 1.
-    rows = sorted(zip(_scattering(model)[1].paths, values), key=lambda r: -abs(r[1]))
+    rows = sorted(zip(_of_paths(model, values), values), key=lambda r: -abs(r[1]))
     return [{"rank": i, **names(p), "contribution": v, "share, %": 100 * abs(v) / total} for i, (p, v) in enumerate(rows, 1)]
 
 def by_orientation(
@@ -214,18 +241,24 @@ def by_orientation(
 )->dict[tuple[int, ...], dict[float, float]]: # scales (j1,) or (j1, j2) → θ1, rad → contribution, summed over θ2
     "Contributions against the orientation of the first wavelet, for every scale or pair of scales."
     values, found = contributions.reshape(-1, contributions.shape[-1]).mean(0).tolist(), {}
-    for p, v in zip(_scattering(model)[1].paths, values):
+    for p, v in zip(_of_paths(model, values), values):
         if p.order: found.setdefault((p.j1,) if p.order == 1 else (p.j1, p.j2), {}).setdefault(p.theta1, 0.)
         if p.order: found[(p.j1,) if p.order == 1 else (p.j1, p.j2)][p.theta1] += v
     return found
 
-# %% ../nbs/lib/25_explain.ipynb #25-explain-19
+# %% ../nbs/lib/25_explain.ipynb #25-explain-21
+def _check_probabilities(probabilities, labels):
+    p = np.asarray(probabilities)
+    if p.ndim != 2 or len(p) != len(labels): raise ValueError(f"expected probabilities (N, K) of the {len(labels)} labelled images, got shape {p.shape}")
+    if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1 + 1e-5).all()): raise ValueError("expected probabilities between 0 and 1: these aren't, or aren't finite (a diverged run?)")
+
 def misclassified(
     probabilities:np.ndarray, # (N, K)
     labels:np.ndarray,        # (N,)
     most:int=20,              # so many at most
 )->list[dict]:                # index, true, predicted, confidence in %; the most confident first
-    "The images that were most confidently called what they aren't; empty for a perfect model."
+    "The images that were most confidently called what they aren't; empty for a perfect model. Raises `ValueError` for what aren't probabilities of these images."
+    _check_probabilities(probabilities, labels)
     called = probabilities.argmax(1)
     wrong = np.flatnonzero(called != labels)
     wrong = wrong[np.argsort(-probabilities[wrong, called[wrong]], kind="stable")][:most]
@@ -262,7 +295,9 @@ def calibration(
     labels:np.ndarray,        # (N,)
     bins:int=10,              # of confidence, equally wide
 )->tuple[list[dict], float]:  # of each bin that has images: from, to, images, confidence, accuracy; the expected calibration error; all in %
-    "How often the model is right against how sure it is. Source: Guo et al. 2017."
+    "How often the model is right against how sure it is. Raises as `misclassified` does. Source: Guo et al. 2017."
+    _check_probabilities(probabilities, labels)
+    if bins < 1: raise ValueError(f"bins must be at least 1, got {bins}")
     sure, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((sure * bins).astype(int), bins - 1)
     rows = [{"from": 100 * b / bins, "to": 100 * (b + 1) / bins, "images": int((place == b).sum()), "confidence": 100 * float(sure[place == b].mean()), "accuracy": 100 * float(right[place == b].mean())} for b in range(bins) if (place == b).any()]

@@ -15,11 +15,11 @@ def unknown(
     known:Iterable[str],    # what there is
     what:str,               # what kind of thing, for the message
 )->ValueError:              # to be raised
-    "The error for a name that isn't known: says the nearest names, or all of them when they are few."
+    "The error for a name that isn't known: says the nearest names, or others, up to twelve."
     known = list(known)
     if not known: return ValueError(f"unknown {what} {str(name)!r}; there are none")
     near = get_close_matches(str(name), known, 3, 0.5) or known
-    return ValueError(f"unknown {what} {str(name)!r}; " + (f"did you mean {' or '.join(near)}?" if len(near) <= 3 else f"known: {', '.join(near)}"))
+    return ValueError(f"unknown {what} {str(name)!r}; " + (f"did you mean {' or '.join(near)}?" if len(near) <= 3 else f"known: {', '.join(near[:12])}{f' and {len(near) - 12} more' if len(near) > 12 else ''}"))
 
 # %% ../nbs/lib/06_names.ipynb #06-names-4
 def choose(

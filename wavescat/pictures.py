@@ -10,16 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from .plots import COLOURS, MARKERS, _figure
+from .plots import COLOURS, MARKERS, bare, figure, plain
 from .stats import summary
 
 # %% ../nbs/lib/28_pictures.ipynb #28-pictures-5
 def _picture(image): return image[..., 0] if image.shape[-1] == 1 else image
-def _bare(ax): ax.set(xticks=[], yticks=[]); ax.grid(False); sns.despine(ax=ax, left=True, bottom=True)
+def _sentence(text):
+    "A figure that says why there is nothing to show."
+    fig, ax = figure(figsize=(6, 1)); bare(ax)
+    ax.text(.5, .5, text, ha="center", va="center")
+    return fig
 
 def heat_maps(
     images:np.ndarray,                # (B, H, W, C) in 0–1
@@ -27,12 +30,13 @@ def heat_maps(
     titles:Sequence[str]|None=None,   # of each image: true and predicted class
 )->Figure:
     "A row an image: the image, and for every kind of map the map and the map over the image; each map from 0 to its own largest value."
+    if not len(images): return _sentence("no image to show")
     columns = 1 + 2 * len(maps)
-    fig, axes = _figure(len(images), columns, figsize=(1.75 * columns, 1.85 * len(images) + .3), squeeze=False)
+    fig, axes = figure(len(images), columns, figsize=(1.75 * columns, 1.85 * len(images) + .3), squeeze=False)
     for i, (row, image) in enumerate(zip(axes, images)):
-        for ax in row: _bare(ax)
+        bare(row)
         row[0].imshow(_picture(image), cmap="gray", vmin=0, vmax=1)
-        if titles: row[0].set_title(titles[i], fontsize=8)
+        if titles: row[0].set_title(plain(titles[i]), fontsize=8)
         for k, (name, m) in enumerate(maps.items()):
             heat = m[i] / (m[i].max() or 1)
             drawn = row[1 + 2 * k].imshow(heat, cmap="cividis", vmin=0, vmax=1)
@@ -49,16 +53,13 @@ def gallery(
     columns:int=6,
 )->Figure:
     "Images with their true class, what they were called and how surely; a sentence where there is no error."
-    if not errors:
-        fig, ax = _figure(figsize=(6, 1)); _bare(ax)
-        ax.text(.5, .5, "no test image was misclassified", ha="center", va="center")
-        return fig
+    if not errors: return _sentence("no test image was misclassified")
     rows = -(-len(errors) // columns)
-    fig, axes = _figure(rows, columns, figsize=(1.6 * columns, 2.05 * rows), squeeze=False)
-    for ax in axes.flat: _bare(ax)
+    fig, axes = figure(rows, columns, figsize=(1.6 * columns, 2.05 * rows), squeeze=False)
+    bare(axes)
     for ax, e in zip(axes.flat, errors):
         ax.imshow(_picture(images[e["index"]]), cmap="gray", vmin=0, vmax=1)
-        ax.set_title(f"{classes[e['true']]}\ncalled {classes[e['predicted']]}\n{e['confidence']:.0f} % sure", fontsize=8)
+        ax.set_title(plain(f"{classes[e['true']]}\ncalled {classes[e['predicted']]}\n{e['confidence']:.0f} % sure"), fontsize=8)
     return fig
 
 def class_errors(
@@ -68,11 +69,12 @@ def class_errors(
 )->Figure:
     "The most and the least misclassified classes, with an image of each; classes without an error count."
     known = [r for r in rows if r["error rate, %"] is not None]
+    k = min(k, -(-len(known) // 2))
     most, least = known[:k], known[max(k, len(known) - k):]
-    fig, axes = _figure(1, 2, figsize=(9, .5 * max(len(most), len(least), 1) + 1), sharex=True)
+    fig, axes = figure(1, 2, figsize=(9, .5 * max(len(most), len(least), 1) + 1), sharex=True)
     for ax, part, title, colour in zip(axes, (most, least), ("most misclassified", "least misclassified"), (COLOURS[3], COLOURS[2])):
         ax.barh(range(len(part)), [r["error rate, %"] for r in part], color=colour)
-        ax.set(yticks=range(len(part)), yticklabels=[f"{r['class']}        " for r in part], title=title if part else f"{title}: no more classes", xlabel="misclassified, %", xlim=(0, 100)); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
+        ax.set(yticks=range(len(part)), yticklabels=[plain(f"{r['class']}        ") for r in part], title=title if part else f"{title}: no more classes", xlabel="misclassified, %", xlim=(0, 100)); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
         for i, r in enumerate(part):
             ax.annotate(f"{r['errors']} of {r['images']}", (r["error rate, %"], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
             if r["class"] in examples: ax.add_artist(AnnotationBbox(OffsetImage(_picture(examples[r["class"]]), zoom=24 / max(examples[r["class"]].shape[:2]), cmap="gray"), (0, i), xybox=(-18, 0), boxcoords="offset points", frameon=False, annotation_clip=False))
@@ -82,12 +84,12 @@ def reliability(
     runs:Mapping[str, tuple[Sequence[Mapping], float]], # name → bins and calibration error, from `explain.calibration`
 )->Figure:
     "How often a model is right against how sure it is; bins with few images are small."
-    fig, ax = _figure(figsize=(4.6, 4.2))
+    fig, ax = figure(figsize=(4.6, 4.2))
     ax.plot([0, 100], [0, 100], color="0.5", ls="--", lw=1, label="as sure as right")
-    for i, (name, (bins, error)) in enumerate(runs.items()):
+    for i, (name, (bins, error)) in enumerate((n, r) for n, r in runs.items() if r[0]):
         x, y, n = (np.array([b[key] for b in bins]) for key in ("confidence", "accuracy", "images"))
-        ax.plot(x, y, color=COLOURS[i], lw=1)
-        ax.scatter(x, y, 12 + 90 * n / n.max(), color=COLOURS[i], marker=MARKERS[i], label=f"{name} (calibration error {error:.1f} %)")
+        ax.plot(x, y, color=COLOURS[i % 10], lw=1)
+        ax.scatter(x, y, 12 + 90 * n / n.max(), color=COLOURS[i % 10], marker=MARKERS[i % 8], label=f"{plain(name)} (calibration error {error:.1f} %)")
     ax.set(xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 101), ylim=(0, 101), aspect="equal")
     fig.legend(loc="outside upper center", ncols=1)
     return fig
@@ -96,8 +98,9 @@ def path_roses(
     contributions:Mapping[tuple[int, ...], Mapping[float, float]], # from `explain.by_orientation`
 )->Figure:
     "Contributions against the orientation θ of the first wavelet, a rose for each scale or pair of scales; what speaks against the class is hatched. θ and θ + π are one orientation."
+    if not contributions: return _sentence("order 0 alone has no orientations")
     columns = min(4, len(contributions))
-    fig, axes = _figure(-(-len(contributions) // columns), columns, figsize=(max(2.7 * columns, 4.2), 3. * -(-len(contributions) // columns)), squeeze=False, subplot_kw={"projection": "polar"})
+    fig, axes = figure(-(-len(contributions) // columns), columns, figsize=(max(2.7 * columns, 4.2), 3. * -(-len(contributions) // columns)), squeeze=False, subplot_kw={"projection": "polar"})
     top = max((abs(v) for by in contributions.values() for v in by.values()), default=1) or 1
     for ax in axes.flat[len(contributions):]: ax.set_visible(False)
     for ax, (scales, by) in zip(axes.flat, contributions.items()):
@@ -107,7 +110,7 @@ def path_roses(
                 ax.bar(theta + turn, np.clip(sign * v, 0, None), width=.85 * np.pi / max(len(by), 2), color=colour, hatch=hatch, edgecolor="white", lw=.5, label=("for" if sign > 0 else "against") if not turn else None)
         ax.set(ylim=(0, 1), yticks=[.5, 1], yticklabels=[], xticks=np.arange(8) * np.pi / 4); ax.tick_params(labelsize=7, pad=0)
         ax.set_title(", ".join(f"j{i} = {j}" for i, j in enumerate(scales, 1)), fontsize=9)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 # %% ../nbs/lib/28_pictures.ipynb #28-pictures-12
@@ -133,8 +136,9 @@ def stability(
     references:Mapping[str, float]|None=None,       # model → mean distance to random images, a dashed line
 )->Figure:
     "How far each model moves against the strength, a panel a deformation: mean over images with its 95 % interval; the image before and after beside it."
+    if not ratios: return _sentence("no deformation to show")
     rows = -(-len(ratios) // 2)
-    fig, axes = _figure(rows, 4, figsize=(9.6, 3.1 * rows + .6), squeeze=False, gridspec_kw={"width_ratios": [1 if pictures else .01, 3.2] * 2})
+    fig, axes = figure(rows, 4, figsize=(9.6, 3.1 * rows + .6), squeeze=False, gridspec_kw={"width_ratios": [1 if pictures else .01, 3.2] * 2})
     cells = [(r, c) for r in range(rows) for c in (0, 2)]
     for (r, c), name in zip(cells, ratios):
         beside, ax = axes[r, c], axes[r, c + 1]
@@ -157,7 +161,7 @@ def against_J(
     label:str="‖S(x) − S(x̃)‖ / ‖S(x)‖",
 )->Figure:
     "Means with 95 % intervals against the number of scales, on a logarithmic axis; 2ᴶ doubles with every step."
-    fig, ax = _figure(figsize=(6.5, 3.6))
+    fig, ax = figure(figsize=(6.5, 3.6))
     for i, (name, by_J) in enumerate(groups.items()): _band(ax, list(by_J), np.stack(list(by_J.values()), 1), i, name)
     ticks = sorted({J for by_J in groups.values() for J in by_J})
     for i, (name, bound) in enumerate((bounds or {}).items()): ax.plot(list(bound), list(bound.values()), color="0.35", ls=("--", ":")[i % 2], label=name)

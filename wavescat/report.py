@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from .store import project_dir
 from .sources import sources_table
 from .studies import MIME, cells, command, given, studies_dir
 
@@ -99,7 +98,7 @@ def _execute(study, values, out, environment):
     problem, sockets = "", tempfile.TemporaryDirectory()
     try:
         papermill.execute_notebook(str(studies_dir() / f"{study}.ipynb"), str(out), parameters=dict(values), kernel_name="python3",
-                                   cwd=str(project_dir() or Path.cwd()), progress_bar=False,
+                                   cwd=str(Path.cwd()), progress_bar=False,
                                    kernel_manager_class=_kernel_manager(sockets.name, environment), extra_arguments=["--log-level=50"])
     except papermill.PapermillExecutionError as e: problem = f"{e.ename}: {e.evalue}"
     except DeadKernelError: problem = "the kernel died (out of memory, or killed)"

@@ -10,6 +10,7 @@ __all__ = ['PARTS', 'measured_orientations', 'filter_grid', 'frame_bounds', 'lit
 # %% ../nbs/lib/27_visualise.ipynb #27-visualise-2
 import copy
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from .experiment import Experiment
 from .filters import FilterBank, LearnedBank, Morlets, filter_bank, initial_morlets, tight_frame
 from .filters import littlewood_paley as littlewood_paley_sum
 from .names import choose
-from .plots import COLOURS, MARKERS, _figure
+from .plots import COLOURS, MARKERS, bare, figure, write_whole
 from .scattering import Scattering2D
 from .train import learning, load_model
 from .transform import Path as CoefficientPath
@@ -119,9 +120,6 @@ def _hues(
     return lab2rgb(np.stack([75 * a, 40 * a * np.cos(phase), 40 * a * np.sin(phase)], -1))
 
 # %% ../nbs/lib/27_visualise.ipynb #27-visualise-10
-def _bare(axes):
-    for ax in np.ravel(axes): ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
-
 def _frequencies(ax, label=True):
     "Ticks of an axis of frequencies."
     ticks = dict(ticks=[-math.pi, 0, math.pi], labels=["−π", "0", "π"])
@@ -163,12 +161,13 @@ def filter_grid(
     most:int=16,                 # orientations a row at most, evenly spread
 )->Figure:
     "The filters by scale (rows) and orientation (columns), titled with θ. Raises `ValueError` for an unknown part."
+    if most < 1: raise ValueError(f"most must be at least 1 orientation, got {most}")
     seen = _see(source)
     values, theta = _values(seen.bank, part), _theta(seen)
     J, L = values.shape[:2]
     chosen = np.unique(np.linspace(0, L - 1, min(L, most)).round().astype(int))
-    fig, axes = _figure(J, len(chosen), figsize=(1.05 * len(chosen) + 1.4, 1.25 * J + .35), squeeze=False)
-    _bare(axes)
+    fig, axes = figure(J, len(chosen), figsize=(1.05 * len(chosen) + 1.4, 1.25 * J + .35), squeeze=False)
+    bare(axes)
     for j, row in enumerate(axes):
         r = None if part == "fourier" else _reach(values[j])
         limits = _limits(values[j], part)
@@ -204,7 +203,7 @@ def littlewood_paley(
     "The Littlewood–Paley sum as a map with its frame bounds, against |ω|, and against direction."
     bank = _see(source).bank
     A, (low, high) = littlewood_paley_sum(bank).numpy(), frame_bounds(bank)
-    fig, (left, middle, right) = _figure(1, 3, figsize=(10, 3.1), width_ratios=(1.15, 1, 1))
+    fig, (left, middle, right) = figure(1, 3, figsize=(10, 3.1), width_ratios=(1.15, 1, 1))
     image = left.imshow(np.fft.fftshift(A), cmap=_MAP, vmin=0, extent=_extent(*A.shape), interpolation="nearest")
     fig.colorbar(image, ax=left, shrink=.9); left.grid(False); _frequencies(left)
     left.set_title(f"A(ω), from A = {low:.3f} to B = {high:.3f}", fontsize=10)
@@ -271,6 +270,7 @@ def before_after(
     most:int=16,                 # orientations a row at most, evenly spread
 )->Figure:
     "Each filter above the one that it became, by optimal assignment, with θ and the distance d. Raises `ValueError` for banks of different shapes."
+    if most < 1: raise ValueError(f"most must be at least 1 orientation, got {most}")
     old, new = _see(before), _see(after)
     place, distance = _match(old, new)
     values, theta = [_values(s.bank, part) for s in (old, new)], [_theta(s) for s in (old, new)]
@@ -278,8 +278,8 @@ def before_after(
     values[1] = values[1].reshape(J * L, *values[1].shape[2:])[place].reshape(values[1].shape)
     theta[1] = theta[1].flatten()[torch.from_numpy(place)].view(J, L)
     chosen = np.unique(np.linspace(0, L - 1, min(L, most)).round().astype(int))
-    fig, axes = _figure(2 * J, len(chosen), figsize=(1.1 * len(chosen) + 1.4, 2.6 * J + .35), squeeze=False)
-    _bare(axes)
+    fig, axes = figure(2 * J, len(chosen), figsize=(1.1 * len(chosen) + 1.4, 2.6 * J + .35), squeeze=False)
+    bare(axes)
     for j in range(J):
         both = np.stack([v[j] for v in values])
         r, limits = None if part == "fourier" else _reach(both), _limits(both, part)
@@ -347,11 +347,14 @@ class Recorder:
 def recorded(
     e:Experiment, # a stored run with learned filters
 )->Recorder:
-    "What `train` kept of the filters of a run while they learned. Raises as `train.learning` does."
+    "What `train` kept of the filters of a run while they learned; of a run that diverged, as long as they were finite. Raises as `train.learning` does."
     kept = learning(e)
     steps = kept.pop("step").tolist()
     out = Recorder(load_model(e))
-    out.steps, out.records = steps, [{n: t[i] for n, t in kept.items()} for i in range(len(steps))]
+    records = [{n: t[i] for n, t in kept.items()} for i in range(len(steps))]
+    finite = list(itertools.takewhile(lambda r: all(torch.isfinite(t).all() for n, t in r.items() if not n.startswith("gradient ")), records))
+    out.steps, out.records = steps[:len(finite)], finite
+    if e.slant is not None: out.reference = _Seen(filter_bank(out.source.J, out.source.L, out.source.shape, e.slant), tight_frame(out.source.J, out.source.L, e.slant))
     return out
 
 # %% ../nbs/lib/27_visualise.ipynb #27-visualise-24
@@ -372,7 +375,7 @@ def parameter_curves(
     h = history.history() if isinstance(history, Recorder) else history
     if not isinstance(h, dict) or not len(h.get("step", ())): raise ValueError("the history is empty: record() at every step of the training first")
     step, shown = np.asarray(h["step"], float), [n for n in _QUANTITIES if n in h]
-    fig, axes = _figure(*((2, 3) if shown else (1, 2)), figsize=(9.6, 5.2) if shown else (6.6, 2.7), squeeze=False)
+    fig, axes = figure(*((2, 3) if shown else (1, 2)), figsize=(9.6, 5.2) if shown else (6.6, 2.7), squeeze=False)
     *panels, gradients, distance = axes.flat
     for ax, name in zip(panels, shown):
         for j, y in zip(h["scale"], h[name].T):
@@ -385,7 +388,7 @@ def parameter_curves(
     gradients.set_ylabel("norm of the gradient")
     if gradients.lines: gradients.set_yscale("log"); gradients.legend(fontsize=8, ncols=2, frameon=False)
     else: gradients.annotate("no gradients recorded", (.5, .5), xycoords="axes fraction", ha="center")
-    distance.plot(step, h["distance"].mean(1), color=COLOURS[0]); distance.fill_between(step, h["distance"].min(1), h["distance"].max(1), color=COLOURS[0], alpha=.2, lw=0)
+    distance.plot(step, h["distance"].mean(1), color=COLOURS[0], marker="." if len(step) == 1 else None); distance.fill_between(step, h["distance"].min(1), h["distance"].max(1), color=COLOURS[0], alpha=.2, lw=0)
     distance.set(ylabel="matched distance d" if shown else "matched relative distance d", ylim=(0, None)); distance.annotate("mean, least to largest", (.03, .95), xycoords="axes fraction", va="top", fontsize=8)
     for ax in axes.flat: ax.set_xlabel("step")
     if shown: fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
@@ -460,11 +463,15 @@ def film(
     if size < _SMALLEST: raise ValueError(f"size must be at least {_SMALLEST} pixels, got {size}")
     if not parts: raise ValueError(f"parts must name at least one of {', '.join(PARTS)}")
     for part in parts: choose(part, PARTS, "part")
+    if isinstance(banks, (FilterBank, nn.Module)): raise ValueError("one bank is no film: give a recorder, or a list of banks")
+    if limit < 1: raise ValueError(f"limit must be at least 1 byte, got {limit}")
+    size = int(size)
     if isinstance(banks, Recorder): banks._any(); labels, get = banks.steps, banks.at
     else: banks = list(banks); labels, get = range(len(banks)), banks.__getitem__
     shown = range(0, len(labels), every)
     if not shown: raise ValueError("there are no banks to film: give at least one")
     seen = [_see(get(i)).bank for i in shown]
+    if bad := [labels[i] for i, b in zip(shown, seen) if not torch.isfinite(b.psi_f).all()]: raise ValueError(f"the filters of record {bad[0]} aren't finite (a diverged run?): leave it out")
     if len(shapes := {b.psi_f.shape for b in seen}) > 1: raise ValueError(f"the banks of a film must have one shape (J, L, M, N), got {', '.join(map(str, map(tuple, shapes)))}")
     J, L, *_ = seen[0].psi_f.shape
     ends = np.stack([_values(b, "phase") for b in (seen[0], seen[-1])])
@@ -482,10 +489,11 @@ def film(
             return out
         data = _encode(map(picture, range(len(seen))), [f"step {labels[i]}" for i in shown], round(1000 / fps))
         if len(data) <= limit: break
-        if size == _SMALLEST: raise ValueError(f"{len(seen)} frames take {len(data):,} bytes at the smallest, more than {limit:,}: film every {math.ceil(1.1 * every * len(data) / limit)} or fewer parts")
+        if size == _SMALLEST:
+            n = math.ceil(1.1 * every * len(data) / limit)
+            raise ValueError(f"{len(seen)} frames take {len(data):,} bytes at the smallest, more than {limit:,}: {f'film every {n}' if n < len(labels) else 'allow more'}, or fewer parts")
         size = max(_SMALLEST, min(size - 1, int(size * .95 * math.sqrt(limit / len(data)))))
-    path.write_bytes(data)
-    return path
+    return write_whole(path, data)
 
 # %% ../nbs/lib/27_visualise.ipynb #27-visualise-36
 _HOLE = .16 # radius of the disk's empty middle, where φ is
@@ -509,7 +517,7 @@ def _disk(ax, wedges, energy, title, fig):
     bar = fig.colorbar(patches, ax=ax, shrink=.75, label="energy")
     bar.formatter.set_powerlimits((-2, 4)); bar.formatter.set_useMathText(True)
     ax.set(xlim=(-1.1, 1.4), ylim=(-1.15, 1.15), aspect="equal"); ax.set_title(title, fontsize=10)
-    _bare(ax)
+    bare(ax)
 
 def coefficients_disk(
     S:Tensor,                       # coefficients of one image, (K, h, w), or (C, K, h, w)
@@ -528,7 +536,7 @@ def coefficients_disk(
     for j in range(J):
         here = [i for i in one if paths[i].j1 == j]
         for i, (a, b) in zip(here, _sectors([paths[i].theta1 for i in here])): sector[j, paths[i].theta1] = 1 - (j + 1) * ring, 1 - j * ring, a - math.pi / 2, b - math.pi / 2
-    fig, axes = _figure(1, 1 + bool(two), figsize=(4.6 * (1 + bool(two)), 3.9), squeeze=False)
+    fig, axes = figure(1, 1 + bool(two), figsize=(4.6 * (1 + bool(two)), 3.9), squeeze=False)
     _disk(axes[0, 0], [sector[paths[i].j1, paths[i].theta1] for i in one], energy[one], "order 1", fig)
     if two:
         parts = {}
