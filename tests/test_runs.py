@@ -52,6 +52,22 @@ def test_a_run_that_diverges_still_gives_a_page(tmp_path):
     assert done.returncode == 0 and list((tmp_path / "r" / "baseline").glob("smoke-*.html")), done.stderr
 
 
+def test_own_images_by_a_relative_path(tmp_path):
+    "Of several sizes: refused before anything is computed, then run with size=, and rendered where the command was given."
+    import numpy as np
+    from PIL import Image
+    draw = np.random.default_rng(0)
+    for k in range(24):
+        (tmp_path / "leaves" / ("oak", "US$ or $_x")[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (18 + k % 3, 20, 3), np.uint8)).save(tmp_path / "leaves" / ("oak", "US$ or $_x")[k % 2] / f"{k}.png")
+    args = ["run", "seeing", "--preset", "smoke", "-p", "dataset=leaves", "-p", "validation=4", "--reports", tmp_path / "r"]
+    mixed = wavescat(*args, store=tmp_path / "s", cwd=tmp_path)
+    assert mixed.returncode == 2 and "size=" in mixed.stderr and not (tmp_path / "s").exists(), mixed.stderr
+    done = wavescat(*args, "-p", "size=16", store=tmp_path / "s", cwd=tmp_path)
+    page = next((tmp_path / "r" / "seeing").glob("*.html"))
+    assert done.returncode == 0 and "failed" not in page.name and " 4 test images" in page.read_text(), done.stderr
+
+
 def test_missing_data_is_refused_in_one_line(tmp_path):
     done = wavescat("run", "baseline", "--preset", "smoke", "-p", "dataset=cifar10", store=tmp_path, env={"WAVESCAT_DATA": str(tmp_path / "none"), "WAVESCAT_CIFAR10_URL": "http://127.0.0.1:9/x.tar.gz"})
     assert done.returncode == 2 and "WAVESCAT_DATA" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

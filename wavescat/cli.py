@@ -180,7 +180,7 @@ def run(
     with _refusing(): folder, figures = _reports(reports), figures and _writable(figures, "--figures")
     with _failing(), _refusing(): sweep(experiments, workers=n, scheduler=scheduler)
     _mirror()
-    _render(chosen, folder, [name for name, p in plans.items() if not p["runs"]], figures)
+    _render(chosen, folder, [name for name, p in plans.items() if not p["runs"] or "repeats" in chosen[name]], figures)
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-10
 @app.command()
@@ -271,6 +271,7 @@ def predict(
     with _refusing():
         for option, value in (("--layer", layer), ("--target", target)):
             if value is not None and not gradcam: raise ValueError(f"{option} goes with --gradcam FILE")
+        if gradcam and len(images) > 50: raise ValueError(f"--gradcam draws at most 50 images, got {len(images)}: give it fewer at a time")
         names, values, classes = classify(run, images)
         if gradcam: _draw_gradcam(run, images, gradcam, layer, target)
     for path, row in zip(images, values):
@@ -390,7 +391,9 @@ def runs_log():
     with _refusing():
         try: said = mirror(_figures)
         except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
-    print(f"{uri()}: {said}")
+    print(f"{said['logged']} runs logged to {uri()}, {said['already']} were there{f', {n} are left' if (n := said['left']) else ''}")
+    for identity, why in said["refused"].items(): print(f"wavescat: MLflow doesn't take {identity}: {why}", file=sys.stderr)
+    if said["refused"]: raise typer.Exit(1)
 
 @runs_app.command()
 def ui(port:Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")]=5000):
