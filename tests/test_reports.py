@@ -27,8 +27,8 @@ def test_page(smoke, visit, name, width):
     assert [u for u in page.asked if not u.startswith(("data:", "file:"))] == [] and page.said == []
     assert len([u for u in page.asked if u.startswith("file:")]) == 1, "one file, and nothing beside it"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page itself doesn't scroll sideways"
-    sizes = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt.length])")
-    assert sizes and all(n >= 600 and 0 < c <= width and alt > 10 for n, c, alt in sizes)
+    sizes = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt.length, i.src.startsWith('data:image/gif')])")
+    assert sizes and all(n >= (150 if film else 600) and 0 < c <= width and alt > 10 for n, c, alt, film in sizes) and sum(film for *_, film in sizes) == (3 if "filters" in name else 0)
     text = page.inner_text("main")
     assert "$" not in text and "Traceback" not in text and "nan" not in text.lower().split()
     page.close()
