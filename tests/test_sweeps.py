@@ -1,6 +1,7 @@
 """Sweeps: what is refused, processes that die, sweeps at once, runs that fail, clusters, Ctrl-C."""
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -82,6 +83,13 @@ def until(true, seconds=40):
     return value
 
 
+def epochs_of(progress):
+    "How far a run is; 0 where it has ended in the meantime."
+    try: found = re.search(r'"epoch": (\d+)', progress.read_text())
+    except OSError: return 0
+    return int(found[1]) if found else 0
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "s"))
@@ -124,13 +132,13 @@ def test_nothing_of_dask_where_nothing_is_computed():
 
 def test_killed_workers_change_nothing(start, store, cluster, tmp_path, monkeypatch):
     "Every result is that of runs which nobody disturbed, on a cluster that was there before."
-    settings = texts(epochs=10, seed="0-2")
+    settings = texts(epochs=30, seed="0-2")
     process, killed = start(settings, 2), 0
     for least in range(1, 4):                                  # whenever a run has got as far as its next epochs
         def under_way():
-            return [p for p in store.glob("*.work/progress.json") if f'"epoch": {least}' in p.read_text()]
-        until(lambda: under_way() or process.poll() is not None)
-        if victims := workers_of(process.pid): os.kill(victims[least % len(victims)], signal.SIGKILL); killed += 1
+            return [p for p in store.glob("*.work/progress.json") if epochs_of(p) >= least]
+        victims = until(lambda: under_way() and workers_of(process.pid) or process.poll() is not None and [None])
+        if victims != [None]: os.kill(victims[least % len(victims)], signal.SIGKILL); killed += 1
     said = process.communicate(timeout=90)[1]
     assert process.returncode == 0 and killed == 3 and "Traceback" not in said, said
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "undisturbed"))
@@ -139,7 +147,7 @@ def test_killed_workers_change_nothing(start, store, cluster, tmp_path, monkeypa
     monkeypatch.setenv("WAVESCAT_RUNS", str(store))
     for e, r in zip(es, results):
         assert r["status"] == "done" and all(found(e)[k] == r[k] for k in ("test_accuracy", "test_loss", "train_loss", "best_epoch", "threads"))
-        assert not work_dir(e).exists() and len(json.loads((run_dir(e) / "history.json").read_text())) == 10
+        assert not work_dir(e).exists() and len(json.loads((run_dir(e) / "history.json").read_text())) == 30
     assert len(cluster.scheduler_info["workers"]) == 2
 
 
