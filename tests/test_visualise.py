@@ -12,7 +12,7 @@ from PIL import Image
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from conftest import ROOT
+from conftest import ROOT, wavescat
 
 from wavescat import filters
 from wavescat.experiment import experiment
@@ -232,6 +232,10 @@ def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
     run(fixed)
     with pytest.raises(ValueError, match="recorded no filters"): recorded(fixed)
     with pytest.raises(FileNotFoundError, match="isn't stored"): recorded(experiment(**options, learn=learn, seed=1))
+    for identity, file, code, says in ((e.identity[:8], "g.gif", 0, ""), (e.identity, "g.mp4", 2, "ends in .gif"), (fixed.identity, "h.gif", 2, "recorded no filters"), ("zzz", "h.gif", 2, "no run begins with")):
+        done = wavescat("runs", "film", identity, tmp_path / file, "--every", "2", store=tmp_path)
+        assert done.returncode == code and says in done.stderr and done.stderr.count("\n") == (code > 0) and (tmp_path / file).exists() == (code == 0), done.stderr
+    with Image.open(tmp_path / "g.gif") as gif: assert gif.n_frames == 3
 
 
 def test_what_can_t_be_is_refused(tmp_path):

@@ -180,7 +180,8 @@ def run(
     with _refusing(): folder, figures = _reports(reports), figures and _writable(figures, "--figures")
     with _failing(), _refusing(): sweep(experiments, workers=n, scheduler=scheduler)
     _mirror()
-    _render(chosen, folder, [name for name, p in plans.items() if not p["runs"] or "repeats" in chosen[name]], figures)
+    measuring = [name for name, p in plans.items() if not p["runs"] or "repeats" in chosen[name]]      # who repeats, takes times
+    _render(chosen, folder, measuring, figures)
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-10
 @app.command()
