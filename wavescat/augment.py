@@ -6,7 +6,7 @@
 __all__ = ['MIXES', 'AUGMENTATIONS', 'horizontal_flip', 'random_resized_crop', 'colour_jitter', 'crop_with_padding',
            'centre_crop', 'rotation', 'shift_scale_rotate', 'brightness_contrast', 'cutout', 'coarse_dropout',
            'autoaugment', 'mixup', 'cutmix', 'ricap', 'Augmentation', 'scatresnet', 'flip_crop', 'parametric_cifar',
-           'scattering_tiny', 'wytiny']
+           'scattering_tiny', 'wytiny', 'biomass']
 
 # %% ../nbs/lib/10_augment.ipynb #10-augment-2
 import math
@@ -389,8 +389,15 @@ def wytiny(x:Tensor, g:Generator)->Tensor:
     x = shift_scale_rotate(crop_with_padding(x, g, 3), g)
     return coarse_dropout(horizontal_flip(brightness_contrast(x, g), g), g, fill=_mean(x, *_TINY_MEAN))
 
+def biomass(x:Tensor, g:Generator)->Tensor:
+    "Random crop of 448 pixels, mirrored left–right and up–down p=.5, resized to 224. Source: the ScatResNet-18 project's protocol."
+    x = horizontal_flip(crop_with_padding(x, g, 0, 448), g)
+    return _halved(torch.where(_changed(x, .5, g), x.flip(-2), x))
+
+def _halved(x): return F.avg_pool2d(x, 2)                      # 448 to 224: the mean of every four pixels
+
 AUGMENTATIONS:dict[str, Augmentation] = {
     "none": Augmentation(lambda x, g: x), "scatresnet": Augmentation(scatresnet), "flip-crop": Augmentation(flip_crop), "parametric-cifar": Augmentation(parametric_cifar),
     "parametric-kth": _cropped(128, lambda x, g: horizontal_flip(crop_with_padding(rotation(x, g, 10.), g, 0, 128), g)),
     "parametric-covidx": _cropped(224, lambda x, g: horizontal_flip(crop_with_padding(x, g, 0, 224), g)),
-    "scattering-tiny": Augmentation(scattering_tiny), "wytiny": Augmentation(wytiny)}
+    "scattering-tiny": Augmentation(scattering_tiny), "wytiny": Augmentation(wytiny), "biomass": Augmentation(biomass, lambda x: _halved(centre_crop(x, 448)))}

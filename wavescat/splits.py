@@ -6,6 +6,7 @@
 __all__ = ['SPLITS', 'Split', 'checked', 'stratified', 'permuted', 'save_split', 'read_split', 'split', 'repeated']
 
 # %% ../nbs/lib/09_splits.ipynb #09-splits-2
+import functools
 import hashlib
 import json
 import os
@@ -116,9 +117,31 @@ def _sample(data, per_class, validation, seed):
     train, val = stratified(data.train_labels[own], per_class, validation, seed)
     return Split(own[train], own[val], np.flatnonzero(data.info["sample"] != names[seed]))
 
-SPLITS = {"stratified": _stratified, "permuted": _permuted, "sample": _sample}
+def _grouped(by, data, per_class, validation, seed):
+    if by not in data.info: raise ValueError(f"split={by} needs a set that says the {by} of each image; {data.name} says of none")
+    if per_class is not None: raise ValueError(f"split={by} takes whole groups: leave per_class out")
+    names, of = np.unique(data.info[by], return_inverse=True)
+    counts = np.bincount(of)
+    def whole(groups, least):                                      # the first groups that hold so many images
+        n = int(np.searchsorted(np.cumsum(counts[groups]), least)) + 1 if least else 0
+        return groups[:n], groups[n:]
+    def folded(shuffling):                                         # the groups in an order, and its folds
+        order, folds = np.random.RandomState(shuffling).permutation(len(names)), []
+        rest = order
+        while len(rest) and counts[rest].sum() >= len(of) // _TEST: test, rest = whole(rest, max(1, len(of) // _TEST)); folds.append(test)
+        return order, folds
+    shuffling, fold = divmod(seed, len(folded(0)[1]))              # fold after fold, then those of another order
+    order, folds = folded(shuffling)
+    order = np.roll(order, -fold)
+    test = order[:0] if len(data.test) else folds[fold % len(folds)]
+    val, train = whole(order[~np.isin(order, test)], validation)
+    if not len(train): raise ValueError(f"split={by}: {data.name} has {len(names)} groups of {counts.min()} to {counts.max()} images, and none is left to train on: ask for fewer validation images, got {validation}")
+    among = lambda groups: np.flatnonzero(np.isin(of, groups))
+    return Split(among(train), among(val), None if len(data.test) else among(test))
 
-# %% ../nbs/lib/09_splits.ipynb #09-splits-15
+SPLITS = {"stratified": _stratified, "permuted": _permuted, "sample": _sample, "date": functools.partial(_grouped, "date"), "state": functools.partial(_grouped, "state")}
+
+# %% ../nbs/lib/09_splits.ipynb #09-splits-17
 def save_split(
     split:Split,
     data:ImageSet, # the set that it splits
