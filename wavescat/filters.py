@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARN', 'INIT', 'gabor', 'morlet', 'gaussian', 'Morlets', 'orientations', 'tight_frame', 'FilterBank', 'fourier_bank',
-           'filter_bank', 'littlewood_paley', 'positive', 'random_frame', 'turned', 'LearnedBank', 'initial_morlets']
+           'filter_bank', 'littlewood_paley', 'positive', 'random_frame', 'turned', 'LearnedBank', 'initial_morlets',
+           'SvdBank']
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-2
 import math
@@ -256,3 +257,25 @@ def initial_morlets(
     if init not in INIT: raise ValueError(f"init must be one of {', '.join(INIT)}, got {init!r}")
     if init == "random" and slant is not None: raise ValueError(f"a random start draws its slants: leave slant out, got {slant}")
     return tight_frame(J, L, slant) if init == "tight-frame" else random_frame(J, L, seed, tied)
+
+# %% ../nbs/lib/00_filters.ipynb #00-filters-41
+def _morlet_by_svd(theta, xi, sigma, gamma, shape, periods):
+    "As `morlet`, (K, M, N) complex, with the window's directions from a singular value decomposition."
+    u, direction = _grid(shape, periods, theta), torch.stack([theta.cos(), theta.sin()], 1)
+    axes = torch.linalg.svd(direction[:, None])[2]                # (K, 2, 2): along and across, up to their signs
+    along, across = torch.einsum("kad,dpqmn->akpqmn", axes, u)
+    xi, wide, slant = (p[:, None, None, None, None] for p in (xi, sigma, gamma))
+    window = torch.exp(-(along**2 + (slant * across)**2) / (2 * wide**2))
+    wave, window = torch.polar(window, xi * torch.einsum("kd,dpqmn->kpqmn", direction, u)).sum((1, 2)), window.sum((1, 2))
+    beta = wave.sum((-2, -1)).real / window.sum((-2, -1))
+    return (wave - beta[:, None, None] * window) * _scale(sigma, gamma)
+
+class SvdBank(LearnedBank):
+    "A canonical bank with the wrong gradient of θ of the code published with arXiv 2107.09539: to measure what it costs, not to be used. Raises `ValueError` for another kind of bank."
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        if self.learn != "canonical": raise ValueError(f"the published gradient is that of canonical filters: set learn=canonical, or use engine=wavescat, got learn={self.learn}")
+
+    def forward(self)->FilterBank:
+        phi = gaussian(positive(_wide(self.raw_phi_sigma)), self.shape, like=_wide(self.theta))
+        return FilterBank(torch.fft.fft2(_morlet_by_svd(*self.morlets(), self.shape, self.periods)).real.reshape(self.J, -1, *self.shape), torch.fft.fft2(phi).real)
