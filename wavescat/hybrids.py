@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UPSAMPLINGS', 'ENGINES', 'MODELS', 'ScatteringStem', 'resnet18', 'scatresnet18', 'scatresnet18_scales',
            'ScatteringInput', 'GaborModulus', 'GaborStem', 'ScatteringStem7', 'resnet18_imagenet',
-           'scatresnet18_imagenet', 'ScatteringLinear', 'scattering_linear', 'model_options', 'build']
+           'scatresnet18_imagenet', 'ScatteringLinear', 'scattering_linear', 'scattering_wrn', 'wrn', 'wrn_16',
+           'resnet50', 'model_options', 'build']
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-2
 import inspect
@@ -15,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import STEM_CHANNELS, ResNet18, conv_stem, imagenet_stem
+from .backbones import STEM_CHANNELS, ResNet18, ResNet50, WideResNet, WideTop, conv_stem, imagenet_stem
 from .names import choose, unknown
-from .scattering import Scattering2D, kymatio_scattering
+from .scattering import Scattering2D, SvdScattering2D, kymatio_scattering
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-5
 def _deconv(k, s):
@@ -31,17 +32,21 @@ def _pixel_shuffle(k, s):
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-6
 UPSAMPLINGS = {"deconv": _deconv, "nearest": lambda k, s: nn.Upsample(scale_factor=s, mode="nearest"),
                "bilinear": lambda k, s: nn.Upsample(scale_factor=s, mode="bilinear", align_corners=False), "pixel_shuffle": _pixel_shuffle}
-ENGINES = {"wavescat": Scattering2D, "kymatio": kymatio_scattering}
+ENGINES = {"wavescat": Scattering2D, "kymatio": kymatio_scattering, "svd-gradient": SvdScattering2D} # the last: with the published code's wrong gradient of θ
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-7
 def _scattering(shape, J, L, slant=None, engine="wavescat", learn=None, init="tight-frame"):
     "Orders 0 and 1 of an image (C, H, W), and how many maps that is."
     C, H, W = shape
     if H % 2**J or W % 2**J: raise ValueError(f"the sides of the image must be multiples of {2**J} to be shrunk {J} time{'s' * (J > 1)} by 2 and brought back, got {H}×{W}")
-    options = {} if slant is None else {"slant": slant}
-    if engine == "kymatio" and (slant is not None or learn or init != "tight-frame"): raise ValueError("engine=kymatio ties the slant to 4/L, and its filters are fixed: leave slant, learn and init out, or use engine=wavescat")
-    if engine != "kymatio": options |= dict(learn=learn, init=init, seed=torch.initial_seed() % 2**31)
-    return choose(engine, ENGINES, "engine")(J=J, shape=(H, W), L=L, max_order=1, **options), C * (J * L + 1)
+    return _engine(engine, J, (H, W), L, 1, slant, learn, init), C * (J * L + 1)
+
+def _engine(engine, J, shape, L, order, slant, learn, init, flat=False):
+    "The scattering of images (H, W), computed by one of `ENGINES`; flat has one dimension for colours and paths."
+    make = choose(engine, ENGINES, "engine")
+    if engine != "kymatio": return make(J, shape, L, order, slant=slant, flat=flat, learn=learn, init=init, seed=torch.initial_seed() % 2**31)
+    if slant is not None or learn or init != "tight-frame": raise ValueError("engine=kymatio ties the slant to 4/L, and its filters are fixed: leave slant, learn and init out, or use engine=wavescat")
+    return nn.Sequential(make(J, shape, L, order), nn.Flatten(1, 2)) if flat else make(J, shape, L, order)
 
 class ScatteringStem(nn.Module):
     "Convolution beside scattering, (B, C, H, W) → (B, 64, H, W), H and W multiples of 2ᴶ."
@@ -289,20 +294,66 @@ def scattering_linear(
     learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
     init:str="tight-frame",     # where filters start, or stay: tight-frame or random
     slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
+    engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
 )->nn.Module:
     "LL: 156,016 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned. Source: Gauthier et al. 2022."
+    S, K = _flat(shape, J, L, order, learn, init, slant, engine)
+    return ScatteringLinear(S, (K, shape[1] >> J, shape[2] >> J), num_classes)
+
+def _flat(shape, J, L, order, learn, init, slant, engine):
+    "Scattering of an image (C, H, W) with one dimension for colours and paths, and how many maps that is."
     L = 8 if L is None else L
     K = 1 + (order > 0) * J * L + (order > 1) * L * L * J * (J - 1) // 2
-    S = Scattering2D(J, shape[1:], L, order, slant=slant, flat=True, learn=learn, init=init, seed=torch.initial_seed() % 2**31)
-    return ScatteringLinear(S, (shape[0] * K, shape[1] >> J, shape[2] >> J), num_classes)
+    return _engine(engine, J, shape[1:], L, order, slant, learn, init, flat=True), shape[0] * K
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-23
+def scattering_wrn(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    widen:int=8,                # k: 16k channels in the stem, 32k and 64k in the groups
+    J:int=2,                    # scales
+    L:int|None=None,            # orientations; None: 8
+    order:int=2,                # highest order
+    learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
+    init:str="tight-frame",     # where filters start, or stay: tight-frame or random
+    slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
+    engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
+)->nn.Module:
+    "Scattering and a wide residual network: 22,597,232 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned. Source: Gauthier et al. 2022."
+    S, K = _flat(shape, J, L, order, learn, init, slant, engine)
+    return WideTop(K, num_classes, widen, S)
+
+def wrn(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    widen:int=8,                # k: 16k channels in the stem, 32k and 64k in the groups
+)->nn.Module:
+    "The network of `scattering_wrn` on pixels, all of it at full size: 22,320,272 parameters with 3 colours and 10 classes. Source: Gauthier et al. 2022, WRN only."
+    return WideTop(shape[0], num_classes, widen)
+
+def wrn_16(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    widen:int=8,                # k: 16k, 32k and 64k channels
+)->nn.Module:
+    "WRN-16-8 with dropout .3: 10,961,370 parameters with 3 colours and 10 classes. Source: Zagoruyko and Komodakis 2016."
+    return WideResNet(shape[0], num_classes, widen)
+
+def resnet50(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+)->nn.Module:
+    "ResNet-50, ImageNet form: 23,528,522 parameters with 3 colours and 10 classes; weights from elsewhere by `wavescat weights`. Source: He et al. 2016."
+    return ResNet50(shape[0], num_classes)
+
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-25
 MODELS = {"resnet18": resnet18, "scatresnet18": scatresnet18, "scatresnet18-scales": scatresnet18_scales,
           "scatinput-v1": _scattering_input(1, False, "J = 1: 11,187,921 parameters at width 64, 3 colours, 10 classes"), "scatinput-v2": _scattering_input(2, False, "J = 2"),
           "scatinput-v3": _scattering_input(2, True, "J = 2, beside the image"), "gabor-concat": _gabor("concat"), "gabor-max": _gabor("max"),
-          "resnet18-imagenet": resnet18_imagenet, "scatresnet18-imagenet": scatresnet18_imagenet, "scattering-linear": scattering_linear}
+          "resnet18-imagenet": resnet18_imagenet, "scatresnet18-imagenet": scatresnet18_imagenet, "scattering-linear": scattering_linear,
+          "scattering-wrn": scattering_wrn, "wrn": wrn, "wrn-16": wrn_16, "resnet50": resnet50}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-24
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-26
 def model_options(
     name:str, # one of `MODELS`
 )->dict:      # option → default
@@ -310,7 +361,7 @@ def model_options(
     parameters = inspect.signature(choose(name, MODELS, "model")).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("shape", "num_classes")}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-25
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-27
 def build(
     name:str,                   # one of `MODELS`
     shape:tuple[int, int, int], # (C, H, W) of an image
