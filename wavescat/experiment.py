@@ -6,16 +6,19 @@
 __all__ = ['Experiment', 'experiment', 'code_version']
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-2
+import ast
 import functools
 import hashlib
 import io
 import json
 import math
+import symtable
 import tokenize
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib.resources import files
-from typing import get_args, get_type_hints
+from typing import NamedTuple, get_args, get_type_hints
 
 from .names import unknown
 
@@ -35,6 +38,7 @@ class Experiment:
     mix_beta:float|None = None     # of the Beta law that mixes; None: the mix's own
     model:str = "resnet18"         # one of `hybrids.MODELS`
     width:int = 64                 # channels of the first stage
+    widen:int = 8                  # of wide residual networks: how many times 16 channels
     J:int = 2                      # scales of the scattering, where the model lets one choose
     L:int|None = None              # orientations of the scattering, where the model has one
     order:int = 2                  # highest order of the scattering, where the model lets one choose
@@ -131,6 +135,7 @@ def experiment(
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-9
 _COMPUTING = ("filters", "transform", "fast", "scattering", "data", "splits", "augment", "batches", "backbones", "hybrids", "metrics", "optim", "distributed", "train")
+_REGISTRIES = {"MODELS": "model", "AUGMENTATIONS": "augment", "MIXES": "mix", "DATASETS": "dataset", "_READERS": "dataset", "SPLITS": "split", "LOSSES": "loss", "SCHEDULES": "schedule", "ENGINES": "engine", "UPSAMPLINGS": "upsample"} # → the field that chooses an entry
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-10
 def _essence(source:str)->str:
@@ -144,8 +149,65 @@ def _essence(source:str)->str:
     return " ".join(kept)
 
 # %% ../nbs/lib/14_experiment.ipynb #14-experiment-11
+class _Definition(NamedTuple):
+    "A part of a module."
+    essence:str
+    names:frozenset[str] # of the module's, that it uses
+
+def _definition(source):
+    def used(scope): return {s.get_name() for s in scope.get_symbols() if s.is_referenced() and (s.is_global() or scope.get_type() == "module")}.union(*map(used, scope.get_children()))
+    return _Definition(_essence(source), frozenset(used(symtable.symtable(source, "definition", "exec"))))
+
+def _definitions(
+    sources:Iterable[str], # of modules
+)->dict[str, dict[str|None, list[_Definition]]]: # name → entry, or None for what counts whatever the entry → what defines it
+    "Everything that modules define; what defines no name stands under the empty name."
+    found = {}
+    def note(name, definition, entry=None): found.setdefault(name, {}).setdefault(entry, []).append(definition)
+    for source in sources:
+        lines = source.splitlines(keepends=True)
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant): continue
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            text, value = "".join(lines[first - 1:node.end_lineno]), getattr(node, "value", None)
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            names = [node.name] if hasattr(node, "name") else [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+            if names and names[0] in _REGISTRIES and isinstance(value, ast.Dict):
+                for key, entry in zip(value.keys, value.values): note(names[0], _definition(f"({ast.get_source_segment(source, entry)})\n"), key.value if key else None)
+            else:
+                for name in names or [""]: note(name, _definition(text))
+    return found
+
+# %% ../nbs/lib/14_experiment.ipynb #14-experiment-12
 @functools.cache
-def code_version()->str:
-    "Hash of the code that computes results."
-    sources = [_essence((files("wavescat") / f"{m}.py").read_text(encoding="utf-8")) for m in _COMPUTING]
-    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:12]
+def _computing()->dict: return _definitions((files("wavescat") / f"{m}.py").read_text(encoding="utf-8") for m in _COMPUTING)
+
+def _reached(
+    definitions:dict,         # as `_definitions` gives them
+    chosen:dict[str, object], # registry → entry
+    roots:Iterable[str],      # names
+)->dict[str, list[_Definition]]: # name → what defines it
+    "The definitions that can be reached from some names."
+    reached, todo = {}, ["", *roots]
+    while todo:
+        name = todo.pop()
+        if name in reached or name not in definitions: continue
+        entries = definitions[name]
+        reached[name] = entries.get(None, []) + (entries.get(chosen[name], []) if chosen.get(name) is not None else [])
+        todo += [n for d in reached[name] for n in d.names]
+    return reached
+
+@functools.cache
+def _hash(*chosen):
+    reached = _reached(_computing(), dict(zip(_REGISTRIES, chosen)), ["fit"])
+    return hashlib.sha256("\n".join(f"{name}: {d.essence}" for name in sorted(reached) for d in reached[name]).encode()).hexdigest()[:12]
+
+@functools.cache
+def _whole_hash():
+    return hashlib.sha256("\n".join(_essence((files("wavescat") / f"{m}.py").read_text(encoding="utf-8")) for m in _COMPUTING).encode()).hexdigest()[:12]
+
+def code_version(
+    e:Experiment|None=None, # None: all experiments
+)->str:
+    "Hash of the code that computes an experiment's result, or of all code that computes results."
+    return _whole_hash() if e is None else _hash(*(getattr(e, field) for field in _REGISTRIES.values()))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'project_dir', 'runs_dir', 'run_dir', 'work_dir', 'replace', 'write_json', 'stored', 'publish', 'Busy',
-           'Stopped', 'claim', 'tell', 'owned', 'failure', 'save_checkpoint', 'load_checkpoint', 'runs', 'table',
-           'find', 'experiment_of', 'remove']
+           'Stopped', 'claim', 'clear_left', 'tell', 'owned', 'failure', 'save_checkpoint', 'load_checkpoint', 'runs',
+           'table', 'find', 'experiment_of', 'remove']
 
 # %% ../nbs/lib/15_store.ipynb #15-store-2
 import contextlib
@@ -88,14 +88,17 @@ def stored(
     e:Experiment,
 )->dict|None: # the result; `stale` says whether other code computed it
     "The stored result of an experiment, or None. Its `status` is done or diverged. Raises `ValueError` if its file is damaged."
-    return _result(run_dir(e))
+    return _result(run_dir(e), e)
 
-def _result(directory):
+def _result(directory, e=None):
     try: result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError): return None
     except ValueError: result = None
     if not isinstance(result, dict) or "code" not in result: raise ValueError(f"{directory / 'result.json'} is damaged; delete {directory} to have the run computed again")
-    return {"status": "done", **result, "stale": result["code"] != code_version()}
+    if e is None:
+        try: e = Experiment(**result["experiment"])
+        except (KeyError, TypeError, ValueError): return {"status": "done", **result, "stale": True}     # of a version that knew other settings
+    return {"status": "done", **result, "stale": result["code"] != code_version(e)}
 
 # %% ../nbs/lib/15_store.ipynb #15-store-11
 def publish(
@@ -166,6 +169,17 @@ def _tidy(e):
     aside = sorted(runs_dir().glob(f".{e.identity}-*-old-*"))
     if aside and not run_dir(e).exists(): os.rename(aside[-1], run_dir(e))
     for leftover in runs_dir().glob(f".{e.identity}-*"): shutil.rmtree(leftover, ignore_errors=True)
+
+def clear_left(
+    e:Experiment, # that is stored
+)->None:
+    "Take away what a run left on the way if its owner was killed between storing the result and clearing up; what is newer than the result stays, for whoever computes it again."
+    from filelock import FileLock, Timeout
+    work = work_dir(e)
+    if not work.is_dir(): return
+    with contextlib.suppress(Timeout, OSError), FileLock(work / "lock", timeout=0):
+        stored_at = (run_dir(e) / "result.json").stat().st_mtime_ns
+        if all(p.stat().st_mtime_ns <= stored_at for p in work.iterdir() if p.name != "lock"): shutil.rmtree(work, ignore_errors=True)
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec="seconds")
 def _tell(work, what): (work / "progress.json").write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "at": _now(), **what}), encoding="utf-8")

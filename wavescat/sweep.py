@@ -32,8 +32,9 @@ from .augment import AUGMENTATIONS
 from .data import load
 from .distributed import launched
 from .experiment import Experiment, code_version, experiment
+from .hybrids import model_options
 from .store import Busy, claim, failure, owned, runs_dir
-from .train import Stopped, build_model, check, default_device, found, image_counts, run
+from .train import Stopped, build_model, check, default_device, found, image_counts, own_model, run
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-5
 def values(
@@ -52,8 +53,9 @@ def values(
 def grid(
     **axes, # settings of `Experiment`, each one value or a list of them
 )->list[Experiment]:
-    "Every combination of the listed settings; the last varies fastest."
+    "Every combination of the listed settings; the last varies fastest. A model may be one's own, FILE.py:FUNCTION."
     lists = [v if isinstance(v, (list, tuple, range)) else [v] for v in axes.values()]
+    lists = [[own_model(str(m)) for m in v] if name == "model" else v for name, v in zip(axes, lists)]
     return [experiment(**dict(zip(axes, combination))) for combination in itertools.product(*lists)]
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-7
@@ -87,14 +89,13 @@ def read_grid(
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-11
 @functools.cache
-def _seconds_an_image(dataset, size, augment, model, width, engine, L)->float:
+def _seconds_an_image(e)->float:
     "Time that one training image takes in a step, measured."
-    e = experiment(dataset=dataset, size=size, augment=augment, model=model, width=width, engine=engine, L=L)
     device, threads = default_device(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         net = build_model(e).to(device, memory_format=torch.channels_last)
-        x = torch.zeros(16, *AUGMENTATIONS[augment].shape(load(dataset, size).train.shape[1:]), device=device)
+        x = torch.zeros(16, *AUGMENTATIONS[e.augment].shape(load(e.dataset, e.size).train.shape[1:]), device=device)
         for _ in range(2):
             started = time.perf_counter()
             net(x).logsumexp(1).mean().backward()
@@ -106,7 +107,7 @@ def _seconds(e, widest):
     "Estimated time of a run: its training images, and a third of that for every image that is only looked at."
     n = image_counts(e)
     looked_at = n["validation"] * math.ceil(e.epochs / e.eval_every) + 2 * n["test"]
-    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(e.dataset, e.size, e.augment, e.model, e.width, e.engine, widest)
+    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(experiment(**{k: getattr(e, k) for k in ("dataset", "size", "augment", "model", *model_options(e.model))} | ({"L": widest} if widest else {})))
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-12
 def plan(
