@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FORMATS', 'figure', 'bare', 'plain', 'save', 'write_whole', 'show', 'show_film',
-           'table', 'curves', 'against_L', 'against_size', 'seeds', 'confusion_matrix', 'speedups', 'growth', 'choices',
-           'filters']
+           'table', 'curves', 'against_L', 'against_size', 'drops', 'points', 'leaderboard', 'against_truth', 'heat',
+           'gains', 'seeds', 'confusion_matrix', 'speedups', 'growth', 'choices', 'filters']
 
 # %% ../nbs/lib/26_plots.ipynb #26-plots-2
 import base64
@@ -139,8 +139,10 @@ def curves(
             ax.plot(epochs, [np.mean(by[e]) for e in epochs], color=colour, marker=MARKERS[i % 8], markevery=max(1, len(epochs) // 7), ms=4, label=plain(name))
             ax.fill_between(epochs, [min(by[e]) for e in epochs], [max(by[e]) for e in epochs], color=colour, alpha=.18, lw=0)
         ax.set(xlabel="epoch", ylabel=label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=_columns(fig, histories))
     return fig
+
+def _columns(fig, names): return max(1, min(3, int(15 * fig.get_figwidth() / (max(map(len, names)) + 8)))) # of a legend as wide as its figure
 
 # %% ../nbs/lib/26_plots.ipynb #26-plots-15
 def against_L(
@@ -170,19 +172,138 @@ def against_L(
 def against_size(
     groups:Mapping[str, Mapping[int, Sequence[float]]], # model → training images of each class → values, one a seed
     label:str="test accuracy, %",
+    published:Mapping[str, Mapping[int, tuple[float, float]]]={}, # model → size → a published mean and its standard error
 )->Figure:
-    "Means with 95 % intervals against the number of training images of each class, on a logarithmic axis."
-    fig, ax = figure(figsize=(6.5, 3.6))
+    "Means with 95 % intervals against the number of training images of each class, on a logarithmic axis; published means as crosses of the same colour, with theirs."
+    fig, ax = figure(figsize=(6.5, 3.6) if not published else (7.5, 4.2))
     for i, (name, by_size) in enumerate(groups.items()):
         sizes = [n for n in by_size if len(by_size[n])]
         s = [summary(by_size[n]) for n in sizes]
-        ax.errorbar(np.array(sizes) * 1.02**i, [v["mean"] for v in s], np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i], marker=MARKERS[i], ms=5, capsize=3, label=name)
-    ticks = sorted({n for g in groups.values() for n in g})
+        ax.errorbar(np.array(sizes) * 1.02**i, [v["mean"] for v in s], np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % 8], ms=5, capsize=3, label=plain(name))
+        theirs = published.get(name, {})
+        if theirs: ax.errorbar(np.array(list(theirs)) * .96 * 1.02**i, [m for m, _ in theirs.values()], [1.96 * e for _, e in theirs.values()], color=COLOURS[i % len(COLOURS)], marker="x", ms=6, mew=1.6, lw=1, ls="", alpha=.8)
+    ticks = sorted({n for g in (*groups.values(), *published.values()) for n in g})
     ax.set(xscale="log", xlabel="training images of each class", ylabel=label); ax.minorticks_off()
-    ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks]); ax.legend()
+    ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks])
+    if len(ticks) == 1: ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
+    if any(published.get(name) for name in groups): ax.plot([], [], color="0.3", marker="x", ls="", label="published, ± 1.96 standard errors")
+    if published: fig.legend(loc="outside upper center", ncols=2)
+    else: ax.legend()
     return fig
 
-# %% ../nbs/lib/26_plots.ipynb #26-plots-21
+# %% ../nbs/lib/26_plots.ipynb #26-plots-19
+def drops(
+    groups:Mapping[str, Mapping[str, Sequence[float]]], # model → what was done to images → points lost, one a seed
+    label:str="accuracy lost, points",
+)->Figure:
+    "What each model loses to each corruption: means with 95 % intervals, a row a corruption."
+    rows = list(dict.fromkeys(n for by in groups.values() for n in by))
+    fig, ax = figure(figsize=(7.5, .34 * len(rows) + 1.2))
+    for i, (name, by) in enumerate(groups.items()):
+        s = [summary(by.get(r, [])) for r in rows]
+        at = np.arange(len(rows)) + .5 * ((i + .5) / len(groups) - .5)
+        ax.errorbar([v["mean"] for v in s], at, xerr=np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i], marker=MARKERS[i], ms=5, capsize=2, ls="", label=plain(name))
+    ax.axvline(0, color="0.35", lw=1)
+    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=label); ax.invert_yaxis()
+    fig.legend(loc="outside upper center", ncols=2)
+    return fig
+
+def points(
+    groups:Mapping[str, Mapping[str, Sequence[float]]], # panel → model → values
+    label:str,
+)->Figure:
+    "Every value as a point, with the mean and its 95 % interval beside them; a panel a setting."
+    models = list(dict.fromkeys(m for by in groups.values() for m in by))
+    fig, axes = figure(1, len(groups), figsize=(max(6.5, 2.9 * len(groups)), 3.6), sharey=True, squeeze=False)
+    for ax, (panel, by) in zip(axes[0], groups.items()):
+        ax.axhline(0, color="0.35", ls="--", lw=1)
+        for i, name in enumerate(models):
+            v, s = by.get(name, []), summary(by.get(name, []))
+            ax.plot(i + np.linspace(-.12, .12, len(v)), v, ls="", marker="o", ms=4, color=COLOURS[i % len(COLOURS)], alpha=.6)
+            ax.errorbar(i + .25, s["mean"], np.nan_to_num(s["high"] - s["mean"]), color=COLOURS[i % len(COLOURS)], marker="Ds^v"[i // len(COLOURS) % 4], ms=5, capsize=4, ls="", label=plain(name))
+        ax.set(title=plain(panel), xticks=[], xlim=(-.5, len(models) - .3))
+    axes[0, 0].set_ylabel(label)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(2, _columns(fig, models)))
+    return fig
+
+def leaderboard(
+    groups:Mapping[str, Sequence[float]],           # entry → values, one a seed
+    published:Mapping[str, tuple[float, float]]={}, # entry → a published mean and its standard error
+    order:Sequence[str]|None=None,                  # from the top; None: as they come
+    label:str="test accuracy, %",
+)->Figure:
+    "Entries from the best to the least, a row each: every value as a point, the mean and its 95 % interval; published means as crosses."
+    rows = list(order or [*groups, *published])
+    fig, ax = figure(figsize=(7.5, .36 * len(rows) + 1.1))
+    for y, name in enumerate(rows):
+        if name in published:
+            mean, error = published[name]
+            ax.errorbar(mean, y, xerr=1.96 * error, color="0.35", marker="x", ms=6, mew=1.6, capsize=3, ls="")
+            continue
+        s = summary(groups[name])
+        ax.plot(groups[name], np.full(len(groups[name]), y - .12), ls="", marker="o", ms=4, color=COLOURS[0], alpha=.55)
+        ax.errorbar(s["mean"], y + .15, xerr=np.nan_to_num(s["high"] - s["mean"]), color=COLOURS[3], marker="D", ms=5, capsize=4, ls="")
+    ax.set(yticks=range(len(rows)), yticklabels=[plain(r) for r in rows], xlabel=label, ylim=(len(rows) - .4, -.6))
+    return fig
+
+def against_truth(
+    groups:Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], # model → target → truth and prediction
+    unit:str,
+)->Figure:
+    "Predictions against the truth, a row a model, a column a target; on the line a prediction is right."
+    columns = len(next(iter(groups.values())))
+    fig, axes = figure(len(groups), columns, figsize=(1.9 * columns + .6, 2.1 * len(groups) + .6), squeeze=False)
+    for i, (row, (name, by)) in enumerate(zip(axes, groups.items())):
+        for ax, (target, (y, p)) in zip(row, by.items()):
+            low, high = min(0, np.min(y), np.min(p)), max(np.max(y), np.max(p), 1e-9)
+            ax.plot([low, high], [low, high], color="0.35", ls="--", lw=1)
+            ax.plot(y, p, ls="", marker="o", ms=2.5, color=COLOURS[i], alpha=.45)
+            ax.set_aspect("equal", "box"); ax.tick_params(labelsize=7)
+            if i == 0: ax.set_title(plain(target), fontsize=9)
+            if i == len(groups) - 1: ax.set_xlabel(f"truth, {unit}", fontsize=8)
+        row[0].set_ylabel(plain(name).replace(", ", ",\n") + f"\npredicted, {unit}", fontsize=8)
+    return fig
+
+# %% ../nbs/lib/26_plots.ipynb #26-plots-23
+def heat(
+    panels:Mapping[str, pd.DataFrame], # title → values, rows against columns
+    rows:str,                          # label of the rows
+    label:str,                         # of the colours
+)->Figure:
+    "Tables of numbers as fields of colour, on one scale, one below the other."
+    h, w = next(iter(panels.values())).shape
+    fig, axes = figure(len(panels), 1, figsize=(max(5, 1.8 + 1.05 * w), len(panels) * (.9 + .42 * h) + .6), squeeze=False, sharex=True)
+    low, high = (getattr(np, f)([getattr(np, f"nan{f}")(p.to_numpy(float)) if p.notna().to_numpy().any() else 0. for p in panels.values()]) for f in ("min", "max"))
+    for ax, (title, p) in zip(axes[:, 0], panels.items()):
+        sns.heatmap(p.astype(float), ax=ax, cmap="viridis", vmin=low, vmax=max(high, low + 1), annot=True, fmt=".1f", annot_kws={"size": 9}, cbar=False)
+        ax.set(title=plain(title), ylabel=rows, xlabel=""); ax.grid(False); ax.tick_params(axis="y", rotation=0); ax.tick_params(axis="x", rotation=0, labelsize=8)
+    fig.colorbar(axes[0, 0].collections[0], ax=axes[:, 0], label=label)
+    return fig
+
+# %% ../nbs/lib/26_plots.ipynb #26-plots-25
+def gains(
+    groups:Mapping[str, Mapping[int, tuple[float, float, float]]], # model → training images of each class → difference and its 95 % interval
+    reference:str,                                                 # what they are compared with
+    crossings:Mapping[str, tuple[float, float, float]]={},         # model → where it crosses zero, and the 95 % interval
+    published:Mapping[str, Mapping[int, float]]={},                # source → size → published difference
+)->Figure:
+    "Differences to a reference against the number of training images of each class, on a logarithmic axis."
+    fig, ax = figure(figsize=(7.5, 3.9))
+    ax.axhline(0, color="0.35", ls="--", lw=1)
+    for i, (name, by) in enumerate(groups.items(), 1):             # the reference has the first colour
+        d = np.array(list(by.values())).reshape(-1, 3)
+        ax.errorbar(np.array(list(by)) * 1.03**(i - len(groups) / 2), d[:, 0], np.nan_to_num([d[:, 0] - d[:, 1], d[:, 2] - d[:, 0]]), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % 8], ms=5, capsize=3, lw=1.2, label=plain(name))
+        if name in crossings:
+            at, low, high = crossings[name]
+            ax.plot([low, high], [0, 0], color=COLOURS[i % len(COLOURS)], lw=5, alpha=.35, solid_capstyle="butt")
+            ax.plot(at, 0, marker="|", ms=14, mew=2, color=COLOURS[i % len(COLOURS)])
+    for name, by in published.items(): ax.plot(list(by), list(by.values()), color="0.2", marker="x", ls=":", lw=1, label=name)
+    ticks = sorted({n for g in [*groups.values(), *published.values()] for n in g})
+    ax.set(xscale="log", xlabel="training images of each class", ylabel=f"difference to {plain(reference)}, points"); ax.minorticks_off()
+    ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks]); fig.legend(loc="outside upper center", ncols=2)
+    return fig
+
+# %% ../nbs/lib/26_plots.ipynb #26-plots-29
 def seeds(
     groups:Mapping[int, Sequence[float]], # L → values, one a seed
     label:str="test accuracy, %",
@@ -197,7 +318,7 @@ def seeds(
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
-# %% ../nbs/lib/26_plots.ipynb #26-plots-24
+# %% ../nbs/lib/26_plots.ipynb #26-plots-32
 def confusion_matrix(
     m:np.ndarray,          # (classes, classes) counts: rows are labels
     classes:Sequence[str], # names
@@ -217,7 +338,7 @@ def confusion_matrix(
     for axis, turn in (("x", 45 if few else 90), ("y", 0)): ax.tick_params(axis=axis, rotation=turn, labelsize=10 if few else max(3.2, min(9, 55 * size / len(names))), length=3 if few else 0, pad=3 if few else 1)
     return fig
 
-# %% ../nbs/lib/26_plots.ipynb #26-plots-28
+# %% ../nbs/lib/26_plots.ipynb #26-plots-36
 def speedups(
     ratios:Mapping[str, Mapping[str, tuple[float, float, float]]], # case → what → ratio, lowest and highest of the repeats
     marks:Mapping[str, Mapping[str, float]]|None=None,             # what a mark is → case → where it stands
@@ -242,7 +363,7 @@ def speedups(
     fig.legend(loc="outside upper center", ncols=len(names) + len(marks or {}))
     return fig
 
-# %% ../nbs/lib/26_plots.ipynb #26-plots-29
+# %% ../nbs/lib/26_plots.ipynb #26-plots-37
 def growth(
     panels:Mapping[str, Mapping[str, Mapping[float, float]]], # what grows → engine → size → cost
     label:str="ms an image",
@@ -260,7 +381,7 @@ def growth(
     for ax in axes[:, 0]: ax.set_ylabel(label)
     return fig
 
-# %% ../nbs/lib/26_plots.ipynb #26-plots-30
+# %% ../nbs/lib/26_plots.ipynb #26-plots-38
 def choices(
     curves:Mapping[str, Mapping[int, float]], # name → setting → cost; setting 0 is the choice made
     xlabel:str,
@@ -276,7 +397,7 @@ def choices(
     ax.set(xscale="log", ylim=(0, None), xlabel=xlabel, ylabel=ylabel); ax.minorticks_off(); ax.set(xticks=ticks, xticklabels=[str(t) for t in ticks]); ax.legend()
     return fig
 
-# %% ../nbs/lib/26_plots.ipynb #26-plots-33
+# %% ../nbs/lib/26_plots.ipynb #26-plots-41
 def filters(
     Ls:Sequence[int],       # one row for each number of orientations
     J:int=1,                # number of scales; the coarsest is drawn
