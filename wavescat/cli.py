@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Given', 'Preset', 'Reports', 'Figures', 'Scheduler', 'Protocol', 'Workers', 'runs_app', 'Where', 'Runs',
-           'data_app', 'DataSet', 'run', 'report', 'train', 'sweep', 'predict', 'runs_list', 'show', 'compare', 'rm',
-           'runs_film', 'runs_log', 'ui', 'data_list', 'fetch', 'verify', 'info', 'list_', 'main']
+           'data_app', 'DataSet', 'run', 'report', 'train', 'sweep', 'predict', 'weights', 'runs_list', 'show',
+           'compare', 'rm', 'runs_film', 'runs_log', 'ui', 'data_list', 'fetch', 'verify', 'info', 'list_', 'main']
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-2
 import contextlib
@@ -147,7 +147,7 @@ def _render(chosen, folder, measuring=(), figures=None):
     with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(2) as pool:
         pages = {name: alone.submit(make, name, values, folder, figures) for name, values in chosen.items() if name in measuring}
         for page in pages.values(): page.exception()         # what measures the machine has it to itself
-        pages |= {name: pool.submit(make, name, values, folder, figures) for name, values in chosen.items() if name not in measuring}
+        pages |= {name: pool.submit(make, name, values, folder, figures, max(1, (os.cpu_count() or 1) // 2)) for name, values in chosen.items() if name not in measuring}
         for name, page in pages.items():
             try: made = page.result()
             except Failed as e: failed = True; print(f"wavescat: {e}", file=sys.stderr)
@@ -178,9 +178,14 @@ def run(
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
     with _refusing(): folder, figures = _reports(reports), figures and _writable(figures, "--figures")
-    with _failing(), _refusing(): sweep(experiments, workers=n, scheduler=scheduler)
+    with _failing(), _refusing():
+        planned = []
+        while len(set(planned)) < len(set(experiments)):       # a plan may follow from results: it is made again until nothing is new
+            planned = experiments
+            sweep(planned, workers=n, scheduler=scheduler)
+            _, experiments, *_ = _chosen(studies, preset, _pairs(parameter))
     _mirror()
-    measuring = [name for name, p in plans.items() if not p["runs"] or "repeats" in chosen[name]]      # who repeats, takes times
+    measuring = [name for name, p in plans.items() if not p["runs"] or {"repeats", "timed_epochs"} & set(chosen[name])]      # who repeats, takes times
     _render(chosen, folder, measuring, figures)
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-10
@@ -213,11 +218,12 @@ def train(
     from tqdm import tqdm
     from wavescat.experiment import experiment
     from wavescat.store import run_dir, runs_dir
-    from wavescat.train import check, run
+    from wavescat.train import check, own_model, run
     from wavescat.distributed import leads
     with _refusing():
         speaks = leads()                                       # of the processes that accelerate launched
-        e = experiment(**{**_settings(protocol), **_pairs(parameter)})
+        settings = {**_settings(protocol), **_pairs(parameter)}
+        e = experiment(**{**settings, **({"model": own_model(settings["model"])} if "model" in settings else {})})
         check(e)
         _writable(runs_dir(), "WAVESCAT_RUNS")
     if threads: torch.set_num_threads(threads)
@@ -279,7 +285,25 @@ def predict(
         best = row.topk(min(top, len(names))) if classes else None
         print(f"{path}: " + (", ".join(f"{names[i]} {100 * p:.1f} %" for p, i in zip(best.values, best.indices)) if best else ", ".join(f"{n} {v:.4g}" for n, v in zip(names, row))))
 
-# %% ../nbs/lib/33_cli.ipynb #33-cli-15
+# %% ../nbs/lib/33_cli.ipynb #33-cli-14
+@app.command()
+def weights(
+    model:Annotated[str, typer.Argument(help="A model that torchvision has too: resnet50, resnet18-imagenet.")],
+    out:Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write them.")],
+    file:Annotated[Path|None, typer.Option("--from", metavar="FILE", help="torchvision's file; left out: torchvision fetches it, if it is installed.")]=None,
+):
+    "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true."
+    from wavescat.store import replace
+    from wavescat.train import pretrained
+    with _refusing():
+        if out.suffix != ".safetensors": raise ValueError(f"expected a file that ends in .safetensors, got {out}")
+        if not out.parent.is_dir(): raise ValueError(f"{out.parent} isn't a folder: make it, or write elsewhere")
+        from safetensors.torch import save_file
+        found = {k: v.contiguous() for k, v in pretrained(model, file).items()}
+        replace(out, lambda part: save_file(found, part))
+    print(f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true -p lr=0.001 …")
+
+# %% ../nbs/lib/33_cli.ipynb #33-cli-16
 def _draw_gradcam(run, images, file, layer, target):
     "Grad-CAM of images, for a class or those that a stored run names, as a picture."
     import torch
@@ -300,7 +324,7 @@ def _draw_gradcam(run, images, file, layer, target):
     fig = heat_maps(pictures.cpu().numpy(), {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where}, [f"{Path(p).name}\n{'why ' if target is not None else ''}{names[s]}" for p, s in zip(images, said)])
     save(fig, file)
 
-# %% ../nbs/lib/33_cli.ipynb #33-cli-16
+# %% ../nbs/lib/33_cli.ipynb #33-cli-17
 runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 app.add_typer(runs_app, name="runs", help="Stored runs: list, show, compare, remove them, log them to MLflow and look at them there.")
 
@@ -404,7 +428,7 @@ def ui(port:Annotated[int, typer.Option(min=0, max=65535, help="Port on this mac
         try: serve(port, figures=_figures)
         except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
 
-# %% ../nbs/lib/33_cli.ipynb #33-cli-18
+# %% ../nbs/lib/33_cli.ipynb #33-cli-19
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 app.add_typer(data_app, name="data", help="Data sets: list them, fetch them, verify their files, say what they hold.")
 
@@ -419,7 +443,7 @@ def data_list():
     for name in DATASETS:
         s = SOURCES.get(name)
         here = "here" if s is None or (data_dir() / s.folder).is_dir() else "to fetch" if s.url else "by hand"
-        print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else 'patches of 8 photographs that come with scikit-image: 800 + 800 of 32×32 grey'}")
+        print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else 'patches of 8 photographs that come with scikit-image: 800 + 800 of 32×32 grey' if name == 'textures' else 'textures that cover a ground, from the same photographs: 240 of 64×64 grey, 5 targets in %'}")
     print("\nOne's own images: dataset=FOLDER of class folders, or dataset=FILE.csv with the columns path and label.")
 
 @data_app.command()
@@ -430,8 +454,8 @@ def fetch(
     "Download, verify and unpack a data set; its folder appears whole or not at all."
     with _refusing():
         from wavescat.sources import SOURCES, fetch
-        from wavescat.data import verify_set
-        if name == "textures": print("textures comes with scikit-image: nothing to fetch"); return
+        from wavescat.data import DATASETS, verify_set
+        if name in DATASETS and name not in SOURCES: print(f"{name} comes with scikit-image: nothing to fetch"); return
         folder = fetch(name, mirror)
         whole, said = verify_set(name)
         if not whole: raise ValueError(f"{folder} is there, but isn't whole (wavescat data verify {name} says what is missing); move it away to fetch the set anew")
@@ -469,7 +493,7 @@ def info(name:Annotated[str, typer.Argument(metavar="NAME", help="A data set, a 
     for k, v in rows.items(): print(f"{k:<16} {v}")
     for note in d.notes: print(note)
 
-# %% ../nbs/lib/33_cli.ipynb #33-cli-19
+# %% ../nbs/lib/33_cli.ipynb #33-cli-20
 @app.command("list")
 def list_(
     study:Annotated[str|None, typer.Argument(help="A study, to see its parameters.")]=None,
@@ -491,7 +515,7 @@ def list_(
             for what, names in {"studies": study_names(), "presets": presets(), "protocols": protocols(), "data sets": DATASETS, "models": MODELS, "settings": [f.name for f in fields(Experiment)]}.items():
                 print(f"{what:<10} {', '.join(names)}")
 
-# %% ../nbs/lib/33_cli.ipynb #33-cli-20
+# %% ../nbs/lib/33_cli.ipynb #33-cli-21
 def main():
     "The `wavescat` command. A pipe that closes or Ctrl-C ends it quietly; finished runs are kept."
     try: app()
@@ -500,5 +524,5 @@ def main():
         print("wavescat: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/lib/33_cli.ipynb #33-cli-21
+# %% ../nbs/lib/33_cli.ipynb #33-cli-22
 if __name__ == "__main__" and __package__: main()      # python -m wavescat.cli, which accelerate launch needs; nothing in a notebook

@@ -389,6 +389,7 @@ _STYLE = """.math svg { vertical-align: middle; max-width: 100%; height: auto; o
 .math svg * { fill: currentColor; }
 div.math { text-align: center; margin: 1em 0; overflow-x: auto; overflow-y: hidden; }
 .output { overflow-x: auto; margin: .6em 0 1.4em; }
+.md-typeset .highlight pre { overflow-x: auto; }
 .md-typeset .output pre { border-left: .15rem solid var(--md-default-fg-color--lighter); }
 .md-typeset .output img, .md-typeset figure img { background: #fff; border-radius: .1rem; }
 .md-typeset figure { display: block; width: auto; margin: 1em 0; text-align: left; }

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIME', 'studies_dir', 'study_names', 'cells', 'Parameter', 'parameters', 'settings_file', 'presets', 'resolve',
-           'experiments_of', 'published', 'protocols', 'protocol', 'give', 'given', 'usable', 'condition', 'cost',
-           'provenance', 'Tested', 'tested', 'command']
+           'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given', 'usable', 'condition',
+           'cost', 'provenance', 'spec', 'arms', 'row_name', 'Tested', 'tested', 'command']
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-2
 import ast
@@ -120,7 +120,7 @@ def experiments_of(
     study:str,
     values:Mapping[str, object], # as `resolve` gives them
 )->list[Experiment]:
-    "The experiments of a study with these parameters."
+    "The experiments of a study with these parameters. Where a plan follows from results (the best of a grid, weights to start from), those that can be known by now."
     space = dict(values)
     exec(_tagged(study, "plan"), space)
     return space["experiments"]
@@ -151,11 +151,26 @@ def give(
     headline:str,            # one sentence that a reader of the index wants
     table:list[dict],        # the study's main table
     results:list[dict|None], # of every run
+    effects:list[dict]=[],   # what the study says of scattering against the same network without it, as `effect` makes them
 )->None:
     "Give the study's results to whoever runs it."
     from IPython.display import display
     done = [r for r in results if r]
-    display({MIME: {"headline": headline, "table": table, "missing": len(results) - len(done), "runs": done}, "text/plain": ""}, raw=True)
+    display({MIME: {"headline": headline, "table": table, "missing": len(results) - len(done), "runs": done, "effects": effects}, "text/plain": ""}, raw=True)
+
+def effect(
+    where:str,               # the setting, in words
+    model:str,               # with scattering
+    row:Mapping,             # of `stats.compare`: difference, low, high; p_holm
+    ours:list[dict],         # results with scattering
+    theirs:list[dict],       # without
+    unit:str="points of accuracy",
+)->dict:
+    "One answer to where scattering helps, by how much, with what certainty, at what cost in time."
+    def seconds(results): return float(np.median([r["seconds"] for r in results])) if results else float("nan")
+    number = lambda v: None if v is None or np.isnan(v) else float(v)
+    return {"where": where, "model": model, "unit": unit, **{k: number(row[k]) for k in ("difference", "low", "high")}, "p": number(row["p_holm"]), "seeds": [len(ours), len(theirs)],
+            "cost": number(seconds(ours) / seconds(theirs)) if ours and theirs else None}
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-22
 def given(
@@ -212,7 +227,55 @@ def provenance(
         "computed": f"{min(r['finished'] for r in done)} to {max(r['finished'] for r in done)}" if done else "–",
         "computing time": f"{seconds / 60:.1f} min summed over {len(done)} runs" + (f", {seconds / len(done):.1f} s a run" if done else "")}.items()]
 
-# %% ../nbs/lib/29_studies.ipynb #29-studies-27
+# %% ../nbs/lib/29_studies.ipynb #29-studies-28
+_TITLES = {"resnet18": "ResNet-18", "scatresnet18": "ScatResNet-18", "scatresnet18-scales": "ScatResNet-18 with scales", "scatinput-v1": "scattering as input, v1", "scatinput-v2": "scattering as input, v2", "scatinput-v3": "scattering as input, v3",
+           "gabor-concat": "learned Gabor, beside", "gabor-max": "learned Gabor, maximum", "resnet18-imagenet": "ResNet-18, ImageNet form", "scatresnet18-imagenet": "ScatResNet-18, ImageNet form", "scattering-linear": "scattering, linear head",
+           "scattering-wrn": "scattering, WRN", "wrn": "WRN only", "wrn-16": "WRN-16", "resnet50": "ResNet-50"}
+
+def spec(
+    text:str, # "scatresnet18 L:8 learn:canonical"; = for : too
+)->tuple[str, dict[str, object]]: # the first word, and the options with their numbers read
+    "A name with options. Raises `ValueError` for a word that isn't OPTION:VALUE, or an option that is there twice."
+    name, *words = text.split() or [""]
+    found = {}
+    for word in words:
+        option, _, value = word.replace("=", ":").partition(":")
+        if not (option and value) or option in found: raise ValueError(f"expected NAME OPTION:VALUE, each option once, such as scatresnet18 L:8, got {text.strip()!r}")
+        for kind in (int, float, str):
+            try: found[option] = kind(value); break
+            except ValueError: pass
+    return name, found
+
+def arms(
+    text:str, # "resnet18, scatresnet18 L:8 learn:canonical"
+)->dict[str, dict[str, object]]: # title → settings of `Experiment`
+    "The models that a study compares, of the package or one's own, FILE.py:FUNCTION, the file being one of the studies' if there is none here. Raises `ValueError` for one that is there twice, or an unknown name."
+    from wavescat.hybrids import MODELS
+    from wavescat.train import own_model
+    found = {}
+    for part in text.split(","):
+        name, options = spec(part)
+        if ".py:" in name and not Path(name.rpartition(":")[0]).is_file() and (studies_dir() / name.rpartition(":")[0]).is_file(): name = str(studies_dir() / name)
+        name = own_model(name)
+        choose(name, MODELS, "model")
+        for option in ("dataset", "size", "classes", "split", "per_class", "seed", "split_seed"):
+            if option in options: raise ValueError(f"{part.strip()}: {option} is the study's, the same for all models: leave it out there, and set it with -p if the study has it")
+        title = ", ".join([_TITLES.get(name, name.partition("@")[0]), *({"learn": f"{v} filters", "init": f"{v} start", "upsample": f"{v} up"}.get(k, f"{k}={v}") for k, v in options.items())])
+        if title in found: raise ValueError(f"{part.strip()} is there twice: list each model once")
+        found[title] = {"model": name, **options}
+    return found
+
+# %% ../nbs/lib/29_studies.ipynb #29-studies-29
+def row_name(
+    title:str,               # as `arms` has it
+    options:Mapping[str, object], # as `arms` has them
+)->str:
+    "The name of a row in the tables of Gauthier et al. 2022 (TF LS+LL), with what differs from them; the title where a model isn't theirs."
+    if set(options) - {"model", "learn", "init", "engine"} or options["model"] not in ("scattering-linear", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
+    learn, engine = options.get("learn"), {"svd-gradient": "wrong gradient", "kymatio": "kymatio"}.get(options.get("engine"))
+    return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'LL' if options['model'] == 'scattering-linear' else 'WRN'}", *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else [])])
+
+# %% ../nbs/lib/29_studies.ipynb #29-studies-32
 class Tested(NamedTuple):
     "A stored model and what it says of its test images."
     model:object             # in evaluation mode, on the CPU
@@ -238,7 +301,7 @@ def tested(
     scores, _ = predict(model, batches, prepare)
     return Tested(model, data.classes, np.asarray(images, np.float32).transpose(0, 2, 3, 1) / 255, np.asarray(labels), scores.softmax(1).numpy(), lambda places: batches.batch(torch.as_tensor(places), prepare)[0])
 
-# %% ../nbs/lib/29_studies.ipynb #29-studies-28
+# %% ../nbs/lib/29_studies.ipynb #29-studies-33
 def command(
     study:str,
     values:Mapping[str, object], # holds the study's parameters; other names in it are passed over
