@@ -1,5 +1,5 @@
 # make report   the studies at preset quick: trains what isn't stored, writes reports/index.html
-# make test     everything that can be checked
+# make test     everything that can be checked, in two processes
 # make lab      JupyterLab on localhost
 # make docs     the documentation, in site/: open site/index.html
 # Set-up happens by itself, in .venv. PYTHON and PIP_ARGS choose the interpreter and where packages come from.
@@ -19,7 +19,7 @@ report: $(READY)
 	$(BIN)/wavescat run $(STUDIES) --preset $(PRESET) --workers $(WORKERS)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1

@@ -1,5 +1,6 @@
 """What several tests share: a store of their own, the command, the smoke reports, a browser."""
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")                # many tests start processes that compute side by side: with all cores each, they'd wait for one another
 signal.signal(signal.SIGINT, signal.default_int_handler)     # where the tests run in the background, what they start could ignore Ctrl-C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +22,27 @@ def wavescat(*args, store, cwd=ROOT, env=None, **kw):
     "Run the command in a fresh process with a store of its own."
     return subprocess.run([sys.executable, "-c", COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
                           env={**os.environ, "WAVESCAT_RUNS": str(store), **(env or {})}, **kw)
+
+
+def pytest_make_parametrize_id(val, argname):
+    "Bytes don't name a test: an archive holds the time when it was made, and both processes must collect the same names."
+    return argname if isinstance(val, bytes) else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Processes share the tests: those that need the smoke studies stay together, notebooks go one by one, the others file by file."
+    from xdist.scheduler import LoadScopeScheduling
+    def needing(path): return {f"{path.name}::{name}" for name in re.findall(r"^def (test_\w+)\([^)]*\bsmoke\b", path.read_text(encoding="utf-8"), re.M)}
+    smoke = set().union(*map(needing, Path(__file__).parent.glob("test_*.py")))
+
+    class Sharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, test = nodeid.partition("::")
+            name = Path(path).name
+            if f"{name}::{test.partition('[')[0]}" in smoke: return "smoke"
+            return nodeid if name == "test_notebooks.py" else name
+    return Sharing(config, log)
 
 
 @pytest.fixture(scope="session")

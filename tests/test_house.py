@@ -1,5 +1,6 @@
 """The house is in order: exported, clean, pinned, arrows pointing up, a wheel that builds."""
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -135,9 +136,25 @@ def test_presets_plan(path, preset):
     assert len(experiments) == len(set(experiments)) >= (3 if path.stem == "seeing" else 4)     # seeing looks at one run of each model
     if preset == "paper" and path.stem == "filters":         # full batches of 1,000 images, from the tight frame, fixed and learned
         assert {(e.dataset, 10 * e.per_class, e.batch_size, e.init, e.augment) for e in experiments} == {("cifar10", 1000, 1000, "tight-frame", "none")} and [e.learn for e in experiments] == [None, "canonical", "equivariant", "pixelwise"]
+    elif preset == "paper" and path.stem == "biomass":
+        assert {(e.dataset, e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.loss, e.target_scale, e.width) for e in experiments} == {("csiro-biomass", 200, 32, 1e-4, .9, 5e-4, "biomass", "mse", 2000, 64)}
+        assert {(e.split, e.split_seed) for e in experiments} >= {("stratified", 42), ("date", 42), ("state", 42)}
+    elif preset == "paper" and path.stem == "tuned":          # the published settings are among those tried
+        tried = {m: {(e.lr, e.weight_decay, e.epochs) for e in experiments if e.model == m and e.seed == 100} for m in ("resnet18", "scatresnet18")}
+        assert tried["resnet18"] == tried["scatresnet18"] and (.1, 5e-4, 200) in tried["resnet18"] and len(tried["resnet18"]) == 45
+    elif preset == "paper" and path.stem in ("parametric", "challenge"):
+        from wavescat.studies import published
+        seeds = published("parametric")["seeds"]["cifar10"]
+        assert len(seeds) == 10 and {e.seed for e in experiments} == {e.split_seed for e in experiments} == set(seeds) and {(e.schedule, e.momentum, e.weight_decay, e.filter_weight_decay, e.augment, e.validation, e.widen) for e in experiments} == {("one-cycle", .9, 5e-4, 0, "parametric-cifar", 0, 8)}
+        schedules = {(e.model.partition("@")[0], e.per_class): (e.epochs, e.batch_size, e.lr, e.filter_lr if e.learn else None, e.split) for e in experiments if e.learn or e.model == "wrn"}
+        expected = {("scattering-linear", n): (epochs, batch, lr, .1, "permuted" if n else "stratified") for n, epochs, batch, lr in ((10, 5000, 128, .06), (50, 1000, 500, .13), (100, 500, 1000, .2), (None, 500, 1024, .2))}
+        expected |= {(model, n): (epochs, batch, .1, .1 if model == "scattering-wrn" else None, "permuted" if n else "stratified") for model in ("scattering-wrn", "wrn") for n, epochs, batch in ((10, 3000, 128), (50, 2000, 128), (100, 1000, 128), (None, 500, 1024))}
+        assert schedules == {k: v for k, v in expected.items() if path.stem == "parametric" or k[1] == 10}
     elif preset == "paper":
         for e in experiments:
-            assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "none" if e.model == "scattering-linear" else "scatresnet", 64, 1)
+            if path.stem == "transfer" and e.classes == "5-9": assert (e.epochs, e.lr, e.eval_every) == (20, .01, 1); continue
+            if path.stem == "transfer": assert (e.classes, e.eval_every, e.validation) == ("0-4", 200, 5000); e = dataclasses.replace(e, eval_every=1)
+            assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "none" if path.stem == "seeing" and e.model == "scattering-linear" else "scatresnet", 64, 1)
         assert {e.validation for e in experiments} <= {5000, 10000}
 
 

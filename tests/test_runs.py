@@ -18,7 +18,7 @@ SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
     (["run", "baseline", "-p", "epoch=3"], "did you mean epochs"),
     (["run", "baseline", "-p", "epochs=many"], "epochs must be int"),
     (["run", "baseline", "-p", "epochs"], "KEY=VALUE"),
-    (["run", "baseline", "-p", "dataset=texture"], "did you mean textures?"),
+    (["run", "baseline", "-p", "dataset=texture"], "did you mean textures or mixtures?"),
     (["run", "baseline", "-p", "engine=kymation"], "did you mean kymatio?"),
     (["run", "l_sweep", "-p", "L=0-3"], "L must be between 1 and 20"),
     (["run", "l_sweep", "-p", "L=21"], "L must be between 1 and 20"),
@@ -31,7 +31,7 @@ SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
     (["run", "baseline", "-p", "per_class=2,2"], "different whole numbers"),
     (["train", "-p", "seed=99999999999999999999"], "seed must be less than"),
     (["list", "--preset", "nope"], "unknown preset"),
-    (["train", "-p", "model=resnet"], "did you mean resnet18"),
+    (["train", "-p", "model=resnet"], "did you mean resnet50 or resnet18"),
     (["train", "-p", "L=3"], "resnet18 has no L"),
     (["list", "variances"], "did you mean variance"),
 ])
@@ -85,7 +85,7 @@ def test_run_again_computes_nothing(smoke, tmp_path):
     folder, store, first = smoke
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
     dry = wavescat("run", "all", "--preset", "smoke", "--dry-run", store=store)
-    assert dry.returncode == 0 and "together: 20 runs, 20 stored, about 0 s to compute" in dry.stdout, dry.stdout
+    assert dry.returncode == 0 and "together: 80 runs, 80 stored, about 0 s to compute" in dry.stdout, dry.stdout
     again = wavescat("run", "variance", "--preset", "smoke", "--reports", tmp_path, "--figures", tmp_path / "figures", store=store)
     assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in store.rglob("*")} == before
     numbers = [json.loads((f / "variance" / "smoke.json").read_text()) for f in (folder, tmp_path)]
@@ -99,11 +99,7 @@ def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
     import shutil
     store = tmp_path / "store"
     shutil.copytree(smoke[1], store)
-    def shared(path):
-        "Whether this is one of variance's runs, which l_sweep and baseline have too."
-        e = json.loads((path / "config.json").read_text()) if (path / "config.json").exists() else {}
-        return (e.get("model"), e.get("per_class"), e.get("precision"), e.get("engine"), e.get("slant")) == ("scatresnet18", 2, "float32", "wavescat", None)
-    runs = sorted(path for path in store.glob("*") if shared(path))
+    runs = sorted(store / r["identity"] for r in json.loads((smoke[0] / "variance" / "smoke.json").read_text())["runs"])    # which l_sweep and baseline have too
     for path in runs[1:]: shutil.rmtree(path)
     done = wavescat("report", "--preset", "smoke", "--reports", tmp_path / "r", store=store)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 """Runs that are killed, that diverge, that run out of disk or memory; weights that can't be trusted; the commands on stored runs."""
+import importlib.util
 import json
 import os
 import pickle
@@ -36,16 +37,33 @@ except RuntimeError: print(e.identity)
     return store, done.stdout.split()
 
 
+def test_killed_while_it_cleared_up(trained, monkeypatch):
+    "A result that is stored, beside what its run left on the way: the next who asks clears it away, unless it is newer, of somebody who computes it again."
+    from wavescat.store import experiment_of, run_dir, work_dir
+    from wavescat.train import run
+    monkeypatch.setenv("WAVESCAT_RUNS", str(trained[0]))
+    e = experiment_of(trained[1][0])
+    result, work = run_dir(e) / "result.json", work_dir(e)
+    for later, stays in ((-1, False), (1, True)):
+        work.mkdir(); (work / "lock").touch(); (work / "checkpoint.pt").touch()
+        os.utime(work / "checkpoint.pt", (result.stat().st_mtime + later,) * 2)
+        assert run(e)["identity"] == e.identity and work.exists() == stays
+    import shutil
+    shutil.rmtree(work)
+
+
 def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     "Checkpoints after every step; SIGKILL at moments drawn anew every time, until the run is whole."
     code = """
 import os, random, signal, sys, time
 import torch
 from wavescat.experiment import experiment
+from wavescat.store import work_dir
 from wavescat.train import check, run
 e = experiment(model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8, precision=sys.argv[1], mix="mixup")
 torch.set_num_threads(1)
 check(e)                                       # reads the images before the children do
+point = work_dir(e) / "checkpoint.pt"
 kills = 0
 while True:
     child = os.fork()
@@ -53,7 +71,9 @@ while True:
         torch.set_num_threads(1)
         run(e); os._exit(0)
     if sys.argv[2] == "whole": os.waitpid(child, 0); break
-    time.sleep(.1 + random.expovariate(.7))
+    before = os.stat(point).st_mtime_ns if point.exists() else 0
+    while kills < 2 and (not point.exists() or os.stat(point).st_mtime_ns == before): time.sleep(.001)  # twice after a step of its own, however fast the machine
+    time.sleep(random.uniform(0, .2) if kills < 2 else random.expovariate(.7))
     os.kill(child, signal.SIGKILL)
     if os.waitpid(child, 0)[1] == 0: break
     kills += 1
@@ -358,3 +378,32 @@ def test_every_published_protocol_can_be_said():
     assert [learning_rate(made["wytiny"], k) for k in (0, 7)] == pytest.approx([.05, .5])
     done = wavescat("train", "--protocol", "wytinny", store="unused")
     assert done.returncode == 2 and "did you mean wytiny" in done.stderr
+
+
+def test_weights_from_elsewhere(tmp_path):
+    "torchvision's names become ours, and a run starts from them with a new head; another file, or none, is refused and nothing is written."
+    from PIL import Image
+    from safetensors.torch import load_file
+    import torch
+    from wavescat.hybrids import build
+    torch.manual_seed(0)
+    own = build("resnet18-imagenet", (3, 224, 224), 1000).state_dict()
+    def theirs(key):
+        first, _, rest = key.partition(".")
+        return f"fc.{rest}" if first == "head" else f"{('conv1', 'bn1')[int(rest[0])]}.{rest[2:]}" if first == "stem" else f"layer{int(rest[0]) + 1}.{rest[2:].replace('shortcut', 'downsample')}"
+    torch.save({theirs(k): torch.nn.Parameter(v) if "weight" in k else v for k, v in own.items() if not k.endswith("num_batches_tracked")}, tmp_path / "theirs.pth")   # as their files are
+    out = tmp_path / "ours.safetensors"
+    assert wavescat("weights", "resnet18-imagenet", out, "--from", tmp_path / "theirs.pth", store=tmp_path / "s").returncode == 0
+    written = load_file(out)
+    assert written.keys() == own.keys() and all(torch.equal(written[k], v) for k, v in own.items())
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4): Image.new("RGB", (64, 64), tuple(c + 5 * i for c in colour)).save(tmp_path / "images" / name / f"{i}.png")
+    done = wavescat("train", "-p", f"dataset={tmp_path / 'images'}", "-p", "size=64", "-p", "model=resnet18-imagenet", "-p", f"weights={out}", "-p", "new_head=true", "-p", "epochs=0", store=tmp_path / "s")
+    assert done.returncode == 0, done.stderr
+    trained = load_file(next((tmp_path / "s").glob("*/weights.safetensors")))
+    assert all(torch.equal(trained[k], v) for k, v in own.items() if not k.startswith("head.")) and trained["head.weight"].shape == (2, 512)
+    other = tmp_path / "other.safetensors"
+    for args, said in ((("resnet18", other), "unknown pre-trained model"), (("resnet50", other, "--from", tmp_path / "theirs.pth"), "doesn't hold resnet50"), (("resnet50", other, "--from", tmp_path / "none.pth"), "no weights at"), (("resnet50", tmp_path / "other.pt"), ".safetensors"), *([] if importlib.util.find_spec("torchvision") else [(("resnet50", other), "torchvision isn't installed")])):
+        done = wavescat("weights", *args, store=tmp_path / "s")
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not other.exists(), done.stderr
