@@ -564,6 +564,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.optim.fast_bfloat16': ('lib/optim.html#fast_bfloat16', 'wavescat/optim.py'),
                                 'wavescat.optim.learning_rate': ('lib/optim.html#learning_rate', 'wavescat/optim.py'),
                                 'wavescat.optim.optimizer': ('lib/optim.html#optimizer', 'wavescat/optim.py'),
+                                'wavescat.optim.precision_here': ('lib/optim.html#precision_here', 'wavescat/optim.py'),
                                 'wavescat.optim.set_rates': ('lib/optim.html#set_rates', 'wavescat/optim.py')},
             'wavescat.pictures': { 'wavescat.pictures._band': ('lib/pictures.html#_band', 'wavescat/pictures.py'),
                                    'wavescat.pictures._picture': ('lib/pictures.html#_picture', 'wavescat/pictures.py'),

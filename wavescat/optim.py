@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'SCHEDULES', 'PRECISIONS', 'optimizer', 'learning_rate', 'set_rates', 'autocast',
-           'fast_bfloat16', 'check_settings']
+           'fast_bfloat16', 'precision_here', 'check_settings']
 
 # %% ../nbs/lib/17_optim.ipynb #17-optim-2
 import math
@@ -111,7 +111,14 @@ def fast_bfloat16()->bool:
     has = torch.cpu._is_amx_tile_supported if hasattr(torch.cpu, "_is_amx_tile_supported") else lambda: False
     return bool(has()) or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
-# %% ../nbs/lib/17_optim.ipynb #17-optim-18
+def precision_here(
+    name:str, # one of `PRECISIONS`, or auto
+)->str:       # for `precision` of an experiment
+    "What auto stands for on this machine: bfloat16 where hardware computes it, else float32. Any other name stays as it is."
+    if name != "auto": return name
+    return "bfloat16" if fast_bfloat16() else "float32"
+
+# %% ../nbs/lib/17_optim.ipynb #17-optim-19
 _BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", ("hinge", "squared-hinge")), "target_scale": ("loss", ("mse",)), "points": ("schedule", ("steps", "piecewise")),
             "step_factor": ("schedule", ("steps",)), **dict.fromkeys(("pct_start", "div_factor", "final_div_factor", "base_momentum", "max_momentum"), ("schedule", ("one-cycle",))), "beta2": ("optimizer", tuple(_ADAM)),
             **dict.fromkeys(("filter_lr", "theta_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise")))}
