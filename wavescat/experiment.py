@@ -39,6 +39,9 @@ class Experiment:
     model:str = "resnet18"         # one of `hybrids.MODELS`
     width:int = 64                 # channels of the first stage
     widen:int = 8                  # of wide residual networks: how many times 16 channels
+    convolution:str = "plain"      # of WyTiny: one of `backbones.CONVOLUTIONS`
+    norm:str = "batch"             # of WyTiny: one of `backbones.NORMS`
+    ghost:int = 32                 # images of a ghost batch
     J:int = 2                      # scales of the scattering, where the model lets one choose
     L:int|None = None              # orientations of the scattering, where the model has one
     order:int = 2                  # highest order of the scattering, where the model lets one choose

@@ -6,7 +6,8 @@
 __all__ = ['UPSAMPLINGS', 'ENGINES', 'MODELS', 'ScatteringStem', 'resnet18', 'scatresnet18', 'scatresnet18_scales',
            'ScatteringInput', 'GaborModulus', 'GaborStem', 'ScatteringStem7', 'resnet18_imagenet',
            'scatresnet18_imagenet', 'ScatteringLinear', 'scattering_linear', 'scattering_wrn', 'wrn', 'wrn_16',
-           'resnet50', 'model_options', 'build']
+           'resnet50', 'resnet14', 'densenet', 'inception_resnet', 'alexnet', 'alexnet_imagenet', 'wytiny', 'linear',
+           'model_options', 'build']
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-2
 import inspect
@@ -16,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import STEM_CHANNELS, ResNet18, ResNet50, WideResNet, WideTop, conv_stem, imagenet_stem
+from .backbones import STEM_CHANNELS, AlexNet, DenseNet, InceptionResNet, Linear, ResNet18, ResNet50, WideResNet, WyTiny, alexnet_stem, conv_stem, imagenet_stem, maps_stem, wide_top
+from .backbones import resnet14 as uniform_resnet14
 from .names import choose, unknown
 from .scattering import Scattering2D, SvdScattering2D, kymatio_scattering
 
@@ -321,7 +323,7 @@ def scattering_wrn(
 )->nn.Module:
     "Scattering and a wide residual network: 22,597,232 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned. Source: Gauthier et al. 2022."
     S, K = _flat(shape, J, L, order, learn, init, slant, engine)
-    return WideTop(K, num_classes, widen, S)
+    return wide_top(K, num_classes, widen, S)
 
 def wrn(
     shape:tuple[int, int, int], # (C, H, W) of an image
@@ -329,7 +331,7 @@ def wrn(
     widen:int=8,                # k: 16k channels in the stem, 32k and 64k in the groups
 )->nn.Module:
     "The network of `scattering_wrn` on pixels, all of it at full size: 22,320,272 parameters with 3 colours and 10 classes. Source: Gauthier et al. 2022, WRN only."
-    return WideTop(shape[0], num_classes, widen)
+    return wide_top(shape[0], num_classes, widen)
 
 def wrn_16(
     shape:tuple[int, int, int], # (C, H, W) of an image
@@ -342,18 +344,133 @@ def wrn_16(
 def resnet50(
     shape:tuple[int, int, int], # (C, H, W) of an image
     num_classes:int,            # outputs
+    width:int=64,               # channels within the first stage
 )->nn.Module:
     "ResNet-50, ImageNet form: 23,528,522 parameters with 3 colours and 10 classes; weights from elsewhere by `wavescat weights`. Source: He et al. 2016."
-    return ResNet50(shape[0], num_classes)
+    return ResNet50(shape[0], num_classes, width)
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-25
+def _resnet14(stem, outputs, width): return uniform_resnet14(stem(width), outputs, width)
+def _resnet18(stem, outputs, width): return ResNet18(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
+def _resnet50(stem, outputs, width): return ResNet50(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
+def _densenet(stem, outputs, width): return DenseNet(num_classes=outputs, growth=width // 2, stem=stem(STEM_CHANNELS))
+def _inception_resnet(stem, outputs, width): return InceptionResNet(num_classes=outputs, width=width, stem=stem(4 * width))
+def _alexnet(stem, outputs, width): return AlexNet(num_classes=outputs, width=width, stem=stem(width), pool=False)
+
+def _stem_of(width, maps, front, note):
+    "Makes the stem of so many channels behind a front, for a network that asks for it."
+    if width < 2 or width % 2: raise ValueError(f"width must be even, and at least 2 channels, got {width}")
+    def stem(channels):
+        made = maps_stem(maps, channels, front)
+        made.note = note
+        return made
+    return stem
+
+def _behind_scattering(network, told):
+    def model(
+        shape:tuple[int, int, int], # (C, H, W) of an image
+        num_classes:int,            # outputs
+        width:int=64,               # what the network's channels are multiples of
+        J:int=2,                    # scales
+        L:int|None=None,            # orientations; None: 8
+        order:int=2,                # highest order
+        learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
+        init:str="tight-frame",     # where filters start, or stay: tight-frame or random
+        slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
+        engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
+    )->nn.Module:
+        S, K = _flat(shape, J, L, order, learn, init, slant, engine)
+        return network(_stem_of(width, K, S, f"scattering J={J} L={8 if L is None else L} order {order}{f' {learn}' if learn else ''} → {K} maps; "), num_classes, width)
+    model.__doc__ = f"Scattering, then {told}."
+    return model
+
+def _behind_blocks(network, told):
+    def model(
+        shape:tuple[int, int, int], # (C, H, W) of an image, sides multiples of 2ᴶ
+        num_classes:int,            # outputs
+        width:int=64,               # what the network's channels are multiples of
+        J:int=2,                    # blocks of 2ᴶ×2ᴶ pixels
+    )->nn.Module:
+        C, H, W = shape
+        if H % 2**J or W % 2**J: raise ValueError(f"the sides of the image must be multiples of {2**J} to be folded into channels, got {H}×{W}: choose another J or size")
+        return network(_stem_of(width, C * 4**J, nn.PixelUnshuffle(2**J), f"space-to-depth {2**J}×{2**J} → {C * 4**J} maps; "), num_classes, width)
+    model.__doc__ = f"Pixels folded into channels, then {told}."
+    return model
+
+def resnet14(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    width:int=64,               # channels of the stem; the groups have 2 and 4 times as many
+)->nn.Module:
+    "ResNet-14 on plain pixels, all of it at full size: sixteen times the work of `scattering-resnet14` at J = 2."
+    return _resnet14(_stem_of(width, shape[0], None, ""), num_classes, width)
+
+def densenet(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    width:int=64,               # twice the maps that a layer adds
+)->nn.Module:
+    "DenseNet-121, ImageNet form. Source: Huang et al. 2017."
+    return DenseNet(shape[0], num_classes, width // 2)
+
+def inception_resnet(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    width:int=64,               # channels of the stem
+)->nn.Module:
+    "Inception-ResNet-v1 for small images. Source: Szegedy et al. 2016."
+    return InceptionResNet(shape[0], num_classes, width)
+
+def alexnet(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    width:int=64,               # channels of the stem
+)->nn.Module:
+    "AlexNet for 64×64 pixels: 57,812,296 parameters with 3 colours and 200 classes. Source: the Tiny ImageNet SVM/AlexNet project."
+    return AlexNet(shape[0], num_classes, width)
+
+def alexnet_imagenet(
+    shape:tuple[int, int, int], # (C, H, W) of an image, 63 pixels a side or more
+    num_classes:int,            # outputs
+    width:int=64,               # channels of the stem
+)->nn.Module:
+    "AlexNet for 224×224 pixels: 57,823,240 parameters with 3 colours and 200 classes; weights from elsewhere by `wavescat weights`. Source: Krizhevsky 2014."
+    return AlexNet(shape[0], num_classes, width, alexnet_stem(shape[0], width))
+
+def wytiny(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+    width:int=64,               # channels at full size
+    convolution:str="plain",    # one of `backbones.CONVOLUTIONS`
+    norm:str="batch",           # one of `backbones.NORMS`
+    ghost:int=32,               # images of a ghost batch
+)->nn.Module:
+    "WyTiny: 14,085,000 parameters with 3 colours and 200 classes. Source: the WyTiny project."
+    return WyTiny(shape[0], num_classes, width, convolution, norm, ghost)
+
+def linear(
+    shape:tuple[int, int, int], # (C, H, W) of an image
+    num_classes:int,            # outputs
+)->nn.Module:
+    "Linear in the pixels: 2,457,800 parameters with 3×64×64 pixels and 200 classes; a support vector machine with loss=hinge."
+    return Linear(math.prod(shape), num_classes)
+
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-27
 MODELS = {"resnet18": resnet18, "scatresnet18": scatresnet18, "scatresnet18-scales": scatresnet18_scales,
           "scatinput-v1": _scattering_input(1, False, "J = 1: 11,187,921 parameters at width 64, 3 colours, 10 classes"), "scatinput-v2": _scattering_input(2, False, "J = 2"),
           "scatinput-v3": _scattering_input(2, True, "J = 2, beside the image"), "gabor-concat": _gabor("concat"), "gabor-max": _gabor("max"),
           "resnet18-imagenet": resnet18_imagenet, "scatresnet18-imagenet": scatresnet18_imagenet, "scattering-linear": scattering_linear,
-          "scattering-wrn": scattering_wrn, "wrn": wrn, "wrn-16": wrn_16, "resnet50": resnet50}
+          "scattering-wrn": scattering_wrn, "wrn": wrn, "wrn-16": wrn_16, "resnet50": resnet50,
+          "scattering-resnet14": _behind_scattering(_resnet14, "ResNet-14: 4,335,880 parameters at order 1, J = 2, L = 8, width 64, 3 colours, 200 classes; the Scattering TinyImageNet-200 project's"),
+          "scattering-resnet18": _behind_scattering(_resnet18, "the stages of ResNet-18"), "scattering-resnet50": _behind_scattering(_resnet50, "the stages of ResNet-50"),
+          "scattering-densenet": _behind_scattering(_densenet, "the blocks of DenseNet-121"), "scattering-inception-resnet": _behind_scattering(_inception_resnet, "the blocks of Inception-ResNet-v1"),
+          "scattering-alexnet": _behind_scattering(_alexnet, "AlexNet from its second convolution on"),
+          "s2d-resnet14": _behind_blocks(_resnet14, "ResNet-14"), "s2d-resnet18": _behind_blocks(_resnet18, "the stages of ResNet-18"), "s2d-resnet50": _behind_blocks(_resnet50, "the stages of ResNet-50"),
+          "s2d-densenet": _behind_blocks(_densenet, "the blocks of DenseNet-121"), "s2d-inception-resnet": _behind_blocks(_inception_resnet, "the blocks of Inception-ResNet-v1"),
+          "s2d-alexnet": _behind_blocks(_alexnet, "AlexNet from its second convolution on"),
+          "resnet14": resnet14, "densenet": densenet, "inception-resnet": inception_resnet, "alexnet": alexnet, "alexnet-imagenet": alexnet_imagenet, "wytiny": wytiny, "linear": linear}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-26
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-28
 def model_options(
     name:str, # one of `MODELS`
 )->dict:      # option → default
@@ -361,7 +478,7 @@ def model_options(
     parameters = inspect.signature(choose(name, MODELS, "model")).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("shape", "num_classes")}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-27
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-29
 def build(
     name:str,                   # one of `MODELS`
     shape:tuple[int, int, int], # (C, H, W) of an image
