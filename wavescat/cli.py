@@ -9,7 +9,9 @@ __all__ = ['app', 'Given', 'Preset', 'Reports', 'Figures', 'Scheduler', 'Protoco
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-2
 import contextlib
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +71,6 @@ def _mirror():
 
 def _figures(directory):
     "Figures of a run, by name: curves; of learned filters before and after, and their curves; of the study stability, where that was asked about this run."
-    import json
     from wavescat.plots import curves
     history = json.loads((directory / "history.json").read_text(encoding="utf-8"))
     labels = {"train_loss": "training loss", "train_accuracy": "training accuracy, %", "val_accuracy": "validation accuracy, %"}
@@ -85,7 +86,6 @@ def _learning(directory):
 
 def _stability(directory):
     "The figure of the study stability, where that was asked about this run."
-    import json
     import numpy as np
     from wavescat.pictures import stability
     from wavescat.store import runs_dir
@@ -212,27 +212,69 @@ def train(
     threads:Annotated[int, typer.Option(min=0, help="Threads of this run; 0 takes all cores.")]=0,
     again:Annotated[bool, typer.Option("--again", help="Compute even if the result is stored.")]=False,
     protocol:Protocol=None,
+    data:Annotated[Path|None, typer.Option(metavar="FOLDER", help="Where data sets lie, in place of WAVESCAT_DATA.")]=None,
+    runs:Annotated[Path|None, typer.Option(metavar="FOLDER", help="Where runs are stored, in place of WAVESCAT_RUNS.")]=None,
+    cpu:Annotated[bool, typer.Option("--cpu", help="Compute on the CPU even where there is a GPU.")]=False,
+    log_every:Annotated[int, typer.Option(min=0, metavar="N", help="Say the loss and the accuracy of every Nth epoch when the run is done; 0 says none.")]=0,
+    err:Annotated[Path|None, typer.Option(metavar="FILE", help="Draw the error analysis, the classes misclassified most and least: a PNG, SVG or PDF.")]=None,
+    copy:Annotated[str|None, typer.Option(metavar="PREFIX", help="Copy what is stored of the run to PREFIXresult.json, PREFIXweights.safetensors and so on.")]=None,
 ):
-    "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. On several GPUs or machines: accelerate launch -m wavescat.cli train …"
+    "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. With -p weights=FILE -p epochs=0 it only evaluates. On several GPUs or machines: accelerate launch -m wavescat.cli train …"
     import torch
     from tqdm import tqdm
     from wavescat.experiment import experiment
     from wavescat.store import run_dir, runs_dir
     from wavescat.train import check, own_model, run
     from wavescat.distributed import leads
+    for name, folder in (("WAVESCAT_DATA", data), ("WAVESCAT_RUNS", runs)):
+        if folder: os.environ[name] = str(folder.expanduser())
     with _refusing():
         speaks = leads()                                       # of the processes that accelerate launched
+        if data and not data.expanduser().is_dir(): raise ValueError(f"--data {data} isn't a folder: make it, or name the one that holds the data sets")
+        if copy is not None and not Path(f"{copy}x").expanduser().parent.is_dir(): raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
         settings = {**_settings(protocol), **_pairs(parameter)}
         e = experiment(**{**settings, **({"model": own_model(settings["model"])} if "model" in settings else {})})
         check(e)
+        if err: _check_errors(e, err)
         _writable(runs_dir(), "WAVESCAT_RUNS")
     if threads: torch.set_num_threads(threads)
-    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not speaks) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), again=again)
+    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not speaks) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), torch.device("cpu") if cpu else None, again=again)
     if not speaks: return
     if result["status"] == "diverged": print(f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. Lower lr, or set clip.")
+    if log_every:
+        for r in json.loads((run_dir(e) / "history.json").read_text(encoding="utf-8")):
+            if r["epoch"] % log_every == 0: print(f"epoch {r['epoch']} of {e.epochs}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if k != "epoch" and isinstance(v, float)))
     for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
+    with _refusing():
+        if err and result["status"] == "diverged": _complain("the run diverged, so that it has no errors to draw")
+        elif err: _draw_errors(e, err)
+        if copy is not None:
+            for file in sorted(run_dir(e).iterdir()): shutil.copyfile(file, Path(f"{copy}{file.name}").expanduser())
     print(run_dir(e))
     _mirror()
+
+def _check_errors(e, file):
+    "Refuse a figure of errors that can't be drawn, before anything is computed."
+    from wavescat.data import load
+    from wavescat.names import choose
+    from wavescat.plots import FORMATS
+    choose(file.suffix.lower(), FORMATS, "format of a figure")
+    if not file.parent.is_dir(): raise ValueError(f"the folder {file.parent} doesn't exist: make it first")
+    if load(e.dataset, e.size, e.classes).targets: raise ValueError(f"--err is for sets with classes, {e.dataset} has targets: leave --err out")
+
+def _draw_errors(e, file):
+    "Say and draw which classes a stored run misclassifies most and least."
+    import numpy as np
+    from wavescat import explain, pictures
+    from wavescat.data import load
+    from wavescat.plots import save
+    from wavescat.train import split_of, test_labels, test_predictions
+    d, parts, labels = load(e.dataset, e.size, e.classes), split_of(e), test_labels(e)
+    images = d.test if parts.test is None else d.train[parts.test]
+    rows = explain.class_errors(test_predictions(e), labels, d.classes)
+    save(pictures.class_errors(rows, {c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0) / 255 for k, c in enumerate(d.classes) if (labels == k).any()}), file)
+    known = [r for r in rows if r["images"]]
+    for title, part in (("most", known[:5]), ("least", known[:-6:-1])): print(f"{title} misclassified: " + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part))
 
 def _say(name, value):
     "A name and its value in a line."
@@ -288,7 +330,7 @@ def predict(
 # %% ../nbs/lib/33_cli.ipynb #33-cli-14
 @app.command()
 def weights(
-    model:Annotated[str, typer.Argument(help="A model that torchvision has too: resnet50, resnet18-imagenet.")],
+    model:Annotated[str, typer.Argument(help="A model that torchvision has too: resnet50, resnet18-imagenet, alexnet-imagenet.")],
     out:Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write them.")],
     file:Annotated[Path|None, typer.Option("--from", metavar="FILE", help="torchvision's file; left out: torchvision fetches it, if it is installed.")]=None,
 ):
@@ -357,7 +399,6 @@ def runs_list(where:Where=[], csv:Annotated[bool, typer.Option("--csv", help="Ev
 @runs_app.command()
 def show(run:Annotated[str, typer.Argument(help="Identity, or its first letters.")]):
     "Show a run: settings, numbers, where it is; of a failed one the traceback."
-    import json
     from wavescat.store import find, runs
     with _refusing():
         identity, directory = find(run)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from .augment import AUGMENTATIONS, MIXES
-from .backbones import parameter_count, renamed_weights
+from .backbones import parameter_count, renamed_alexnet, renamed_weights
 from .batches import Batches
 from .data import DATASETS, decode, load
 from .distributed import World, world
@@ -183,7 +183,8 @@ def read_weights(
     return state
 
 # %% ../nbs/lib/19_train.ipynb #19-train-14
-_PRETRAINED = {"resnet50": ("ResNet50_Weights", "resnet50-0676ba61.pth", renamed_weights), "resnet18-imagenet": ("ResNet18_Weights", "resnet18-f37072fd.pth", renamed_weights)}
+_PRETRAINED = {"resnet50": ("ResNet50_Weights", "resnet50-0676ba61.pth", renamed_weights), "resnet18-imagenet": ("ResNet18_Weights", "resnet18-f37072fd.pth", renamed_weights),
+               "alexnet-imagenet": ("AlexNet_Weights", "alexnet-owt-7be5be79.pth", renamed_alexnet)}
 
 def pretrained(
     model:str,           # one of `MODELS` that torchvision has too
