@@ -142,6 +142,16 @@ def test_presets_plan(path, preset):
     elif preset == "paper" and path.stem == "tuned":          # the published settings are among those tried
         tried = {m: {(e.lr, e.weight_decay, e.epochs) for e in experiments if e.model == m and e.seed == 100} for m in ("resnet18", "scatresnet18")}
         assert tried["resnet18"] == tried["scatresnet18"] and (.1, 5e-4, 200) in tried["resnet18"] and len(tried["resnet18"]) == 45
+    elif preset == "paper" and path.stem == "tiny_imagenet":  # every backbone behind either front and on pixels, by the published schedule
+        backbones = ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")
+        assert {e.model for e in experiments} == {f"{front}{b}" for front in ("scattering-", "s2d-", "") for b in backbones} and {e.order for e in experiments if e.model == "scattering-resnet14"} == {1, 2}
+        assert {(e.dataset, e.per_class, e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.schedule, e.points, e.step_factor, e.augment, e.width, e.validation) for e in experiments if "alexnet" not in e.model} == {("tiny-imagenet", None, 15, 128, .1, .9, 5e-4, "steps", "4/8/12", .2, "scattering-tiny", 64, 0)}
+    elif preset == "paper" and path.stem == "wytiny":
+        assert {e.norm for e in experiments} == {"batch", "group", "layer", "ghost-batch"} and {e.convolution for e in experiments} == {"plain", "depthwise", "depthwise-separable"}
+        from wavescat.studies import protocol
+        assert {tuple(getattr(e, k) for k in protocol("wytiny")) for e in experiments} == {tuple(protocol("wytiny").values())}
+    elif preset == "paper" and path.stem == "linear_and_alexnet":
+        assert {(e.model, e.loss, e.margin) for e in experiments} == {("linear", "hinge", 20), ("linear", "squared-hinge", 20), ("linear", "cross-entropy", 1), ("alexnet", "cross-entropy", 1)} and {(e.dataset, e.optimizer, e.lr, e.per_class) for e in experiments} == {("tiny-imagenet", "adam", .001, None)}
     elif preset == "paper" and path.stem in ("parametric", "challenge"):
         from wavescat.studies import published
         seeds = published("parametric")["seeds"]["cifar10"]

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-STUDIES = ["baseline", "biomass", "challenge", "l_sweep", "parametric", "regimes", "robustness", "transfer", "tuned", "variance"]
+STUDIES = ["baseline", "biomass", "challenge", "l_sweep", "linear_and_alexnet", "parametric", "regimes", "robustness", "tiny_imagenet", "transfer", "tuned", "variance", "wytiny"]
 PAGES = [*STUDIES, "filters", "seeing", "speed", "stability", "throughput"]
 
 

@@ -223,7 +223,7 @@ def train(
     import torch
     from tqdm import tqdm
     from wavescat.experiment import experiment
-    from wavescat.store import run_dir, runs_dir
+    from wavescat.store import history_of, run_dir, runs_dir
     from wavescat.train import check, own_model, run
     from wavescat.distributed import leads
     for name, folder in (("WAVESCAT_DATA", data), ("WAVESCAT_RUNS", runs)):
@@ -242,7 +242,7 @@ def train(
     if not speaks: return
     if result["status"] == "diverged": print(f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. Lower lr, or set clip.")
     if log_every:
-        for r in json.loads((run_dir(e) / "history.json").read_text(encoding="utf-8")):
+        for r in history_of(e):
             if r["epoch"] % log_every == 0: print(f"epoch {r['epoch']} of {e.epochs}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if k != "epoch" and isinstance(v, float)))
     for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
     with _refusing():

@@ -230,7 +230,9 @@ def provenance(
 # %% ../nbs/lib/29_studies.ipynb #29-studies-28
 _TITLES = {"resnet18": "ResNet-18", "scatresnet18": "ScatResNet-18", "scatresnet18-scales": "ScatResNet-18 with scales", "scatinput-v1": "scattering as input, v1", "scatinput-v2": "scattering as input, v2", "scatinput-v3": "scattering as input, v3",
            "gabor-concat": "learned Gabor, beside", "gabor-max": "learned Gabor, maximum", "resnet18-imagenet": "ResNet-18, ImageNet form", "scatresnet18-imagenet": "ScatResNet-18, ImageNet form", "scattering-linear": "scattering, linear head",
-           "scattering-wrn": "scattering, WRN", "wrn": "WRN only", "wrn-16": "WRN-16", "resnet50": "ResNet-50"}
+           "scattering-wrn": "scattering, WRN", "wrn": "WRN only", "wrn-16": "WRN-16", "resnet14": "ResNet-14", "resnet50": "ResNet-50",
+           "densenet": "DenseNet-121", "inception-resnet": "Inception-ResNet", "alexnet": "AlexNet", "alexnet-imagenet": "AlexNet, ImageNet form", "wytiny": "WyTiny"}
+_TITLES |= {f"{front}-{name}": f"{words}, {_TITLES[name]}" for front, words in (("scattering", "scattering"), ("s2d", "space-to-depth")) for name in ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")}
 
 def spec(
     text:str, # "scatresnet18 L:8 learn:canonical"; = for : too

@@ -1,0 +1,88 @@
+"""The Tiny ImageNet line: pairs with and without scattering, the error analysis, and every option of the published command line."""
+import json
+
+import numpy as np
+import pytest
+from conftest import wavescat
+
+
+def _gave(smoke, study): return json.loads((smoke[0] / study / "smoke.json").read_text())
+
+
+def test_fronts_are_compared_seed_by_seed(smoke):
+    "tiny_imagenet: the same images in every run, the same network but for its front; the differences of the page, by hand."
+    gave = _gave(smoke, "tiny_imagenet")
+    runs = {}
+    for r in gave["runs"]: runs.setdefault(r["experiment"]["model"], {})[r["experiment"]["seed"]] = r
+    assert set(runs) == {"scattering-resnet14", "s2d-resnet14", "resnet14"} and all(set(by) == {0, 1} for by in runs.values())
+    assert len({r["split"] for by in runs.values() for r in by.values()}) == 1
+    assert runs["scattering-resnet14"][0]["parameters"] - runs["s2d-resnet14"][0]["parameters"] == (17 - 16) * 9 * 2      # grey: 1 + 2·8 maps against 16, 3×3 to 2 channels
+    told = {e["model"]: e["difference"] for e in gave["effects"]}
+    assert len(told) == 2
+    for other, title in (("s2d-resnet14", "space-to-depth, ResNet-14"), ("resnet14", "ResNet-14")):
+        expected = np.mean([runs["scattering-resnet14"][s]["test_accuracy"] - runs[other][s]["test_accuracy"] for s in (0, 1)])
+        assert told[f"scattering, ResNet-14, order=1 (against {title})"] == pytest.approx(expected)
+    flop = {row["model"]: float(row["Mflop an image"].replace(",", "")) for row in gave["table"]}
+    assert flop["ResNet-14"] > 10 * flop["space-to-depth, ResNet-14"]                                                        # the same network at sixteen times the places
+
+
+def test_wytiny_and_alexnet_pages(smoke):
+    gave = _gave(smoke, "wytiny")
+    assert {(r["experiment"]["norm"], r["experiment"]["ghost"]) for r in gave["runs"]} == {("batch", 32), ("ghost-batch", 8)} and {r["experiment"]["schedule"] for r in gave["runs"]} == {"piecewise"}
+    text = (smoke[0] / "wytiny" / "smoke.html").read_text()
+    assert all(t in text for t in ("Grad-CAM of WyTiny", "the errors it was surest of", "what each class was called", "what the augmentation makes of it"))
+    gave = _gave(smoke, "linear_and_alexnet")
+    assert {(r["experiment"]["model"], r["experiment"]["loss"]) for r in gave["runs"]} == {("linear", "hinge"), ("alexnet", "cross-entropy")}
+    assert "misclassified most and least" in (smoke[0] / "linear_and_alexnet" / "smoke.html").read_text()
+
+
+def test_every_published_option(tmp_path):
+    "Data set and folder, classes, loss, margin, regularisation, optimiser and its rate, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
+    (tmp_path / "data").mkdir(); (tmp_path / "out").mkdir()
+    options = dict(dataset="textures", classes="0-5", per_class=8, model="linear", loss="squared-hinge", margin=20, weight_decay=1e-3, optimizer="adam", lr=1e-3, batch_size=16, epochs=3, seed=3, top_k=2, augment="flip-crop", schedule="constant")
+    def train(*more, **changed): return wavescat("train", *(a for k, v in {**options, **changed}.items() for a in ("-p", f"{k}={v}")), *more, store=tmp_path / "unused")
+    done = train("--data", tmp_path / "data", "--runs", tmp_path / "runs", "--cpu", "--threads", "1", "--log-every", "2", "--err", tmp_path / "err.png", "--copy", f"{tmp_path}/out/svm-")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2 of 3: lr 0.001, train_loss" in done.stdout and "epoch 1 of 3" not in done.stdout and "most misclassified: " in done.stdout and "least misclassified: " in done.stdout
+    assert (tmp_path / "err.png").read_bytes()[:4] == b"\x89PNG" and not (tmp_path / "unused").exists()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"svm-{n}" for n in ("config.json", "history.json", "images.json", "predictions.npy", "result.json", "weights.safetensors")]
+    result = json.loads((tmp_path / "out" / "svm-result.json").read_text())
+    assert result["parameters"] == 6 * (32 * 32 + 1) and result["device"].startswith("cpu") and {k: result["experiment"][k] for k in options} == options
+    for lr in (1e-4, 1e-2):                                        # the optimiser obeys the rate that it is given
+        other = train("--runs", tmp_path / "runs", "--copy", f"{tmp_path}/out/other-", lr=lr)
+        assert other.returncode == 0 and json.loads((tmp_path / "out" / "other-result.json").read_text())["train_loss"] != result["train_loss"]
+    again = train("--runs", tmp_path / "runs", "--copy", f"{tmp_path}/out/again-", epochs=0, weights=tmp_path / "out" / "svm-weights.safetensors")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out" / "again-predictions.npy").read_bytes() == (tmp_path / "out" / "svm-predictions.npy").read_bytes()
+    assert json.loads((tmp_path / "out" / "again-result.json").read_text())["test_accuracy"] == result["test_accuracy"]
+
+
+@pytest.mark.parametrize("more, said", [(("--err", "nowhere/e.png"), "the folder nowhere doesn't exist"), (("--err", "e.bmp"), "unknown format of a figure '.bmp'"), (("--copy", "nowhere/x"), "the folder of --copy nowhere/x doesn't exist"), (("--data", "nowhere"), "--data nowhere isn't a folder"),
+                                        (("-p", "norm=group"), "linear has no norm"), (("--err", "e.png", "-p", "dataset=mixtures", "-p", "loss=mse"), "mixtures has targets")])
+def test_what_training_refuses(tmp_path, more, said):
+    done = wavescat("train", "-p", "model=linear", "-p", "epochs=0", *more, store=tmp_path / "runs")
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists(), done.stderr
+
+
+def test_alexnet_is_fine_tuned(tmp_path):
+    "Weights under torchvision's names become a file of ours, which a run starts from, at 224 pixels; without a file or torchvision a line says what to do."
+    import torch
+    from safetensors.torch import save_file
+    from wavescat.backbones import _ALEXNET
+    from wavescat.hybrids import build
+    torch.manual_seed(0)
+    theirs = {f"{t}.{k[len(o) + 1:]}": v for t, o in _ALEXNET.items() for k, v in build("alexnet-imagenet", (3, 224, 224), 1000).state_dict().items() if k.startswith(f"{o}.")}
+    save_file(theirs, tmp_path / "alexnet.safetensors")
+    done = wavescat("weights", "alexnet-imagenet", tmp_path / "ours.safetensors", "--from", tmp_path / "alexnet.safetensors", store=tmp_path / "runs")
+    assert done.returncode == 0 and "61,100,840 numbers" in done.stdout, done.stderr
+    rgb = tmp_path / "images"
+    from PIL import Image
+    for k in "ab":
+        (rgb / k).mkdir(parents=True)
+        for i in range(5): Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3), np.uint8)).save(rgb / k / f"{i}.png")
+    done = wavescat("train", "-p", f"dataset={rgb}", "-p", "size=224", "-p", "model=alexnet-imagenet", "-p", f"weights={tmp_path / 'ours.safetensors'}", "-p", "new_head=true", "-p", "epochs=1", "-p", "lr=1e-3", "-p", "augment=none", "--copy", f"{tmp_path}/tuned-", store=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tuned-result.json").read_text())
+    assert result["weights_from"] and result["parameters"] == 61_100_840 - 998 * 4097
+    done = wavescat("weights", "alexnet-imagenet", tmp_path / "none.safetensors", store=tmp_path / "runs")
+    assert done.returncode == 2 and "alexnet-owt-7be5be79.pth" in done.stderr and "pip install torchvision" in done.stderr and not (tmp_path / "none.safetensors").exists()
