@@ -12,7 +12,7 @@ CODE = "import sys; from pathlib import Path; from nbdev.test import test_nb; sy
 
 
 def _execute(path):
-    return subprocess.run([sys.executable, "-c", CODE, path], cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"})     # two at a time: threads of their own would wait for each other
+    return subprocess.run([sys.executable, "-c", CODE, path], cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "MPLBACKEND": "agg"})
 
 
 @pytest.fixture(scope="session")

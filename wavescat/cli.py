@@ -479,12 +479,12 @@ DataSet = Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `wa
 def data_list():
     "List the data sets, where they come from, and which are here."
     from wavescat.data import DATASETS
-    from wavescat.sources import SOURCES, data_dir
+    from wavescat.sources import EMBEDDED, SOURCES, data_dir
     print(f"in {data_dir()} (WAVESCAT_DATA names another folder)\n")
     for name in DATASETS:
         s = SOURCES.get(name)
         here = "here" if s is None or (data_dir() / s.folder).is_dir() else "to fetch" if s.url else "by hand"
-        print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else 'patches of 8 photographs that come with scikit-image: 800 + 800 of 32×32 grey' if name == 'textures' else 'textures that cover a ground, from the same photographs: 240 of 64×64 grey, 5 targets in %'}")
+        print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else EMBEDDED[name]}")
     print("\nOne's own images: dataset=FOLDER of class folders, or dataset=FILE.csv with the columns path and label.")
 
 @data_app.command()

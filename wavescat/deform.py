@@ -266,8 +266,7 @@ def _elastic(x, c, g):
     tau = torch.cat([u, torch.ones(H, W, 1)], -1).view(1, -1, 3) @ A
     tau = tau.view(B, H, W, 2) - u
     if alpha:
-        wave = _blurred(_even((B, 2, H, W), g, -1., 1.), sigma) if sigma >= .3 else _even((B, 2, H, W), g, -1., 1.)
-        tau = tau + alpha * wave.permute(0, 2, 3, 1)
+        tau = tau + alpha * _blurred(_even((B, 2, H, W), g, -1., 1.), sigma).permute(0, 2, 3, 1)
     return displace(x, tau.to(x))
 
 def _pixelated(x, share):
