@@ -22,7 +22,7 @@ def test_fronts_are_compared_seed_by_seed(smoke):
     for other, title in (("s2d-resnet14", "space-to-depth, ResNet-14"), ("resnet14", "ResNet-14")):
         expected = np.mean([runs["scattering-resnet14"][s]["test_accuracy"] - runs[other][s]["test_accuracy"] for s in (0, 1)])
         assert told[f"scattering, ResNet-14, order=1 (against {title})"] == pytest.approx(expected)
-    flop = {row["model"]: float(row["Mflop an image"].replace(",", "")) for row in gave["table"]}
+    flop = {row["model"]: float(row["Mflop"].replace(",", "")) for row in gave["table"]}
     assert flop["ResNet-14"] > 10 * flop["space-to-depth, ResNet-14"]                                                        # the same network at sixteen times the places
 
 

@@ -130,7 +130,7 @@ def curves(
     panels:Mapping[str, str],                     # quantity → label of its axis
 )->Figure:
     "A quantity against the epoch: mean over the seeds that got so far, and their range."
-    fig, axes = figure(1, len(panels), figsize=(3.1 * len(panels), 2.9), squeeze=False)
+    fig, axes = figure(1, len(panels), figsize=(max(4.5, 3.1 * len(panels)), 2.9), squeeze=False)
     for ax, (key, label) in zip(axes[0], panels.items()):
         for i, (name, runs) in enumerate(histories.items()):
             by = {}
