@@ -244,12 +244,12 @@ def test_mnist_from_four_files_by_content(monkeypatch):
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte.gz is damaged"): data.load("mnist")
 
 
-def _tiny(folder):
+def _tiny(folder, each=12):
     ids = ["n01", "n02", "n03"]
     folder.mkdir(parents=True)
     (folder / "wnids.txt").write_text("\n".join(ids)); (folder / "words.txt").write_text("n01\tcrane, bird\nn02\tcrane\nn03\tcat, pussy\nn99\tother\n")
     for i in ids:
-        for n in range(12): _image(folder / "train" / i / "images" / f"{i}_{n}.JPEG", 64, "L" if n == 3 else "RGB")
+        for n in range(each): _image(folder / "train" / i / "images" / f"{i}_{n}.JPEG", 64, "L" if n == 3 else "RGB")
     for n in range(6): _image(folder / "val" / "images" / f"val_{n}.JPEG", 64)
     (folder / "val" / "val_annotations.txt").write_text("".join(f"val_{n}.JPEG\t{ids[n % 3]}\t0\t0\t62\t62\n" for n in range(6)))
 

@@ -58,7 +58,7 @@ def test_every_published_option(tmp_path):
 
 
 @pytest.mark.parametrize("more, said", [(("--err", "nowhere/e.png"), "the folder nowhere doesn't exist"), (("--err", "e.bmp"), "unknown format of a figure '.bmp'"), (("--copy", "nowhere/x"), "the folder of --copy nowhere/x doesn't exist"), (("--data", "nowhere"), "--data nowhere isn't a folder"),
-                                        (("-p", "norm=group"), "linear has no norm"), (("--err", "e.png", "-p", "dataset=mixtures", "-p", "loss=mse"), "mixtures has targets")])
+                                        (("-p", "norm=group"), "linear has no norm"), (("-p", "model=wytiny", "-p", "ghost=8"), "ghost goes with norm=ghost-batch"), (("-p", "model=alexnet-imagenet"), "alexnet-imagenet can't take images as small as 32×32"), (("-p", "model=densenet", "-p", "width=3"), "width must be even"), (("--err", "e.png", "-p", "dataset=mixtures", "-p", "loss=mse"), "mixtures has targets")])
 def test_what_training_refuses(tmp_path, more, said):
     done = wavescat("train", "-p", "model=linear", "-p", "epochs=0", *more, store=tmp_path / "runs")
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists(), done.stderr
@@ -86,3 +86,48 @@ def test_alexnet_is_fine_tuned(tmp_path):
     assert result["weights_from"] and result["parameters"] == 61_100_840 - 998 * 4097
     done = wavescat("weights", "alexnet-imagenet", tmp_path / "none.safetensors", store=tmp_path / "runs")
     assert done.returncode == 2 and "alexnet-owt-7be5be79.pth" in done.stderr and "pip install torchvision" in done.stderr and not (tmp_path / "none.safetensors").exists()
+
+
+@pytest.mark.parametrize("study, parameters, said", [("tiny_imagenet", ["per_class=10,20"], "per_class must be one whole number or all"), ("tiny_imagenet", ["models=resnet14"], "list at least two"), ("wytiny", ["epochs=10"], "points end at epoch 35, and there are 10 epochs"), ("wytiny", ["points=abc:def"], "points must be epoch:rate"),
+                                                      ("wytiny", ["shown=0"], "shown must be at least 1"), ("linear_and_alexnet", ["weights=none.safetensors"], "no weights at none.safetensors"), ("linear_and_alexnet", ["weights=README.md"], "not textures")])
+def test_what_the_studies_refuse(study, parameters, said, tmp_path):
+    from wavescat.studies import experiments_of, resolve
+    with pytest.raises((ValueError, FileNotFoundError), match=said): experiments_of(study, resolve(study, "quick", dict(p.split("=", 1) for p in parameters)))
+
+
+def test_networks_learn_by_deterministic_operations():
+    "On a GPU, runs are deterministic unless asked otherwise, and torch refuses some operations there: none is on any model's way back."
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from wavescat.hybrids import MODELS, build, model_options
+    refused = ("adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool", "max_unpool", "reflection_pad", "replication_pad", "upsample_bicubic2d_backward", "upsample_linear", "upsample_trilinear", "nll_loss2d", "histc", "bincount", "median", "max_pool3d", "avg_pool3d", "grid_sampler_2d_backward", "cumsum")
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, op, kinds, args=(), kwargs=None):
+            seen.add(op.name())
+            return op(*args, **(kwargs or {}))
+    for name in MODELS:
+        if "@" in name: continue
+        seen, side = set(), 64 if "imagenet" in name or name in ("resnet50", "densenet") else 32
+        model = build(name, (3, side, side), 10, **{k: v for k, v in dict(width=4, widen=1, L=2).items() if k in model_options(name)})
+        x = torch.randn(2, 3, side, side)
+        with Seen(): model(x).sum().backward()
+        assert seen and not [op for op in seen for bad in refused if bad in op and (op.endswith("backward") or "backward" in bad or "adaptive" in bad)], (name, seen)
+
+
+def test_other_images_of_the_same_name(tmp_path):
+    "A set of which more has come is another set: what was computed on a part of it is computed again."
+    from test_data import _tiny
+    for root, each in (("part", 4), ("more", 6)): _tiny(tmp_path / root / "tiny-imagenet-200", each)
+    results = []
+    for root in ("part", "part", "more", "part"):
+        done = wavescat("train", "-p", "dataset=tiny-imagenet", "-p", "model=linear", "-p", "augment=none", "-p", "epochs=1", "-p", "lr=1e-4", "--data", tmp_path / root, "--copy", f"{tmp_path}/out-", store=tmp_path / "runs", env={"WAVESCAT_CACHE": str(tmp_path / "cache")})
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / "out-result.json").read_text()))
+    assert results[0] == results[1] and results[0]["data"] != results[2]["data"] and results[0]["train_loss"] != results[2]["train_loss"] and results[3]["data"] == results[0]["data"]
+
+
+def test_ghost_batches_stay_in_one_process(monkeypatch):
+    from wavescat.experiment import experiment
+    from wavescat.train import check
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost")): monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="ghost-batch splits a batch that one process sees"): check(experiment(model="wytiny", norm="ghost-batch", width=2, per_class=5))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEM_CHANNELS', 'NORMS', 'CONVOLUTIONS', 'PointwiseConv2d', 'BasicBlock', 'conv_stem', 'imagenet_stem', 'ResNet18',
-           'parameter_count', 'architecture', 'maps_stem', 'UniformResNet', 'wide_top', 'resnet14',
+           'parameter_count', 'architecture', 'field_means', 'maps_stem', 'UniformResNet', 'wide_top', 'resnet14',
            'PreactivationBlock', 'WideResNet', 'Bottleneck', 'ResNet50', 'DenseLayer', 'DenseNet', 'InceptionResidual',
            'InceptionReduction', 'InceptionResNet', 'AlexNet', 'alexnet_stem', 'Linear', 'GhostBatchNorm2d', 'Residual',
            'WyTiny', 'renamed_weights', 'renamed_alexnet']
@@ -108,6 +108,20 @@ def architecture(
     return rows
 
 # %% ../nbs/lib/12_backbones.ipynb #12-backbones-19
+def field_means(
+    x:Tensor, # (B, C, H, W)
+    n:int,    # fields a side
+)->Tensor:    # (B, C, n, n)
+    "Means over n×n fields that cover the maps, as torch's adaptive pooling has them, but with a gradient that is deterministic on GPUs too."
+    def means(side):                                         # (n, side): what part of a field's mean each place is
+        A = x.new_zeros(n, side)
+        for i in range(n): A[i, i * side // n:-(-(i + 1) * side // n)] = 1 / (-(-(i + 1) * side // n) - i * side // n)
+        return A
+    H, W = x.shape[-2:]
+    if H % n == 0 and W % n == 0: return x.unflatten(-1, (n, W // n)).unflatten(-3, (n, H // n)).mean((-1, -3))
+    return means(H) @ x @ means(W).T
+
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-21
 def maps_stem(
     in_channels:int,           # of the maps that the convolution gets
     channels:int,              # of its own
@@ -137,7 +151,7 @@ class UniformResNet(nn.Module):
 
     def rest(self, maps:Tensor)->Tensor:
         "From what the front made, (B, C', h, w), to (B, classes)."
-        return self.head(F.adaptive_avg_pool2d(self.stages(self.stem[-1](maps)), 2).flatten(1))
+        return self.head(field_means(self.stages(self.stem[-1](maps)), 2).flatten(1))
 
     def forward(self, x:Tensor)->Tensor: return self.rest(x if self.front is None else self.front(x))
 
@@ -151,7 +165,7 @@ def wide_top(
     if widen < 1: raise ValueError(f"widen must be at least 1, got {widen}")
     return UniformResNet(maps_stem(in_channels, 16 * widen, front, affine=True), 16 * widen, num_classes)
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-22
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-24
 def resnet14(
     stem:nn.Sequential,  # (B, C, H, W) → (B, width, h, w), see `maps_stem`
     num_classes:int=200, # outputs
@@ -160,7 +174,7 @@ def resnet14(
     "Two groups of three basic blocks, all at one size. Source: the Scattering TinyImageNet-200 project."
     return UniformResNet(stem, width, num_classes, blocks=3)
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-25
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-27
 class PreactivationBlock(nn.Module):
     "Batch norm, ReLU and 3×3 convolution, twice, and a shortcut that branches off after the first ReLU where shapes change, (B, C, H, W) → (B, C', H/s, W/s). Source: Zagoruyko and Komodakis 2016."
     def __init__(self,
@@ -200,7 +214,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-28
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-30
 class Bottleneck(nn.Module):
     "1×1, 3×3 and 1×1 convolutions and a shortcut, (B, C, H, W) → (B, 4C', H/s, W/s). Source: He et al. 2016; stride as in torchvision."
     def __init__(self,
@@ -236,7 +250,7 @@ class ResNet50(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-31
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-33
 class DenseLayer(nn.Module):
     "What came before, and g new maps: norm, ReLU, 1×1 convolution to 4g, norm, ReLU, 3×3 convolution, (B, C, H, W) → (B, C + g, H, W). Source: Huang et al. 2017, DenseNet-B."
     def __init__(self,
@@ -272,7 +286,7 @@ class DenseNet(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-34
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-36
 def _norm_conv(in_channels, channels, kernel=1, stride=1):
     "Convolution of odd size, padded, then batch norm and ReLU."
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -329,7 +343,7 @@ class InceptionResNet(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.dropout(self.stages(self.stem(x)).mean((-2, -1))))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-37
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-39
 class AlexNet(nn.Module):
     "Five convolutions and three linear layers, (B, C, H, W) → (B, classes). Source: Krizhevsky 2014, the one-column form; stem and sizes for 64×64 pixels: the Tiny ImageNet SVM/AlexNet project."
     def __init__(self,
@@ -345,11 +359,11 @@ class AlexNet(nn.Module):
         def conv(before, channels, kernel): return [nn.Conv2d(before, channels, kernel, padding=kernel // 2), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 8, 2, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 1)) if stem is None else stem
         self.stages = nn.Sequential(nn.Sequential(*conv(w, 3 * w, 5), *([nn.MaxPool2d(3, 2)] if pool else [])), nn.Sequential(*conv(3 * w, 6 * w, 3), *conv(6 * w, 4 * w, 3), *conv(4 * w, 4 * w, 3)))
-        self.pool = nn.Sequential(nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(6))
+        self.pool = nn.MaxPool2d(3, 2)
         self.hidden = nn.Sequential(nn.Dropout(.5), nn.Linear(36 * 4 * w, 64 * w), nn.ReLU(inplace=True), nn.Dropout(.5), nn.Linear(64 * w, 64 * w), nn.ReLU(inplace=True))
         self.head = nn.Linear(64 * w, num_classes)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.hidden(self.pool(self.stages(self.stem(x))).flatten(1)))
+    def forward(self, x:Tensor)->Tensor: return self.head(self.hidden(field_means(self.pool(self.stages(self.stem(x))), 6).flatten(1)))
 
 def alexnet_stem(
     in_channels:int=3, # colours
@@ -358,7 +372,7 @@ def alexnet_stem(
     "11×11 convolution of stride 4, ReLU, 3×3 maximum of stride 2: AlexNet's own, for 224 pixels."
     return nn.Sequential(nn.Conv2d(in_channels, width, 11, 4, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-39
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-41
 class Linear(nn.Module):
     "Scores that are linear in the pixels, (B, C, H, W) → (B, classes): with a hinge loss, a linear multi-class support vector machine."
     def __init__(self,
@@ -370,24 +384,24 @@ class Linear(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.head(x.flatten(1))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-42
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-44
 class GhostBatchNorm2d(nn.BatchNorm2d):
     "Batch norm of parts of the batch, each by its own mean and variance, (B, C, H, W) → (B, C, H, W); running statistics see the parts one after another. Source: Hoffer et al. 2017."
     def __init__(self,
         channels:int,  # C
-        size:int=32,   # images of a part, at most; a batch is shared out evenly
+        size:int=32,   # images of a part, at least; a batch is shared out evenly
     ):
         super().__init__(channels)
         if size < 2: raise ValueError(f"ghost must be at least 2 images, got {size}")
         self.size = size
 
     def forward(self, x:Tensor)->Tensor:
-        if not self.training or len(x) <= self.size: return super().forward(x)
-        return torch.cat([super(GhostBatchNorm2d, self).forward(part) for part in x.tensor_split(-(-len(x) // self.size))])
+        if not self.training or len(x) < 2 * self.size: return super().forward(x)
+        return torch.cat([super(GhostBatchNorm2d, self).forward(part) for part in x.tensor_split(len(x) // self.size)])
 
 NORMS = {"batch": lambda channels, ghost: nn.BatchNorm2d(channels), "group": lambda channels, ghost: nn.GroupNorm(math.gcd(16, channels), channels), "layer": lambda channels, ghost: nn.GroupNorm(1, channels), "ghost-batch": GhostBatchNorm2d} # channels, images of a ghost batch → module
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-45
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-47
 CONVOLUTIONS = {"plain": lambda before, channels: nn.Conv2d(before, channels, 3, 1, 1, bias=False),
                 "depthwise": lambda before, channels: nn.Conv2d(before, channels, 3, 1, 1, groups=math.gcd(before, channels), bias=False),
                 "depthwise-separable": lambda before, channels: nn.Sequential(nn.Conv2d(before, before, 3, 1, 1, groups=before, bias=False), nn.Conv2d(before, channels, 1, bias=False))} # channels before and after → module, without bias
@@ -422,7 +436,7 @@ class WyTiny(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-48
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-50
 def renamed_weights(
     state:dict[str, Tensor], # of a residual network, under torchvision's names
 )->dict[str, Tensor]:        # under ours
@@ -435,7 +449,7 @@ def renamed_weights(
         return f"stages.{int(first[-1]) - 1}.{rest.replace('downsample', 'shortcut')}"
     return {ours(k): v for k, v in state.items()}
 
-# %% ../nbs/lib/12_backbones.ipynb #12-backbones-50
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-52
 _ALEXNET = {"features.0": "stem.0", "features.3": "stages.0.0", "features.6": "stages.1.0", "features.8": "stages.1.2", "features.10": "stages.1.4", "classifier.1": "hidden.1", "classifier.4": "hidden.4", "classifier.6": "head"}
 
 def renamed_alexnet(

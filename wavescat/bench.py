@@ -167,7 +167,7 @@ def flops(
     model:nn.Module,
     shape:tuple[int, int, int], # (C, H, W) of an image
 )->int:
-    "Multiplications and additions of one image on its way forward, in convolutions and matrix products; Fourier transforms and what works element by element aren't counted."
+    "Multiplications and additions of one image on its way forward, in convolutions and matrix products, those of this package's scattering among them; Fourier transforms and what works element by element aren't counted."
     from torch.utils.flop_counter import FlopCounterMode
     training, device = model.training, next(model.parameters()).device
     with FlopCounterMode(display=False) as counted: model.eval()(torch.zeros(1, *shape, device=device))

@@ -273,8 +273,8 @@ def _draw_errors(e, file):
     images = d.test if parts.test is None else d.train[parts.test]
     rows = explain.class_errors(test_predictions(e), labels, d.classes)
     save(pictures.class_errors(rows, {c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0) / 255 for k, c in enumerate(d.classes) if (labels == k).any()}), file)
-    known = [r for r in rows if r["images"]]
-    for title, part in (("most", known[:5]), ("least", known[:-6:-1])): print(f"{title} misclassified: " + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part))
+    most, least = explain.most_and_least(rows)
+    for title, part in (("most", most), ("least", least[::-1])): print(f"{title} misclassified: " + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part))
 
 def _say(name, value):
     "A name and its value in a line."
@@ -479,11 +479,11 @@ DataSet = Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `wa
 def data_list():
     "List the data sets, where they come from, and which are here."
     from wavescat.data import DATASETS
-    from wavescat.sources import EMBEDDED, SOURCES, data_dir
+    from wavescat.sources import EMBEDDED, SOURCES, data_dir, is_here
     print(f"in {data_dir()} (WAVESCAT_DATA names another folder)\n")
     for name in DATASETS:
         s = SOURCES.get(name)
-        here = "here" if s is None or (data_dir() / s.folder).is_dir() else "to fetch" if s.url else "by hand"
+        here = "here" if is_here(name) else "to fetch" if s.url else "by hand"
         print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else EMBEDDED[name]}")
     print("\nOne's own images: dataset=FOLDER of class folders, or dataset=FILE.csv with the columns path and label.")
 

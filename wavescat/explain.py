@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['METHODS', 'layers', 'default_layer', 'branches', 'gradcam', 'guided_backpropagation', 'guided_gradcam',
            'coefficients', 'path_attribution', 'path_table', 'by_orientation', 'misclassified', 'class_errors',
-           'similar_order', 'calibration']
+           'most_and_least', 'similar_order', 'calibration']
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-2
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -275,6 +275,15 @@ def class_errors(
         of, said, right = int((labels == k).sum()), int((predicted == k).sum()), int(((labels == k) & (predicted == k)).sum())
         rows.append({"class": name, "images": of, "errors": of - right, "error rate, %": 100 * (of - right) / of if of else None, "precision, %": 100 * right / said if said else None, "recall, %": 100 * right / of if of else None})
     return sorted(rows, key=lambda r: -(r["error rate, %"] if r["error rate, %"] is not None else -1))
+
+def most_and_least(
+    rows:Sequence[Mapping], # from `class_errors`
+    k:int=5,                # classes at either end
+)->tuple[list[Mapping], list[Mapping]]: # the first and the last of `rows`
+    "The most and the least misclassified classes: k of each, or half of them; those without images are left out, those without an error aren't."
+    known = [r for r in rows if r["images"]]
+    k = min(k, -(-len(known) // 2))
+    return known[:k], known[max(k, len(known) - k):]
 
 def similar_order(
     m:np.ndarray, # (K, K) counts: rows are labels, columns what they were called

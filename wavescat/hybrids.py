@@ -357,9 +357,12 @@ def _densenet(stem, outputs, width): return DenseNet(num_classes=outputs, growth
 def _inception_resnet(stem, outputs, width): return InceptionResNet(num_classes=outputs, width=width, stem=stem(4 * width))
 def _alexnet(stem, outputs, width): return AlexNet(num_classes=outputs, width=width, stem=stem(width), pool=False)
 
+def _check_even(width):
+    if width < 2 or width % 2: raise ValueError(f"width must be even, and at least 2 channels, got {width}")
+
 def _stem_of(width, maps, front, note):
     "Makes the stem of so many channels behind a front, for a network that asks for it."
-    if width < 2 or width % 2: raise ValueError(f"width must be even, and at least 2 channels, got {width}")
+    _check_even(width)
     def stem(channels):
         made = maps_stem(maps, channels, front)
         made.note = note
@@ -411,6 +414,7 @@ def densenet(
     width:int=64,               # twice the maps that a layer adds
 )->nn.Module:
     "DenseNet-121, ImageNet form. Source: Huang et al. 2017."
+    _check_even(width)
     return DenseNet(shape[0], num_classes, width // 2)
 
 def inception_resnet(

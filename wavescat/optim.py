@@ -119,7 +119,7 @@ def precision_here(
     return "bfloat16" if fast_bfloat16() else "float32"
 
 # %% ../nbs/lib/17_optim.ipynb #17-optim-19
-_BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", ("hinge", "squared-hinge")), "target_scale": ("loss", ("mse",)), "points": ("schedule", ("steps", "piecewise")),
+_BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", ("hinge", "squared-hinge")), "target_scale": ("loss", ("mse",)), "ghost": ("norm", ("ghost-batch",)), "points": ("schedule", ("steps", "piecewise")),
             "step_factor": ("schedule", ("steps",)), **dict.fromkeys(("pct_start", "div_factor", "final_div_factor", "base_momentum", "max_momentum"), ("schedule", ("one-cycle",))), "beta2": ("optimizer", tuple(_ADAM)),
             **dict.fromkeys(("filter_lr", "theta_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise")))}
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+from .explain import most_and_least
 from .plots import COLOURS, MARKERS, bare, figure, plain
 from .stats import summary
 
@@ -81,9 +82,7 @@ def class_errors(
     k:int=5,                       # classes at either end
 )->Figure:
     "The most and the least misclassified classes, with an image of each; classes without an error count."
-    known = [r for r in rows if r["error rate, %"] is not None]
-    k = min(k, -(-len(known) // 2))
-    most, least = known[:k], known[max(k, len(known) - k):]
+    most, least = most_and_least(rows, k)
     fig, axes = figure(1, 2, figsize=(9, .5 * max(len(most), len(least), 1) + 1), sharex=True)
     for ax, part, title, colour in zip(axes, (most, least), ("most misclassified", "least misclassified"), (COLOURS[3], COLOURS[2])):
         ax.barh(range(len(part)), [r["error rate, %"] for r in part], color=colour)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MIME', 'studies_dir', 'study_names', 'cells', 'Parameter', 'parameters', 'settings_file', 'presets', 'resolve',
            'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given', 'usable', 'condition',
-           'cost', 'provenance', 'spec', 'arms', 'row_name', 'Tested', 'tested', 'command']
+           'cost', 'provenance', 'images_of_class', 'notes_of', 'spec', 'arms', 'row_name', 'Tested', 'tested',
+           'command']
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-2
 import ast
@@ -233,6 +234,20 @@ _TITLES = {"resnet18": "ResNet-18", "scatresnet18": "ScatResNet-18", "scatresnet
            "scattering-wrn": "scattering, WRN", "wrn": "WRN only", "wrn-16": "WRN-16", "resnet14": "ResNet-14", "resnet50": "ResNet-50",
            "densenet": "DenseNet-121", "inception-resnet": "Inception-ResNet", "alexnet": "AlexNet", "alexnet-imagenet": "AlexNet, ImageNet form", "wytiny": "WyTiny"}
 _TITLES |= {f"{front}-{name}": f"{words}, {_TITLES[name]}" for front, words in (("scattering", "scattering"), ("s2d", "space-to-depth")) for name in ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")}
+
+def images_of_class(
+    text:str, # 40, or all
+)->int|None:  # None: all
+    "Training images of each class, as a study that has one number of them says it. Raises `ValueError` for a list."
+    if text.strip() == "all": return None
+    if not text.strip().isdecimal(): raise ValueError(f"per_class must be one whole number or all here, got {text!r}")
+    return int(text)
+
+def notes_of(
+    data, # an `ImageSet`
+)->str:   # ends in a space, or is empty
+    "What was noticed of a data set, such as that only a part of it is here, in sentences."
+    return "".join(f"{n[:1].upper()}{n[1:]}. " for n in data.notes)
 
 def spec(
     text:str, # "scatresnet18 L:8 learn:canonical"; = for : too

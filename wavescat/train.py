@@ -36,13 +36,15 @@ from .augment import AUGMENTATIONS, MIXES
 from .backbones import parameter_count, renamed_alexnet, renamed_weights
 from .batches import Batches
 from .data import DATASETS, decode, load
-from .distributed import World, world
+from .distributed import World, launched, world
 from .experiment import Experiment, code_version
 from .filters import LearnedBank
 from .hybrids import MODELS, build, model_options
 from .metrics import r2, rmse, top_k
 from .names import choose
 from .optim import LOSSES, autocast, check_settings, learning_rate, optimizer, set_rates
+from .scattering import Scattering2D
+from .sources import is_here
 from .splits import SPLITS, Split, split
 from .store import Stopped, claim, clear_left, experiment_of, find, load_checkpoint, publish, replace, run_dir, runs_dir, save_checkpoint, stored, tell, write_json
 
@@ -119,7 +121,7 @@ def found(
 )->dict|None: # as `experiment.stored` gives it
     "The stored result; stale also where one's own images, the file of the split, or the weights it starts from are no longer what it was computed with."
     result = stored(e)
-    if result and not result["stale"] and (e.dataset not in DATASETS or e.split not in SPLITS or e.weights):
+    if result and not result["stale"] and (e.dataset not in DATASETS or is_here(e.dataset) or e.split not in SPLITS or e.weights):
         try: result["stale"] = (result["data"], result["split"], result["weights_from"]) != (load(e.dataset, e.size, e.classes).checksum, split_of(e).checksum, _weights_checksum(e))
         except (OSError, ValueError): pass                     # the images are gone, the result isn't
     return result
@@ -138,6 +140,7 @@ def check(
     data = load(e.dataset, e.size, e.classes)
     if data.targets and (e.loss != "mse" or e.mix): raise ValueError(f"{e.dataset} has targets ({', '.join(data.targets)}), not classes: use loss=mse, and no mix")
     if e.target_scale != 1 and not data.targets: raise ValueError(f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out")
+    if e.norm == "ghost-batch" and launched() > 1: raise ValueError("norm=ghost-batch splits a batch that one process sees, not one that several share: choose norm=batch, or compute in one process")
     if e.engine == "kymatio" and importlib.util.find_spec("kymatio") is None:
         raise ValueError("engine=kymatio needs kymatio: pip install kymatio==0.3.0, or use engine=wavescat")
     options = model_options(e.model)
@@ -148,6 +151,18 @@ def check(
     seconds = os.environ.get("WAVESCAT_CHECKPOINT_SECONDS", "0")
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", seconds): raise ValueError(f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more")
     if e.weights: _start_from(e, build_model(e))
+    _check_fits(e, data)
+
+def _check_fits(e, data):
+    "Refuse images that are too small for a network, where a trial without numbers can tell."
+    with torch.device("meta"), torch.random.fork_rng():
+        model, (C, H, W) = build_model(e).eval(), AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))
+        if any(isinstance(m, Scattering2D) for m in model.modules()) or e.engine != "wavescat": return
+        try: model(torch.zeros(2, C, H, W))
+        except RuntimeError as error:
+            if not re.search("too small|can't be greater than actual input size", str(error)): raise
+            raise ValueError(f"{e.model} can't take images as small as {H}×{W}: choose another model, or a larger size for sets that can be resized") from None
+
 def _check_smallest(e, data):
     "Refuse a part of a batch that is a single image where maps shrink to one pixel: batch norm has nothing to compare it with."
     n = len(split_of(e).train)

@@ -1,7 +1,7 @@
 """An entry of the challenge: two convolutions behind scattering; an image and its mirror image are asked together."""
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
+from wavescat.backbones import field_means
 from wavescat.scattering import Scattering2D
 
 
@@ -15,7 +15,7 @@ class Shallow(nn.Module):
         self.body = nn.Sequential(nn.BatchNorm2d(maps), *convolution(maps), *convolution(channels))
         self.dropout, self.head = nn.Dropout(.3), nn.Linear(4 * channels, num_classes)
 
-    def scores(self, x:Tensor)->Tensor: return self.head(self.dropout(adaptive_avg_pool2d(self.body(self.scattering(x)), 2).flatten(1)))
+    def scores(self, x:Tensor)->Tensor: return self.head(self.dropout(field_means(self.body(self.scattering(x)), 2).flatten(1)))
 
     def forward(self, x:Tensor)->Tensor: return self.scores(x) if self.training else (self.scores(x) + self.scores(x.flip(-1))) / 2
 
