@@ -120,7 +120,8 @@ def table(
     digits:int=2,    # of numbers that aren't whole
     words:bool=False,# whether its cells are words, that may be broken, rather than numbers
 )->HTML:
-    "The table as part of a page; it scrolls on a narrow screen."
+    "The table as part of a page; it scrolls on a narrow screen. p-values, in columns p and p, Holm, have two digits however small they are."
+    df = df.assign(**{c: [v if isinstance(v, str) or pd.isna(v) else f"{v:.2g}" for v in df[c]] for c in df.columns if c in ("p", "p, Holm")})
     body = df.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.{digits}f}".replace("-", "−"), escape=True, classes="words" if words else None)
     return HTML(f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div>{body}</div></figure>')
 
