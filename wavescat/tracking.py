@@ -281,10 +281,10 @@ def serve(
     runs_dir().mkdir(parents=True, exist_ok=True)
     done = mirror(figures)
     page = f"http://{'127.0.0.1' if host in ('', '0.0.0.0') else f'[{host}]' if ':' in host else host}:{port}"
-    with _server(address, host, port) as server:
+    with contextlib.suppress(KeyboardInterrupt), _server(address, host, port) as server:
         _wait_for(server, page)
         _say(done, page, " (Ctrl-C ends it)")
-        with contextlib.suppress(KeyboardInterrupt): server.wait()
+        server.wait()
 
 def _say(done, page, end):
     refused = f", but refused {len(done['refused'])}, such as {next(iter(done['refused'].items()))}," if done["refused"] else ""
@@ -306,16 +306,22 @@ def _server(address, host, port):
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     artifacts = (_file(address).parent / "artifacts").as_uri() if _file(address) else None
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--host", host, "--port", str(port), "--workers", "1", *(["--no-serve-artifacts", "--default-artifact-root", artifacts] if artifacts else [])]
-    def ask_to_end(*_): raise KeyboardInterrupt
-    endings = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)] if threading.current_thread() is threading.main_thread() else []
-    before = {s: signal.signal(s, ask_to_end) for s in endings}
-    with open(_home() / "server.log", "wb") as log: server = subprocess.Popen(command, env=environment, cwd=_home(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    try: yield server
-    except KeyboardInterrupt: pass
+    server, asked = None, False
+    def ask_to_end(*_):
+        nonlocal asked
+        asked = True
+        if server is not None: raise KeyboardInterrupt            # not before there is one to end
+    endings = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)] if threading.current_thread() is threading.main_thread() else []
+    before = {s: signal.signal(s, ask_to_end) for s in endings if signal.getsignal(s) != signal.SIG_IGN}
+    log = open(_home() / "server.log", "wb")
+    try:
+        server = subprocess.Popen(command, env=environment, cwd=_home(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        if asked: raise KeyboardInterrupt
+        yield server
     finally:
-        if endings: before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
         for s in before: signal.signal(s, signal.SIG_IGN)       # whoever asks twice must not stop the end
-        _end(server)
+        log.close()
+        if server is not None: _end(server)
         for s, handler in before.items(): signal.signal(s, handler)
 
 def _end(server):
