@@ -132,3 +132,12 @@ def test_ghost_batches_stay_in_one_process(monkeypatch):
     from wavescat.train import check
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost")): monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="ghost-batch splits a batch that one process sees"): check(experiment(model="wytiny", norm="ghost-batch", width=2, per_class=5))
+
+
+def test_a_model_that_asks_for_numbers_is_no_misfit(tmp_path, monkeypatch):
+    "The trial without numbers refuses what is too small, and nothing else."
+    from wavescat.experiment import experiment
+    from wavescat.train import check, own_model
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "mine.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x): return super().forward(x.flatten(1)) * float(x.mean().item() < 9)\ndef net(shape, num_classes): return Net(shape[0] * shape[1] * shape[2], num_classes)\n")
+    check(experiment(model=own_model(f"{tmp_path / 'mine.py'}:net"), per_class=2))
