@@ -97,3 +97,20 @@ print(done.returncode, done.stderr)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=_env(tmp_path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout[0] == "1" and "is being computed by process" in done.stdout and f"on {os.uname().nodename}\n" in done.stdout
+
+
+def test_the_others_are_left_before_python_ends(tmp_path):
+    "A thread of theirs that still holds a tensor when Python ends would abort the process: a run that is done would be said to have failed."
+    script = tmp_path / "leave.py"
+    script.write_text(f"""
+import atexit
+import torch
+from wavescat.experiment import experiment
+from wavescat.train import run
+run(experiment(**dict(s.split("=") for s in {[*BASE, *RUNS["fixed front"]]!r}[1::2])))
+assert torch.distributed.is_initialized()
+atexit._run_exitfuncs()
+assert not torch.distributed.is_initialized()
+""")
+    done = subprocess.run([*LAUNCH, str(script)], cwd=ROOT, env={**_env(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr

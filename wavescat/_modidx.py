@@ -359,6 +359,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'wavescat/distributed.py'),
                                       'wavescat.distributed.launched': ('lib/distributed.html#launched', 'wavescat/distributed.py'),
                                       'wavescat.distributed.leads': ('lib/distributed.html#leads', 'wavescat/distributed.py'),
+                                      'wavescat.distributed.leave': ('lib/distributed.html#leave', 'wavescat/distributed.py'),
                                       'wavescat.distributed.world': ('lib/distributed.html#world', 'wavescat/distributed.py')},
             'wavescat.docs': { 'wavescat.docs.Documented': ('lib/docs.html#documented', 'wavescat/docs.py'),
                                'wavescat.docs.Entry': ('lib/docs.html#entry', 'wavescat/docs.py'),

@@ -8,6 +8,7 @@ __all__ = ['build_model', 'own_model', 'split_of', 'image_counts', 'found', 'che
            'classify', 'prepared', 'test_predictions', 'test_labels']
 
 # %% ../nbs/lib/19_train.ipynb #19-train-2
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -36,7 +37,7 @@ from .augment import AUGMENTATIONS, MIXES
 from .backbones import parameter_count, renamed_alexnet, renamed_weights
 from .batches import Batches
 from .data import DATASETS, decode, load
-from .distributed import World, launched, world
+from .distributed import World, launched, leave, world
 from .experiment import Experiment, code_version
 from .filters import LearnedBank
 from .hybrids import MODELS, build, model_options
@@ -523,6 +524,9 @@ def run(
 )->dict:                                           # the result, as `experiment.stored` gives it
     "The result of an experiment: from the store, or computed and stored, from its checkpoint if it was interrupted. Raises as `check` does."
     w, asked = world(device or default_device()), time.time()
+    if w.size > 1:
+        atexit.unregister(leave)                               # not a second time
+        atexit.register(leave)
     if w.size > 1 and stop: raise ValueError(f"{w.size} processes compute one run together, and none of them can stop it: interrupt them")
     result = w.lead(lambda: found(e))
     if result and not result["stale"] and not again:
