@@ -54,7 +54,7 @@ def test_two_processes_give_the_curve_of_one(name, tmp_path):
 
 
 def test_killed_together_goes_on_to_the_same_bits(tmp_path):
-    settings = [*BASE, "-p", "model=scatresnet18", "-p", "width=4", "-p", "epochs=30"]
+    settings = [*BASE, "-p", "model=scatresnet18", "-p", "width=4", "-p", "epochs=12"]
     whole = _two(tmp_path / "whole", settings)
     assert whole.returncode == 0, whole.stderr
     store = tmp_path / "killed"
@@ -63,7 +63,6 @@ def test_killed_together_goes_on_to_the_same_bits(tmp_path):
     while not list(store.glob("*.work/checkpoint.pt")):
         assert p.poll() is None and time.monotonic() < until
         time.sleep(.05)
-    time.sleep(.5)
     for child in [*psutil.Process(p.pid).children(recursive=True), p]: child.kill()
     p.wait()
     again = _two(store, settings)
