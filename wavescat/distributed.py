@@ -139,8 +139,8 @@ def world(
     return World(state.device, state.process_index, state.num_processes)
 
 # %% ../nbs/lib/18_distributed.ipynb #18-distributed-9
-def leave(_settle:float=.2):
+def leave():
     "Leave the processes met through `world`, while Python still runs. A thread of theirs that lets go of a tensor only afterwards aborts this process, whose work is done: `DistributedDataParallel` keeps such threads, which nobody can wait for, so that they get a moment. Does nothing where no others were met."
     if not torch.distributed.is_initialized(): return
     torch.distributed.destroy_process_group()
-    time.sleep(_settle)
+    time.sleep(.2)

@@ -527,7 +527,7 @@ def run(
     if w.size > 1:
         atexit.unregister(leave)                               # not a second time
         atexit.register(leave)
-    if w.size > 1 and stop: raise ValueError(f"{w.size} processes compute one run together, and none of them can stop it: interrupt them")
+        if stop: raise ValueError(f"{w.size} processes compute one run together, and none of them can stop it: interrupt them")
     result = w.lead(lambda: found(e))
     if result and not result["stale"] and not again:
         w.lead(lambda: clear_left(e))
