@@ -6,7 +6,7 @@
 __all__ = ['MIXES', 'AUGMENTATIONS', 'horizontal_flip', 'random_resized_crop', 'colour_jitter', 'crop_with_padding',
            'centre_crop', 'rotation', 'shift_scale_rotate', 'brightness_contrast', 'cutout', 'coarse_dropout',
            'autoaugment', 'mixup', 'cutmix', 'ricap', 'Augmentation', 'scatresnet', 'flip_crop', 'parametric_cifar',
-           'scattering_tiny', 'wytiny', 'biomass']
+           'parametric_cifar_code', 'scattering_tiny', 'wytiny', 'biomass']
 
 # %% ../nbs/lib/10_augment.ipynb #10-augment-2
 import math
@@ -279,6 +279,62 @@ def autoaugment(
     return y
 
 # %% ../nbs/lib/10_augment.ipynb #10-augment-20
+def _spline(x, matrix):
+    "Images (n, C, H, W) seen through `matrix` (n, 2, 3), from (row, column) in the result to places in `x`, about (H/2 + ½, W/2 + ½): cubic splines, rounded to 255ths, black outside."
+    def coefficients(n):
+        "Of the spline through n values that are mirrored at both ends, (n, n)."
+        values = torch.eye(n, dtype=torch.float64) * 4 / 6 + (torch.ones(n - 1, dtype=torch.float64).diag(1) + torch.ones(n - 1, dtype=torch.float64).diag(-1)) / 6
+        values[0, 1] = values[-1, -2] = 2 / 6
+        return values.inverse().to(x)
+    n, C, H, W = x.shape
+    middle = x.new_tensor([H / 2 + .5, W / 2 + .5])[:, None]
+    place = torch.stack(torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")).view(2, -1).to(x) - middle
+    place = matrix[:, :, :2] @ place + matrix[:, :, 2:] + middle                                # (n, 2, H·W)
+    last = place.new_tensor([H - 1, W - 1])[:, None]
+    inside = ((place >= 0) & (place <= last)).all(1)
+    first = place.floor()
+    t = place - first
+    weights = torch.stack([(1 - t)**3, 3 * t**3 - 6 * t**2 + 4, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3]) / 6 # of the four nearest places
+    tap = (first[None] + torch.arange(-1, 3, device=x.device)[:, None, None, None]).abs()
+    tap = (last - (last - tap).abs()).clamp(min=0).long()                                       # (4, n, 2, H·W), mirrored
+    c = (coefficients(H) @ x @ coefficients(W).T).flatten(2)
+    y = torch.zeros_like(c)
+    for i in range(4):
+        for j in range(4): y += (weights[i, :, 0] * weights[j, :, 1])[:, None] * c.gather(2, (tap[i, :, 0] * W + tap[j, :, 1])[:, None].expand(n, C, -1))
+    return (_bytes(y * inside[:, None]).clamp(0, 255) / 255).view(n, C, H, W)
+
+def _moved(x, angle=None, down=None, right=None, row=None, column=None):
+    "What `_spline` sees: turned by an angle (rad), with rows or columns that grow along the other axis, or shifted; each (n,), pixels."
+    zero, one = x.new_zeros(len(x)), x.new_ones(len(x))
+    c, s = (one, zero) if angle is None else (angle.cos(), angle.sin())
+    filled = lambda m, otherwise: otherwise if m is None else m
+    return _spline(x, torch.stack([torch.stack([c, filled(down, -s), filled(row, zero)], 1), torch.stack([filled(right, s), c, filled(column, zero)], 1)], 1))
+
+_PARAMETRIC = {  # name: (what it does to images with magnitudes (n,), magnitude at level 0, at level 10)
+    "ShearX": (lambda x, m: _moved(x, down=m), -.3, .3), "ShearY": (lambda x, m: _moved(x, right=m), -.3, .3),
+    "TranslateX": (lambda x, m: _moved(x, column=m * x.shape[-1]), -150 / 331, 150 / 331), "TranslateY": (lambda x, m: _moved(x, row=m * x.shape[-2]), -150 / 331, 150 / 331),
+    "Rotate": (lambda x, m: _moved(x, angle=m), -math.pi / 6, math.pi / 6), "Solarize": (lambda x, m: torch.where(_bytes(x) < m[:, None, None, None], x, 1 - x), 0., 256.), "Posterize": (_posterise, 4., 8.),
+    **{name: (lambda x, m, apply=_OPERATIONS[name][0]: apply(x, m), .1 - 1, 1.9 - 1) for name in ("Contrast", "Color", "Brightness", "Sharpness")},
+    **{name: (_OPERATIONS[name][0], 0., 0.) for name in ("AutoContrast", "Invert", "Equalize")}}
+
+def _parametric_autoaugment(x, g):
+    "AutoAugment as the code of Gauthier et al. 2022 has it: images (B, C, H, W) in 0–1."
+    y, pair = x.clone(), _integers(x, g, 0, len(_POLICY) - 1)
+    for chosen in _TABLE.to(x.device)[pair].unbind(1):       # (B, 3): operation, probability, level
+        happens, level = _uniform(x, g) < chosen[:, 1], (chosen[:, 2] + _uniform(x, g)) / 10
+        for name, (apply, low, high) in _PARAMETRIC.items():
+            which = (happens & (chosen[:, 0] == _NAMES.index(name))).nonzero().flatten()
+            if len(which): y[which] = apply(y[which], low + (high - low) * level[which])
+    return y
+
+def _parametric_cutout(x, g, size=16):
+    "One hole an image with the image's mean, (B, C, H, W); its left border is its top's wherever it starts inside."
+    top, left = (_integers(x, g, -(size // 2), max(n - size - 1, -(size // 2))) for n in x.shape[-2:])
+    bottom, right, top = top + size, left + size, top.clamp(min=0)
+    left = torch.where(left < 0, 0, top)
+    return torch.where(_boxes(x, top, left, bottom - top, right - left), (_bytes(x).mean((1, 2, 3), keepdim=True) + 1e-3).floor() / 255, x)
+
+# %% ../nbs/lib/10_augment.ipynb #10-augment-22
 def _beta(x, g, alpha):
     "Beta(α, α) numbers (B,), by the ratio of two gamma numbers of Marsaglia and Tsang."
     def gamma(a):
@@ -354,7 +410,7 @@ def ricap(
 
 MIXES:dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
 
-# %% ../nbs/lib/10_augment.ipynb #10-augment-22
+# %% ../nbs/lib/10_augment.ipynb #10-augment-24
 class Augmentation(NamedTuple):
     "What happens to images in 0–1 before they are normalised."
     train:Callable[[Tensor, Generator], Tensor]          # (B, C, H, W) → (B, C, h, w)
@@ -380,6 +436,10 @@ def parametric_cifar(x:Tensor, g:Generator)->Tensor:
     "Crop with padding 4, flip, AutoAugment, Cutout 16 with the mean colour. Source: Gauthier et al. 2022."
     return cutout(autoaugment(flip_crop(x, g), g), g, 16, _mean(x, *_CIFAR_MEAN))
 
+def parametric_cifar_code(x:Tensor, g:Generator)->Tensor:
+    "Crop with padding 4, flip, and the published code's own reading of AutoAugment and Cutout. Source: code of Gauthier et al. 2022."
+    return _parametric_cutout(_parametric_autoaugment(flip_crop(x, g), g), g)
+
 def scattering_tiny(x:Tensor, g:Generator)->Tensor:
     "Rotation ±5°, flip, crop with padding 4. Source: the Scattering TinyImageNet-200 project's protocol."
     return crop_with_padding(horizontal_flip(rotation(x, g, 5.), g), g)
@@ -397,7 +457,7 @@ def biomass(x:Tensor, g:Generator)->Tensor:
 def _halved(x): return F.avg_pool2d(x, 2)                      # 448 to 224: the mean of every four pixels
 
 AUGMENTATIONS:dict[str, Augmentation] = {
-    "none": Augmentation(lambda x, g: x), "scatresnet": Augmentation(scatresnet), "flip-crop": Augmentation(flip_crop), "parametric-cifar": Augmentation(parametric_cifar),
+    "none": Augmentation(lambda x, g: x), "scatresnet": Augmentation(scatresnet), "flip-crop": Augmentation(flip_crop), "parametric-cifar": Augmentation(parametric_cifar), "parametric-cifar-code": Augmentation(parametric_cifar_code),
     "parametric-kth": _cropped(128, lambda x, g: horizontal_flip(crop_with_padding(rotation(x, g, 10.), g, 0, 128), g)),
     "parametric-covidx": _cropped(224, lambda x, g: horizontal_flip(crop_with_padding(x, g, 0, 224), g)),
     "scattering-tiny": Augmentation(scattering_tiny), "wytiny": Augmentation(wytiny), "biomass": Augmentation(biomass, lambda x: _halved(centre_crop(x, 448)))}
