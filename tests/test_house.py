@@ -155,7 +155,8 @@ def test_presets_plan(path, preset):
     elif preset == "paper" and path.stem in ("parametric", "challenge"):
         from wavescat.studies import published
         seeds = published("parametric")["seeds"]["cifar10"]
-        assert len(seeds) == 10 and {e.seed for e in experiments} == {e.split_seed for e in experiments} == set(seeds) and {(e.schedule, e.momentum, e.weight_decay, e.filter_weight_decay, e.augment, e.validation, e.widen) for e in experiments} == {("one-cycle", .9, 5e-4, 0, "parametric-cifar", 0, 8)}
+        assert len(seeds) == 10 and {e.seed for e in experiments} == {e.split_seed for e in experiments} == set(seeds) and {(e.schedule, e.momentum, e.weight_decay, e.filter_weight_decay, e.augment, e.validation, e.widen) for e in experiments if e.augment != "parametric-cifar"} == {("one-cycle", .9, 5e-4, 0, "parametric-cifar-code", 0, 8)}
+        assert {(e.model, e.learn, e.init) for e in experiments if e.augment == "parametric-cifar"} == ({("scattering-linear", None, "tight-frame")} if path.stem == "parametric" else set())
         schedules = {(e.model.partition("@")[0], e.per_class): (e.epochs, e.batch_size, e.lr, e.filter_lr if e.learn else None, e.split) for e in experiments if e.learn or e.model == "wrn"}
         expected = {("scattering-linear", n): (epochs, batch, lr, .1, "permuted" if n else "stratified") for n, epochs, batch, lr in ((10, 5000, 128, .06), (50, 1000, 500, .13), (100, 500, 1000, .2), (None, 500, 1024, .2))}
         expected |= {(model, n): (epochs, batch, .1, .1 if model == "scattering-wrn" else None, "permuted" if n else "stratified") for model in ("scattering-wrn", "wrn") for n, epochs, batch in ((10, 3000, 128), (50, 2000, 128), (100, 1000, 128), (None, 500, 1024))}

@@ -288,9 +288,9 @@ def row_name(
     options:Mapping[str, object], # as `arms` has them
 )->str:
     "The name of a row in the tables of Gauthier et al. 2022 (TF LS+LL), with what differs from them; the title where a model isn't theirs."
-    if set(options) - {"model", "learn", "init", "engine"} or options["model"] not in ("scattering-linear", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
+    if set(options) - {"model", "learn", "init", "engine", "augment"} or options["model"] not in ("scattering-linear", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
     learn, engine = options.get("learn"), {"svd-gradient": "wrong gradient", "kymatio": "kymatio"}.get(options.get("engine"))
-    return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'LL' if options['model'] == 'scattering-linear' else 'WRN'}", *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else [])])
+    return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'LL' if options['model'] == 'scattering-linear' else 'WRN'}", *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else []), *([f"augment={options['augment']}"] if "augment" in options else [])])
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-32
 class Tested(NamedTuple):
