@@ -54,3 +54,10 @@ def test_gradient_to_the_images():
     for S in (Scattering2D(2, (16, 16), 4), kymatio_scattering(2, (16, 16), 4)):
         leaf = x.clone().requires_grad_(); S(leaf).square().sum().backward(); grads.append(leaf.grad)
     assert (grads[0] - grads[1]).abs().max() <= 2e-6 * grads[1].abs().max()
+
+
+def test_images_in_any_memory_order():
+    "kymatio refuses images that don't lie in one piece, as those of channels-last augmentations don't."
+    x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    S, K = Scattering2D(2, (16, 16), 4), kymatio_scattering(2, (16, 16), 4)
+    torch.testing.assert_close(S(x), K(x), atol=2e-6, rtol=0)

@@ -740,6 +740,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'wavescat.scattering.SvdScattering2D._make': ( 'lib/scattering.html#svdscattering2d._make',
                                                                                     'wavescat/scattering.py'),
                                      'wavescat.scattering._check': ('lib/scattering.html#_check', 'wavescat/scattering.py'),
+                                     'wavescat.scattering._in_one_piece': ('lib/scattering.html#_in_one_piece', 'wavescat/scattering.py'),
                                      'wavescat.scattering.kymatio_scattering': ( 'lib/scattering.html#kymatio_scattering',
                                                                                  'wavescat/scattering.py')},
             'wavescat.sources': { 'wavescat.sources.Known': ('lib/sources.html#known', 'wavescat/sources.py'),

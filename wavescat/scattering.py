@@ -159,6 +159,8 @@ class Scattering2D(nn.Module):
         return ", ".join(parts + [f"{k}={getattr(self, k)}" for k in ("learn", "flat", "pre_pad", "recompute") if getattr(self, k)])
 
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-13
+def _in_one_piece(module, args): return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+
 def kymatio_scattering(
     J:int,                 # number of scales
     shape:tuple[int, int], # (H, W) of the images, pixels
@@ -170,7 +172,9 @@ def kymatio_scattering(
     if max_order == 0: raise ValueError("kymatio computes no order 0 alone: use max_order 1 or 2")
     try: from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
     except ImportError as e: raise ImportError("kymatio isn't installed: pip install kymatio==0.3.0, or use engine=wavescat") from e
-    return ScatteringTorch2D(J=J, shape=tuple(shape), L=L, max_order=max_order)
+    S = ScatteringTorch2D(J=J, shape=tuple(shape), L=L, max_order=max_order)
+    S.register_forward_pre_hook(_in_one_piece) # it refuses images in channels-last memory
+    return S
 
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-16
 class SvdScattering2D(Scattering2D):
