@@ -84,8 +84,8 @@ def test_settings_that_no_study_knows(tmp_path):
 def test_run_again_computes_nothing(smoke, tmp_path):
     folder, store, first = smoke
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
-    dry = wavescat("run", "all", "--preset", "smoke", "--dry-run", store=store)
-    assert dry.returncode == 0 and "together: 94 runs, 94 stored, about 0 s to compute" in dry.stdout, dry.stdout
+    dry = wavescat("run", "all", "--preset", "smoke", "--dry-run", "--runs", store, store=tmp_path / "unused")
+    assert dry.returncode == 0 and "together: 94 runs, 94 stored, about 0 s to compute" in dry.stdout and not (tmp_path / "unused").exists(), dry.stdout
     again = wavescat("run", "variance", "--preset", "smoke", "--reports", tmp_path, "--figures", tmp_path / "figures", store=store)
     assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in store.rglob("*")} == before
     numbers = [json.loads((f / "variance" / "smoke.json").read_text()) for f in (folder, tmp_path)]
@@ -93,6 +93,12 @@ def test_run_again_computes_nothing(smoke, tmp_path):
     kept = sorted((tmp_path / "figures" / "variance" / "smoke").iterdir())
     assert len(kept) == 2 * (tmp_path / "variance" / "smoke.html").read_text().count("<img ") > 0 and all(p.read_bytes()[:4] == (b"%PDF" if p.suffix == ".pdf" else b"<?xm") for p in kept) and kept[0].name.startswith("01-")
     assert "headline" in first.stdout and str(folder / "index.html") in first.stdout
+
+
+@pytest.mark.parametrize("command", [("run", "baseline"), ("report", "baseline"), ("sweep", "seed=0-1"), ("train",)])
+def test_a_folder_of_data_that_is_missing_is_refused(tmp_path, command):
+    done = wavescat(*command, "--data", tmp_path / "nowhere", "--runs", tmp_path / "s", store=tmp_path / "unused")
+    assert done.returncode == 2 and f"--data {tmp_path / 'nowhere'} isn't a folder" in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not any(tmp_path.iterdir()), done.stderr
 
 
 def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
