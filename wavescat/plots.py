@@ -194,6 +194,7 @@ def against_size(
     ax.set(xscale="log", xlabel="training images of each class", ylabel=label); ax.minorticks_off()
     ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks])
     if len(ticks) == 1: ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
+    else: ax.set_xlim(min(ax.get_xlim()[0], ticks[0] / 1.05), max(ax.get_xlim()[1], ticks[-1] * 1.05))   # also where only a published mean stands
     if any(published.get(name) for name in groups): ax.plot([], [], color="0.3", marker="x", ls="", label="published, ± 1.96 standard errors")
     if published: fig.legend(loc="outside upper center", ncols=2)
     else: ax.legend()
