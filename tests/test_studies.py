@@ -141,6 +141,14 @@ def test_a_challenge_that_every_entry_loses_still_gives_a_page(tmp_path):
     assert done.returncode == 0 and {r["status"] for r in gave["runs"]} == {"diverged"} and gave["headline"] == "Nothing is computed yet.", done.stderr
 
 
+def test_the_page_says_which_rows_diverged(tmp_path):
+    done = wavescat("run", "parametric", "--preset", "smoke", "-p", "rows=scattering-linear", "-p", "per_class=2", "-p", "seeds=0,1", "-p", "lr=1e38", "-p", "timed_epochs=0", "--reports", tmp_path / "reports", store=tmp_path / "s")
+    page = next((tmp_path / "reports" / "parametric").glob("*.json"))
+    gave = json.loads(page.read_text())
+    assert done.returncode == 0 and re.search(r"TF S\+LL with [\d,]+ images: 2 of 2 runs diverged, in epoch", gave["headline"]), (done.stderr, gave["headline"])
+    assert "<td>0, 2 diverged</td>" in page.with_suffix(".html").read_text()
+
+
 def test_published_protocols_of_the_other_sets():
     "parametric on KTH-TIPS2-b and COVIDx: splits, seeds, schedules and augmentation, without their images."
     from wavescat.studies import experiments_of, published, resolve

@@ -830,6 +830,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wavescat.studies.command': ('lib/studies.html#command', 'wavescat/studies.py'),
                                   'wavescat.studies.condition': ('lib/studies.html#condition', 'wavescat/studies.py'),
                                   'wavescat.studies.cost': ('lib/studies.html#cost', 'wavescat/studies.py'),
+                                  'wavescat.studies.diverged': ('lib/studies.html#diverged', 'wavescat/studies.py'),
                                   'wavescat.studies.effect': ('lib/studies.html#effect', 'wavescat/studies.py'),
                                   'wavescat.studies.experiments_of': ('lib/studies.html#experiments_of', 'wavescat/studies.py'),
                                   'wavescat.studies.give': ('lib/studies.html#give', 'wavescat/studies.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIME', 'studies_dir', 'study_names', 'cells', 'Parameter', 'parameters', 'settings_file', 'presets', 'resolve',
-           'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given', 'usable', 'condition',
-           'cost', 'provenance', 'images_of_class', 'notes_of', 'spec', 'arms', 'row_name', 'Tested', 'tested',
-           'command']
+           'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given', 'usable', 'diverged',
+           'condition', 'cost', 'provenance', 'images_of_class', 'notes_of', 'spec', 'arms', 'row_name', 'Tested',
+           'tested', 'command']
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-2
 import ast
@@ -190,15 +190,20 @@ def usable(
     "The results that count: stored, not diverged, and computed by the code as it is now."
     return [r for r in results if r and not r["stale"] and r.get("status", "done") == "done"]
 
+def diverged(
+    results:list[dict|None],
+)->list[dict]:
+    "The results of runs that diverged, computed by the code as it is now."
+    return [r for r in results if r and not r["stale"] and r.get("status") == "diverged"]
+
 # %% ../nbs/lib/29_studies.ipynb #29-studies-24
 def condition(
     results:list[dict|None],
 )->str:
     "How complete the results are, in a sentence."
     missing, stale = sum(r is None for r in results), sum(bool(r and r["stale"]) for r in results)
-    diverged = sum(bool(r and not r["stale"] and r.get("status") == "diverged") for r in results)
     parts = [f"{len(usable(results))} of {len(results)} runs count"]
-    if diverged: parts.append(f"{diverged} diverged and left out")
+    if lost := diverged(results): parts.append(f"{len(lost)} diverged and left out")
     if missing: parts.append(f"{missing} missing")
     if stale: parts.append(f"{stale} computed by another version of the code and left out until computed again")
     return "; ".join(parts) + "."
