@@ -159,8 +159,9 @@ def test_presets_plan(path, preset):
         assert {(e.model, e.learn, e.init) for e in experiments if e.augment == "parametric-cifar"} == ({("scattering-linear", None, "tight-frame")} if path.stem == "parametric" else set())
         schedules = {(e.model.partition("@")[0], e.per_class): (e.epochs, e.batch_size, e.lr, e.filter_lr if e.learn else None, e.split) for e in experiments if e.learn or e.model == "wrn"}
         expected = {("scattering-linear", n): (epochs, batch, lr, .1, "permuted" if n else "stratified") for n, epochs, batch, lr in ((10, 5000, 128, .06), (50, 1000, 500, .13), (100, 500, 1000, .2), (None, 500, 1024, .2))}
+        expected |= {("scattering-linear-no-affine", n): told for (_, n), told in expected.items()}
         expected |= {(model, n): (epochs, batch, .1, .1 if model == "scattering-wrn" else None, "permuted" if n else "stratified") for model in ("scattering-wrn", "wrn") for n, epochs, batch in ((10, 3000, 128), (50, 2000, 128), (100, 1000, 128), (None, 500, 1024))}
-        assert schedules == {k: v for k, v in expected.items() if path.stem == "parametric" or k[1] == 10}
+        assert schedules == {k: v for k, v in expected.items() if path.stem == "parametric" or k[1] == 10 and k[0] != "scattering-linear-no-affine"}
     elif preset == "paper":
         for e in experiments:
             if path.stem == "transfer" and e.classes == "5-9": assert (e.epochs, e.lr, e.eval_every) == (20, .01, 1); continue

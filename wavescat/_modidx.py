@@ -610,6 +610,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wavescat.hybrids._scattering_input': ('lib/hybrids.html#_scattering_input', 'wavescat/hybrids.py'),
                                   'wavescat.hybrids._stem_of': ('lib/hybrids.html#_stem_of', 'wavescat/hybrids.py'),
                                   'wavescat.hybrids._with_stem': ('lib/hybrids.html#_with_stem', 'wavescat/hybrids.py'),
+                                  'wavescat.hybrids._without_affine': ('lib/hybrids.html#_without_affine', 'wavescat/hybrids.py'),
                                   'wavescat.hybrids.alexnet': ('lib/hybrids.html#alexnet', 'wavescat/hybrids.py'),
                                   'wavescat.hybrids.alexnet_imagenet': ('lib/hybrids.html#alexnet_imagenet', 'wavescat/hybrids.py'),
                                   'wavescat.hybrids.build': ('lib/hybrids.html#build', 'wavescat/hybrids.py'),

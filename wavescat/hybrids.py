@@ -10,6 +10,7 @@ __all__ = ['UPSAMPLINGS', 'ENGINES', 'MODELS', 'ScatteringStem', 'resnet18', 'sc
            'model_options', 'build']
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-2
+import functools
 import inspect
 import math
 
@@ -309,6 +310,16 @@ def _flat(shape, J, L, order, learn, init, slant, engine):
     return _engine(engine, J, shape[1:], L, order, slant, learn, init, flat=True), shape[0] * K
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-23
+def _without_affine(network, told):
+    @functools.wraps(network)
+    def model(shape, num_classes, **options):
+        made = network(shape, num_classes, **options)
+        made.bn.requires_grad_(False)
+        return made
+    model.__doc__ = told
+    return model
+
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-25
 def scattering_wrn(
     shape:tuple[int, int, int], # (C, H, W) of an image
     num_classes:int,            # outputs
@@ -349,7 +360,7 @@ def resnet50(
     "ResNet-50, ImageNet form: 23,528,522 parameters with 3 colours and 10 classes; weights from elsewhere by `wavescat weights`. Source: He et al. 2016."
     return ResNet50(shape[0], num_classes, width)
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-25
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-27
 def _resnet14(stem, outputs, width): return uniform_resnet14(stem(width), outputs, width)
 def _resnet18(stem, outputs, width): return ResNet18(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
 def _resnet50(stem, outputs, width): return ResNet50(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
@@ -459,11 +470,12 @@ def linear(
     "Linear in the pixels: 2,457,800 parameters with 3×64×64 pixels and 200 classes; a support vector machine with loss=hinge."
     return Linear(math.prod(shape), num_classes)
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-27
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-29
 MODELS = {"resnet18": resnet18, "scatresnet18": scatresnet18, "scatresnet18-scales": scatresnet18_scales,
           "scatinput-v1": _scattering_input(1, False, "J = 1: 11,187,921 parameters at width 64, 3 colours, 10 classes"), "scatinput-v2": _scattering_input(2, False, "J = 2"),
           "scatinput-v3": _scattering_input(2, True, "J = 2, beside the image"), "gabor-concat": _gabor("concat"), "gabor-max": _gabor("max"),
           "resnet18-imagenet": resnet18_imagenet, "scatresnet18-imagenet": scatresnet18_imagenet, "scattering-linear": scattering_linear,
+          "scattering-linear-no-affine": _without_affine(scattering_linear, "`scattering_linear` without the scale and shift of batch norm: 155,530 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned."),
           "scattering-wrn": scattering_wrn, "wrn": wrn, "wrn-16": wrn_16, "resnet50": resnet50,
           "scattering-resnet14": _behind_scattering(_resnet14, "ResNet-14: 4,335,880 parameters at order 1, J = 2, L = 8, width 64, 3 colours, 200 classes; the Scattering TinyImageNet-200 project's"),
           "scattering-resnet18": _behind_scattering(_resnet18, "the stages of ResNet-18"), "scattering-resnet50": _behind_scattering(_resnet50, "the stages of ResNet-50"),
@@ -474,7 +486,7 @@ MODELS = {"resnet18": resnet18, "scatresnet18": scatresnet18, "scatresnet18-scal
           "s2d-alexnet": _behind_blocks(_alexnet, "AlexNet from its second convolution on"),
           "resnet14": resnet14, "densenet": densenet, "inception-resnet": inception_resnet, "alexnet": alexnet, "alexnet-imagenet": alexnet_imagenet, "wytiny": wytiny, "linear": linear}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-28
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-30
 def model_options(
     name:str, # one of `MODELS`
 )->dict:      # option → default
@@ -482,7 +494,7 @@ def model_options(
     parameters = inspect.signature(choose(name, MODELS, "model")).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("shape", "num_classes")}
 
-# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-29
+# %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-31
 def build(
     name:str,                   # one of `MODELS`
     shape:tuple[int, int, int], # (C, H, W) of an image

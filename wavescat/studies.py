@@ -235,7 +235,7 @@ def provenance(
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-28
 _TITLES = {"resnet18": "ResNet-18", "scatresnet18": "ScatResNet-18", "scatresnet18-scales": "ScatResNet-18 with scales", "scatinput-v1": "scattering as input, v1", "scatinput-v2": "scattering as input, v2", "scatinput-v3": "scattering as input, v3",
-           "gabor-concat": "learned Gabor, beside", "gabor-max": "learned Gabor, maximum", "resnet18-imagenet": "ResNet-18, ImageNet form", "scatresnet18-imagenet": "ScatResNet-18, ImageNet form", "scattering-linear": "scattering, linear head",
+           "gabor-concat": "learned Gabor, beside", "gabor-max": "learned Gabor, maximum", "resnet18-imagenet": "ResNet-18, ImageNet form", "scatresnet18-imagenet": "ScatResNet-18, ImageNet form", "scattering-linear": "scattering, linear head", "scattering-linear-no-affine": "scattering, linear head, no affine",
            "scattering-wrn": "scattering, WRN", "wrn": "WRN only", "wrn-16": "WRN-16", "resnet14": "ResNet-14", "resnet50": "ResNet-50",
            "densenet": "DenseNet-121", "inception-resnet": "Inception-ResNet", "alexnet": "AlexNet", "alexnet-imagenet": "AlexNet, ImageNet form", "wytiny": "WyTiny"}
 _TITLES |= {f"{front}-{name}": f"{words}, {_TITLES[name]}" for front, words in (("scattering", "scattering"), ("s2d", "space-to-depth")) for name in ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")}
@@ -293,9 +293,9 @@ def row_name(
     options:Mapping[str, object], # as `arms` has them
 )->str:
     "The name of a row in the tables of Gauthier et al. 2022 (TF LS+LL), with what differs from them; the title where a model isn't theirs."
-    if set(options) - {"model", "learn", "init", "engine", "augment"} or options["model"] not in ("scattering-linear", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
+    if set(options) - {"model", "learn", "init", "engine", "augment"} or options["model"] not in ("scattering-linear", "scattering-linear-no-affine", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
     learn, engine = options.get("learn"), {"svd-gradient": "wrong gradient", "kymatio": "kymatio"}.get(options.get("engine"))
-    return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'LL' if options['model'] == 'scattering-linear' else 'WRN'}", *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else []), *([f"augment={options['augment']}"] if "augment" in options else [])])
+    return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'WRN' if options['model'] == 'scattering-wrn' else 'LL'}", *(["no affine"] if options["model"].endswith("no-affine") else []), *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else []), *([f"augment={options['augment']}"] if "augment" in options else [])])
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-32
 class Tested(NamedTuple):
