@@ -109,8 +109,8 @@ def test_rows_are_compared_seed_by_seed(smoke):
     for seed in (0, 1): assert len({by[seed]["split"] for by in runs.values()}) == 1 and runs["wrn", None, "wavescat"][0]["split"] != runs["wrn", None, "wavescat"][1]["split"]
     right, wrong = (runs["scattering-linear", "canonical", engine] for engine in ("wavescat", "svd-gradient"))
     assert right[0]["parameters"] == wrong[0]["parameters"] and right[0]["train_loss"] != wrong[0]["train_loss"]
-    for plain, fixed in zip(*(runs[model, None, "wavescat"].values() for model in ("scattering-linear-no-affine", "scattering-linear"))): # 3·(1 + J·L) channels at J = 1, L = 4, a scale and a shift each
-        assert fixed["parameters"] - plain["parameters"] == 2 * 15 and fixed["train_loss"] != plain["train_loss"]
+    for plain, fixed in zip(*(runs[model, None, "wavescat"].values() for model in ("scattering-linear-no-affine", "scattering-linear"))): # 1 + J·L channels of a grey image at J = 1, L = 4, a scale and a shift each
+        assert fixed["parameters"] - plain["parameters"] == 2 * 5 and fixed["train_loss"] != plain["train_loss"]
     text = (smoke[0] / "parametric" / "smoke.html").read_text()
     for key, other, row in ((("scattering-linear", "canonical", "wavescat"), ("scattering-linear", None, "wavescat"), "TF LS+LL − TF S+LL"), (("scattering-linear", "canonical", "svd-gradient"), ("scattering-linear", "canonical", "wavescat"), "TF LS+LL, wrong gradient − TF LS+LL"), (("scattering-linear-no-affine", None, "wavescat"), ("scattering-linear", None, "wavescat"), "TF S+LL, no affine − TF S+LL"), (("scattering-wrn", None, "wavescat"), ("wrn", None, "wavescat"), "TF S+WRN − WRN only")):
         expected = np.mean([runs[key][s]["test_accuracy"] - runs[other][s]["test_accuracy"] for s in (0, 1)])
