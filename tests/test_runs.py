@@ -199,7 +199,7 @@ def test_stopped_and_gone_on(how, tmp_path):
     args = [sys.executable, "-c", COMMAND, "run", "variance", "--preset", "smoke", "-p", "L=2", "-p", "seeds=0-5", "-p", "epochs=20", "--workers", "1", "--reports", str(tmp_path / "r")]
     env = {**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s")}
     process = subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    def finished(): return len(list((tmp_path / "s").glob("*/result.json"))) if (tmp_path / "s").exists() else 0
+    def finished(): return len(list((tmp_path / "s").glob("[0-9a-f]*/result.json")))   # not what a killed process had begun to publish, in a directory with a dot
     start = time.monotonic()
     while finished() < 2 and process.poll() is None and time.monotonic() - start < 120: time.sleep(.05)
     process.send_signal(how)
@@ -212,4 +212,4 @@ def test_stopped_and_gone_on(how, tmp_path):
     done = subprocess.run([*args, "--dry-run"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert f"6 runs, {after} stored" in done.stdout, done.stdout
     done = subprocess.run(args, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and finished() == 6 and "wavescat run variance" in next((tmp_path / "r/variance").glob("smoke-*.html")).read_text(), done.stderr
+    assert done.returncode == 0 and finished() == 6 and not list((tmp_path / "s").glob(".*")) and "wavescat run variance" in next((tmp_path / "r/variance").glob("smoke-*.html")).read_text(), done.stderr
