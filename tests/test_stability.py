@@ -80,6 +80,9 @@ def test_the_warps_stretch():
     u = torch.tensor([16., -8.])
     torch.testing.assert_close(warp(u[None, None], .5, (32, 32))[0, 0, 0], 16 * .5 * torch.tensor([.5 + .3 * .25, -.3 * .5]))
     assert sup_gradient(DEFORMATIONS["perspective"], .2, (32, 32), DEFORMATIONS["perspective"].draws(5)).shape == (5,)
+    draws = DEFORMATIONS["perspective"].draws(2000)                        # as many as the largest preset takes: each image costs its own derivatives, not those of all
+    many = sup_gradient(DEFORMATIONS["perspective"], .2, (32, 32), draws)
+    torch.testing.assert_close(many[[7, 1999]], torch.cat([sup_gradient(DEFORMATIONS["perspective"], .2, (32, 32), draws[[i]]) for i in (7, 1999)]), atol=1e-12, rtol=0)
     assert (sup_gradient(DEFORMATIONS["warp"], torch.tensor([.1, .2]), (32, 32)).diff() > 0).all()
 
 

@@ -340,7 +340,7 @@ def sup_gradient(
     "The largest spectral norm of ∇τ over the image: 0 for shifts, below 1 where the deformation can be undone."
     u = torch.cartesian_prod(*(torch.linspace(-n / 2, n / 2, points, dtype=torch.float64) for n in shape))
     if draws is None: draws = d.draws(1)
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda p: d.displacement(p[None, None], strength, shape, draws)[:, 0, 0]))(u)
+    jacobian = torch.func.vmap(torch.func.jacfwd(lambda p: d.displacement(p[None, None], strength, shape, draws)[:, 0, 0]))(u)
     return torch.linalg.matrix_norm(jacobian, 2).amax(0)
 
 # %% ../nbs/lib/04_deform.ipynb #04-deform-42
