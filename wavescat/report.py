@@ -6,8 +6,10 @@
 __all__ = ['set_mathematics', 'render', 'page_of', 'write', 'page_name', 'Failed', 'make', 'answer', 'index', 'readme']
 
 # %% ../nbs/lib/30_report.ipynb #30-report-2
+import base64
 import hashlib
 import html
+import io
 import json
 import os
 import re
@@ -185,6 +187,20 @@ def answer(
     return f'<section class="answer"><p>{"</p><p>".join(said)}</p></section>'
 
 # %% ../nbs/lib/30_report.ipynb #30-report-20
+_SMALL = 60_000 # bytes of a picture that the index takes as it is
+
+def _preview(
+    figure:str, # of a page: a figure and its picture, which is in it
+)->str:
+    "The same with a picture of the index's width, and of a few tens of kilobytes, if its own takes more: the page has it whole."
+    from PIL import Image
+    kind, found = re.search(r"data:image/(\w+);base64,([^\" >]+)", figure).groups()
+    if len(found) <= _SMALL: return figure
+    picture, small = Image.open(io.BytesIO(base64.b64decode(found))), io.BytesIO()
+    picture.thumbnail((960, 4000))
+    picture.convert("RGB").save(small, "webp", quality=75, method=6)
+    return figure.replace(f"data:image/{kind};base64,{found}", f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}")
+
 def index(
     folder:Path, # the reports
 )->Path:         # index.html
@@ -199,7 +215,7 @@ def index(
         parameters, seconds = gave["parameters"], sum(r["seconds"] for r in gave["runs"])
         entries.append(f'<section class="entry"><h2><a href="{link}">{html.escape(gave["title"])}</a></h2>'
                        f'<p class="preset"><code>{html.escape(gave["command"])}</code> · {html.escape(str(parameters.get("dataset", "")))} · {len(gave["runs"])} runs, {seconds / 60:.0f} min of computing</p>'
-                       f'<p>{html.escape(gave["headline"])}</p>' + (f'<a href="{link}">{picture[0]}</figure></a>' if picture else "") + "</section>")
+                       f'<p>{html.escape(gave["headline"])}</p>' + (f'<a href="{link}">{_preview(picture[0])}</figure></a>' if picture else "") + "</section>")
     body = "<h1>wavescat: reports</h1><p>What wavelet scattering does in convolutional networks, study by study. Each page stands alone; its results lie beside it as JSON.</p>"
     write(folder / "index.html", page_of("wavescat: reports", body + answer(_effects(folder)) + "".join(entries), "Made from the results beside each page: <code>wavescat report</code>"))
     return folder / "index.html"
