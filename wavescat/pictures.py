@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from .explain import most_and_least
-from .plots import COLOURS, MARKERS, bare, figure, plain
+from .plots import COLOURS, MARKERS, bare, figure, legend_columns, plain
 from .stats import summary
 
 # %% ../nbs/lib/28_pictures.ipynb #28-pictures-5
@@ -157,13 +157,14 @@ def stability(
         for i, (model, values) in enumerate(ratios[name].items()):
             _band(ax, levels[name], values, i, model)
             if references and model in references: ax.axhline(references[model], color=COLOURS[_APART[i % 10]], ls="--", lw=1)
-        ax.set(title=name, xlabel=labels[name], xlim=(0, None), ylim=(0, None), ylabel="‖S(x) − S(x̃)‖ / ‖S(x)‖")
+        most = max((np.max(np.mean(v, 0)) for v in ratios[name].values()), default=0)
+        ax.set(title=name, xlabel=labels[name], xlim=(0, None), ylim=(0, min(ax.get_ylim()[1], 2.2 * most) if most else None), ylabel="‖S(x) − S(x̃)‖ / ‖S(x)‖")
         beside.axis("off")
         for k, (image, title) in enumerate(zip(pictures[name] if pictures else (), ("image", "strongest"))): _shown(beside.inset_axes([0, .54 - .54 * k, 1, .4]), image, title)
     for r, c in cells[len(ratios):]: axes[r, c].axis("off"); axes[r, c + 1].axis("off")
     handles, names = axes[0, 1].get_legend_handles_labels()
     if references: handles, names = [*handles, plt.Line2D([], [], color="0.35", ls="--", lw=1)], [*names, "random images (mean)"]
-    fig.legend(handles, names, loc="outside upper center", ncols=4)
+    fig.legend(handles, names, loc="outside upper center", ncols=legend_columns(fig, names))
     return fig
 
 # %% ../nbs/lib/28_pictures.ipynb #28-pictures-17

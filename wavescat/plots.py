@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FORMATS', 'figure', 'bare', 'plain', 'format_of', 'save', 'write_whole', 'show',
-           'show_film', 'table', 'curves', 'against_L', 'against_size', 'drops', 'points', 'leaderboard',
-           'against_truth', 'heat', 'gains', 'seeds', 'confusion_matrix', 'speedups', 'growth', 'choices', 'filters']
+           'show_film', 'table', 'curves', 'legend_columns', 'against_L', 'against_size', 'drops', 'points',
+           'leaderboard', 'against_truth', 'heat', 'gains', 'seeds', 'confusion_matrix', 'speedups', 'growth',
+           'choices', 'filters']
 
 # %% ../nbs/lib/26_plots.ipynb #26-plots-2
 import base64
@@ -15,7 +16,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -147,10 +148,15 @@ def curves(
             ax.plot(epochs, [np.mean(by[e]) for e in epochs], color=colour, marker=MARKERS[i % 8], markevery=max(1, len(epochs) // 7), ms=4, label=plain(name))
             ax.fill_between(epochs, [min(by[e]) for e in epochs], [max(by[e]) for e in epochs], color=colour, alpha=.18, lw=0)
         ax.set(xlabel="epoch", ylabel=label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=_columns(fig, histories))
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=legend_columns(fig, histories))
     return fig
 
-def _columns(fig, names): return max(1, min(3, int(15 * fig.get_figwidth() / (max(map(len, names)) + 8)))) # of a legend as wide as its figure
+def legend_columns(
+    fig:Figure,
+    names:Iterable[str], # that stand in the legend
+)->int:                  # 1 to 3
+    "How many columns a legend has that is as wide as its figure."
+    return max(1, min(3, int(15 * fig.get_figwidth() / (max(map(len, names)) + 8))))
 
 # %% ../nbs/lib/26_plots.ipynb #26-plots-15
 def against_L(
@@ -232,7 +238,7 @@ def points(
             ax.errorbar(i + .25, s["mean"], np.nan_to_num(s["high"] - s["mean"]), color=COLOURS[i % len(COLOURS)], marker="Ds^v"[i // len(COLOURS) % 4], ms=5, capsize=4, ls="", label=plain(name))
         ax.set(title=plain(panel), xticks=[], xlim=(-.5, len(models) - .3))
     axes[0, 0].set_ylabel(label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(2, _columns(fig, models)))
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(2, legend_columns(fig, models)))
     return fig
 
 def leaderboard(
