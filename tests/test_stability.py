@@ -1,4 +1,6 @@
 """Deformations against independent implementations, paired draws, representations of every kind, and the study with stored runs and weight files."""
+import json
+import shutil
 import subprocess
 import sys
 
@@ -212,3 +214,12 @@ def test_study_with_nothing_stored(tmp_path, monkeypatch):
 def test_study_refuses_in_one_line(trained, monkeypatch, parameter, words):
     with pytest.raises((ValueError, FileNotFoundError)) as e: study(monkeypatch, **{k: v.format(weights=trained / "weights.safetensors") if isinstance(v, str) else v for k, v in parameter.items()})
     assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_study_refuses_a_run_on_other_images_before_it_computes(trained, tmp_path, monkeypatch):
+    from wavescat.studies import experiments_of, resolve
+    copy = shutil.copytree(trained, tmp_path / trained.name)
+    about = json.loads((copy / "images.json").read_text())
+    (copy / "images.json").write_text(json.dumps({**about, "shape": [3, 32, 32]}))
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"takes images of shape \(3, 32, 32\), textures has \(1, 32, 32\): choose the set"): experiments_of("stability", resolve("stability", "smoke", {"runs": trained.name}))

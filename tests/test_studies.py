@@ -164,4 +164,5 @@ def test_published_protocols_of_the_other_sets():
     assert {(e.model, e.per_class, e.epochs, e.lr, e.filter_lr) for e in covidx} == {("scattering-linear", n, 400, .01, .01) for n in (50, 250, 500)} | {("scattering-wrn", 50, 400, .001, None), ("scattering-wrn", 250, 200, .01, None), ("scattering-wrn", 500, 200, .01, None)}
     assert {e.per_class for e in experiments_of("parametric", resolve("parametric", "quick", {"per_class": "2-4,all"}))} == {2, 3, 4, None}
     with pytest.raises(ValueError, match="no seeds were published for textures"): experiments_of("parametric", resolve("parametric", "cpu", {"dataset": "textures"}))
-    with pytest.raises(ValueError, match="unknown protocol 'parametric-ll-200'"): experiments_of("parametric", resolve("parametric", "cpu", {"per_class": "20"}))
+    with pytest.raises(ValueError, match=r"no protocol was published for TF S\+LL with per_class=20 on cifar10"): experiments_of("parametric", resolve("parametric", "cpu", {"per_class": "20"}))
+    with pytest.raises(ValueError, match="epochs must be int, got 'ten'"): experiments_of("challenge", resolve("challenge", "cpu", {"entries": "scattering-linear epochs:ten"}))

@@ -126,6 +126,7 @@ _BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", 
 def check_settings(e:Experiment)->None:
     "Raise `ValueError` for an unknown loss, optimiser, schedule or precision, and for a setting that would change nothing."
     for name, known in (("loss", LOSSES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)): choose(getattr(e, name), dict.fromkeys(known), name)
+    if e.learn is not None: choose(e.learn, dict.fromkeys(_BELONGS["filter_lr"][1]), "learn")
     for name, (other, values) in _BELONGS.items():
         if name in e.changed and getattr(e, other) not in values: raise ValueError(f"{name} goes with {other}={' or '.join(values)}, got {other}={getattr(e, other)}: leave {name} out")
     if e.schedule in ("steps", "piecewise"): _points(e)
