@@ -129,7 +129,9 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
     scores = [float(row["test, %"].split()[0]) for row in gave["table"]]
     assert len(scores) == 2 and scores == sorted(scores, reverse=True)
     assert wavescat("runs", "show", mine[0]["identity"], store=smoke[1]).returncode == 0
-    for entries, said in (("scattering-linear, theirs.py:flat", "theirs.py is missing"), ("scattering-linear, mine.py:round", "mine.py has no function round"), ("scattering-linear, scattering-linear", "is there twice"), ("scattering-linear, scattering-linear seed:3", "seed is the study's")):
+    (tmp_path / "no.py").write_text("from torch import nn\ndef number(shape, num_classes): return 7\ndef broken(shape, num_classes): raise RuntimeError('not\\nthis way')\ndef three(shape, num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 3))\n")
+    for entries, said in (("no.py:number", "no.py:number returned int, expected a torch module"), ("scattering-linear, no.py:broken", "no.py:broken doesn't work on images of shape (1, 32, 32): RuntimeError: not this way"), ("no.py:three", "no.py:three makes (2, 3) of two images of shape (1, 32, 32), expected (2, 8): a score for each of 8 classes"),
+                          ("scattering-linear, theirs.py:flat", "theirs.py is missing"), ("scattering-linear, mine.py:round", "mine.py has no function round"), ("scattering-linear, scattering-linear", "is there twice"), ("scattering-linear, scattering-linear seed:3", "seed is the study's")):
         done = wavescat("run", "challenge", "--preset", "smoke", "-p", f"entries={entries}", "--reports", tmp_path / "no", store=tmp_path / "empty", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "no").exists(), done.stderr
     from wavescat.studies import experiments_of, resolve
@@ -149,6 +151,14 @@ def test_the_page_says_which_rows_diverged(tmp_path):
     gave = json.loads(page.read_text())
     assert done.returncode == 0 and re.search(r"TF S\+LL with [\d,]+ images: 2 of 2 runs diverged, in epoch", gave["headline"]), (done.stderr, gave["headline"])
     assert "<td>0, 2 diverged</td>" in page.with_suffix(".html").read_text()
+
+
+def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
+    from wavescat.experiment import experiment
+    from wavescat.sweep import plan
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
+    told = plan([experiment(model="scattering-linear-no-affine", per_class=2, epochs=1)], estimate=True)
+    assert told["runs"] == 1 and told["seconds"] > 0
 
 
 def test_published_protocols_of_the_other_sets():

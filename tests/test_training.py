@@ -407,3 +407,23 @@ def test_weights_from_elsewhere(tmp_path):
     for args, said in ((("resnet18", other), "unknown pre-trained model"), (("resnet50", other, "--from", tmp_path / "theirs.pth"), "doesn't hold resnet50"), (("resnet50", other, "--from", tmp_path / "none.pth"), "no weights at"), (("resnet50", tmp_path / "other.pt"), ".safetensors"), *([] if importlib.util.find_spec("torchvision") else [(("resnet50", other), "torchvision isn't installed")])):
         done = wavescat("weights", *args, store=tmp_path / "s")
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not other.exists(), done.stderr
+
+
+@pytest.mark.parametrize("options", [dict(init="random"), dict(), dict(init="random", learn="canonical"), dict(init="random", learn="equivariant"), dict(learn="pixelwise")])
+def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
+    "Also where its filters were drawn and stayed fixed, which its file of weights doesn't have; and chance goes on as if it hadn't been loaded."
+    import numpy as np
+    import torch
+
+    from wavescat.experiment import experiment
+    from wavescat.store import run_dir
+    from wavescat.studies import tested
+    from wavescat.train import run
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
+    e = experiment(model="scattering-linear", L=4, per_class=4, epochs=8, batch_size=16, lr=.05, seed=3, **options)
+    result = run(e, device=torch.device("cpu"))
+    torch.manual_seed(7); expected = torch.rand(1)
+    torch.manual_seed(7); found = tested(e)
+    assert torch.rand(1) == expected
+    called = found.probabilities.argmax(1)
+    assert (called == np.load(run_dir(e) / "predictions.npy")).all() and len(set(called)) > 3 and 100 * (called == found.labels).mean() == pytest.approx(result["test_accuracy"])

@@ -147,11 +147,25 @@ def check(
     options = model_options(e.model)
     for name in e.changed:
         if name not in options and any(name in model_options(m) for m in MODELS): raise ValueError(f"{e.model} has no {name}: leave {name} out, or choose another model")
+    if ".py:" in e.model: _check_own(e, data)
     _check_fits(e, data)
     _check_smallest(e, data)
     seconds = os.environ.get("WAVESCAT_CHECKPOINT_SECONDS", "0")
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", seconds): raise ValueError(f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more")
     if e.weights: _start_from(e, build_model(e))
+
+def _check_own(e, data):
+    "Refuse a model of one's own that can't be built, isn't a module, or doesn't score every class."
+    name, wanted = e.model.partition("@")[0], (2, len(data.targets or data.classes))
+    shape = AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(e.seed)
+        try:
+            model = MODELS[e.model](tuple(shape), wanted[1], **{k: getattr(e, k) for k in model_options(e.model)})
+            found = tuple(y.shape) if isinstance(model, nn.Module) and isinstance(y := model.eval()(torch.zeros(2, *shape)), Tensor) else None
+        except Exception as error: raise ValueError(f"{name} doesn't work on images of shape {tuple(shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(model, nn.Module): raise ValueError(f"{name} returned {type(model).__name__}, expected a torch module")
+    if found != wanted: raise ValueError(f"{name} makes {found or 'no tensor'} of two images of shape {tuple(shape)}, expected {wanted}: a score for each of {wanted[1]} {'targets' if data.targets else 'classes'}")
 
 def _check_fits(e, data):
     "Refuse images that are too small for a network, where a trial without numbers can tell."
@@ -499,7 +513,9 @@ def load_model(
     "The stored model of an experiment, without its data set; loading runs no code from the file of weights, of a model of one's own that of its source. Raises `FileNotFoundError` if it isn't stored."
     _enter(e.model)
     state, images = read_weights(_tensor_file(run_dir(e), "weights")), json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
-    model = _model(e, images["shape"], len(images["targets"] or images["classes"]))
+    with torch.random.fork_rng():
+        torch.manual_seed(e.seed)                              # random filters that stayed fixed aren't among the weights: they are drawn as they were
+        model = _model(e, images["shape"], len(images["targets"] or images["classes"]))
     model.load_state_dict(state)
     return model.eval()
 
