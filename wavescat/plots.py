@@ -190,20 +190,20 @@ def against_size(
 )->Figure:
     "Means with 95 % intervals against the number of training images of each class, on a logarithmic axis; published means as crosses of the same colour, with theirs."
     fig, ax = figure(figsize=(6.5, 3.6) if not published else (7.5, 4.2))
+    apart = 1.03 if any(published.get(name) for name in groups) else 1.02           # so that a cross stands beside its own mean, not on another's
     for i, (name, by_size) in enumerate(groups.items()):
         sizes = [n for n in by_size if len(by_size[n])]
         s = [summary(by_size[n]) for n in sizes]
-        ax.errorbar(np.array(sizes) * 1.02**i, [v["mean"] for v in s], np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % 8], ms=5, capsize=3, label=plain(name))
+        ax.errorbar(np.array(sizes) * apart**i, [v["mean"] for v in s], np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % 8], ms=5, capsize=3, label=plain(name))
         theirs = published.get(name, {})
-        if theirs: ax.errorbar(np.array(list(theirs)) * .96 * 1.02**i, [m for m, _ in theirs.values()], [1.96 * e for _, e in theirs.values()], color=COLOURS[i % len(COLOURS)], marker="x", ms=6, mew=1.6, lw=1, ls="", alpha=.8)
+        if theirs: ax.errorbar(np.array(list(theirs)) * apart**(i + .5), [m for m, _ in theirs.values()], [1.96 * e for _, e in theirs.values()], color=COLOURS[i % len(COLOURS)], marker="x", ms=6, mew=1.6, lw=1, ls="", alpha=.8)
     ticks = sorted({n for g in (*groups.values(), *published.values()) for n in g})
     ax.set(xscale="log", xlabel="training images of each class", ylabel=label); ax.minorticks_off()
     ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks])
     if len(ticks) == 1: ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
     else: ax.set_xlim(min(ax.get_xlim()[0], ticks[0] / 1.05), max(ax.get_xlim()[1], ticks[-1] * 1.05))   # also where only a published mean stands
     if any(published.get(name) for name in groups): ax.plot([], [], color="0.3", marker="x", ls="", label="published, ± 1.96 standard errors")
-    if published: fig.legend(loc="outside upper center", ncols=2)
-    else: ax.legend()
+    fig.legend(loc="outside upper center", ncols=2)
     return fig
 
 # %% ../nbs/lib/26_plots.ipynb #26-plots-19
