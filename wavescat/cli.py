@@ -119,7 +119,7 @@ def _settings(protocol):
     return read(protocol) if protocol else {}
 
 def _duration(seconds):
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 def _writable(place, setting):
     "The folder, made if need be; a `ValueError` that names the setting if it can't be written to."
