@@ -85,7 +85,7 @@ def test_run_again_computes_nothing(smoke, tmp_path):
     folder, store, first = smoke
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
     dry = wavescat("run", "all", "--preset", "smoke", "--dry-run", "--runs", store, store=tmp_path / "unused")
-    assert dry.returncode == 0 and "together: 96 runs, 96 stored, about 0 s to compute" in dry.stdout and not (tmp_path / "unused").exists(), dry.stdout
+    assert dry.returncode == 0 and "together: 98 runs, 98 stored, about 0 s to compute" in dry.stdout and not (tmp_path / "unused").exists(), dry.stdout
     again = wavescat("run", "variance", "--preset", "smoke", "--reports", tmp_path, "--figures", tmp_path / "figures", store=store)
     assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in store.rglob("*")} == before
     numbers = [json.loads((f / "variance" / "smoke.json").read_text()) for f in (folder, tmp_path)]

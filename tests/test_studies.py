@@ -105,14 +105,14 @@ def test_rows_are_compared_seed_by_seed(smoke):
         e = r["experiment"]
         assert e["seed"] == e["split_seed"]
         runs.setdefault((e["model"], e["learn"], e["engine"]), {})[e["seed"]] = r
-    assert len(runs) == 6 and all(set(by) == {0, 1} for by in runs.values())
+    assert len(runs) == 7 and all(set(by) == {0, 1} for by in runs.values())
     for seed in (0, 1): assert len({by[seed]["split"] for by in runs.values()}) == 1 and runs["wrn", None, "wavescat"][0]["split"] != runs["wrn", None, "wavescat"][1]["split"]
     right, wrong = (runs["scattering-linear", "canonical", engine] for engine in ("wavescat", "svd-gradient"))
     assert right[0]["parameters"] == wrong[0]["parameters"] and right[0]["train_loss"] != wrong[0]["train_loss"]
     for plain, fixed in zip(*(runs[model, None, "wavescat"].values() for model in ("scattering-linear-no-affine", "scattering-linear"))): # 1 + J·L channels of a grey image at J = 1, L = 4, a scale and a shift each
         assert fixed["parameters"] - plain["parameters"] == 2 * 5 and fixed["train_loss"] != plain["train_loss"]
     text = (smoke[0] / "parametric" / "smoke.html").read_text()
-    for key, other, row in ((("scattering-linear", "canonical", "wavescat"), ("scattering-linear", None, "wavescat"), "TF LS+LL − TF S+LL"), (("scattering-linear", "canonical", "svd-gradient"), ("scattering-linear", "canonical", "wavescat"), "TF LS+LL, wrong gradient − TF LS+LL"), (("scattering-linear-no-affine", None, "wavescat"), ("scattering-linear", None, "wavescat"), "TF S+LL, no affine − TF S+LL"), (("scattering-wrn", None, "wavescat"), ("wrn", None, "wavescat"), "TF S+WRN − WRN only")):
+    for key, other, row in ((("scattering-linear", "canonical", "wavescat"), ("scattering-linear", None, "wavescat"), "TF LS+LL − TF S+LL"), (("scattering-linear", "canonical", "svd-gradient"), ("scattering-linear", "canonical", "wavescat"), "TF LS+LL, wrong gradient − TF LS+LL"), (("scattering-linear", "canonical", "no-bound"), ("scattering-linear", "canonical", "wavescat"), "TF LS+LL, no bound − TF LS+LL"), (("scattering-linear-no-affine", None, "wavescat"), ("scattering-linear", None, "wavescat"), "TF S+LL, no affine − TF S+LL"), (("scattering-wrn", None, "wavescat"), ("wrn", None, "wavescat"), "TF S+WRN − WRN only")):
         expected = np.mean([runs[key][s]["test_accuracy"] - runs[other][s]["test_accuracy"] for s in (0, 1)])
         assert re.search(rf"<td>{re.escape(row)}</td>(\s*<td>[^<]*</td>)\s*<td>{re.escape(f'{expected:+.2f}')}</td>", text), (row, expected)
     assert [e["model"] for e in gave["effects"]] == ["TF S+WRN (against WRN only)"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEARN', 'INIT', 'gabor', 'morlet', 'gaussian', 'Morlets', 'orientations', 'tight_frame', 'FilterBank', 'fourier_bank',
            'filter_bank', 'littlewood_paley', 'positive', 'random_frame', 'turned', 'LearnedBank', 'initial_morlets',
-           'SvdBank']
+           'SvdBank', 'UnboundedBank']
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-2
 import math
@@ -279,3 +279,16 @@ class SvdBank(LearnedBank):
     def forward(self)->FilterBank:
         phi = gaussian(positive(_wide(self.raw_phi_sigma)), self.shape, like=_wide(self.theta))
         return FilterBank(torch.fft.fft2(_morlet_by_svd(*self.morlets(), self.shape, self.periods)).real.reshape(self.J, -1, *self.shape), torch.fft.fft2(phi).real)
+
+# %% ../nbs/lib/00_filters.ipynb #00-filters-45
+def _mirrored(raw): return torch.hypot(_wide(raw), torch.full_like(_wide(raw), 1e-3))
+
+class UnboundedBank(LearnedBank):
+    "A bank whose σ and γ may cross 0 and act by their absolute values, as in the code published with arXiv 2107.09539: to measure what the bound costs. Raises `ValueError` for a pixelwise bank, which has neither."
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        if self.learn == "pixelwise": raise ValueError("pixelwise filters have no σ and γ to bound: set learn=canonical or equivariant, or use engine=wavescat")
+
+    def morlets(self)->Morlets:
+        own = Morlets(_wide(self.theta), _wide(self.xi), _mirrored(self.raw_sigma), _mirrored(self.raw_gamma))
+        return turned(own, self.L) if self.learn == "equivariant" else own

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .backbones import STEM_CHANNELS, AlexNet, DenseNet, InceptionResNet, Linear, ResNet18, ResNet50, WideResNet, WyTiny, alexnet_stem, conv_stem, imagenet_stem, maps_stem, wide_top
 from .backbones import resnet14 as uniform_resnet14
 from .names import choose, unknown
-from .scattering import Scattering2D, SvdScattering2D, kymatio_scattering
+from .scattering import Scattering2D, SvdScattering2D, UnboundedScattering2D, kymatio_scattering
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-5
 def _deconv(k, s):
@@ -35,7 +35,7 @@ def _pixel_shuffle(k, s):
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-6
 UPSAMPLINGS = {"deconv": _deconv, "nearest": lambda k, s: nn.Upsample(scale_factor=s, mode="nearest"),
                "bilinear": lambda k, s: nn.Upsample(scale_factor=s, mode="bilinear", align_corners=False), "pixel_shuffle": _pixel_shuffle}
-ENGINES = {"wavescat": Scattering2D, "kymatio": kymatio_scattering, "svd-gradient": SvdScattering2D} # the last: with the published code's wrong gradient of θ
+ENGINES = {"wavescat": Scattering2D, "kymatio": kymatio_scattering, "svd-gradient": SvdScattering2D, "no-bound": UnboundedScattering2D} # the last two: with the published code's wrong gradient of θ; with its σ and γ that may cross 0
 
 # %% ../nbs/lib/13_hybrids.ipynb #13-hybrids-7
 def _scattering(shape, J, L, slant=None, engine="wavescat", learn=None, init="tight-frame"):

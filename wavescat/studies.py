@@ -294,7 +294,7 @@ def row_name(
 )->str:
     "The name of a row in the tables of Gauthier et al. 2022 (TF LS+LL), with what differs from them; the title where a model isn't theirs."
     if set(options) - {"model", "learn", "init", "engine", "augment"} or options["model"] not in ("scattering-linear", "scattering-linear-no-affine", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
-    learn, engine = options.get("learn"), {"svd-gradient": "wrong gradient", "kymatio": "kymatio"}.get(options.get("engine"))
+    learn, engine = options.get("learn"), {"svd-gradient": "wrong gradient", "no-bound": "no bound", "kymatio": "kymatio"}.get(options.get("engine"))
     return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'WRN' if options['model'] == 'scattering-wrn' else 'LL'}", *(["no affine"] if options["model"].endswith("no-affine") else []), *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else []), *([f"augment={options['augment']}"] if "augment" in options else [])])
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-32
