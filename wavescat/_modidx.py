@@ -994,6 +994,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.train._check_own': ('lib/train.html#_check_own', 'wavescat/train.py'),
                                 'wavescat.train._check_smallest': ('lib/train.html#_check_smallest', 'wavescat/train.py'),
                                 'wavescat.train._enter': ('lib/train.html#_enter', 'wavescat/train.py'),
+                                'wavescat.train._fits': ('lib/train.html#_fits', 'wavescat/train.py'),
                                 'wavescat.train._model': ('lib/train.html#_model', 'wavescat/train.py'),
                                 'wavescat.train._provenance': ('lib/train.html#_provenance', 'wavescat/train.py'),
                                 'wavescat.train._save_model': ('lib/train.html#_save_model', 'wavescat/train.py'),

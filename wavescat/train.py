@@ -167,14 +167,17 @@ def _check_own(e, data):
     if not isinstance(model, nn.Module): raise ValueError(f"{name} returned {type(model).__name__}, expected a torch module")
     if found != wanted: raise ValueError(f"{name} makes {found or 'no tensor'} of two images of shape {tuple(shape)}, expected {wanted}: a score for each of {wanted[1]} {'targets' if data.targets else 'classes'}")
 
-def _check_fits(e, data):
-    "Refuse images that are too small for a network, where a trial without numbers can tell."
+def _check_fits(e, data): _fits(e.model, tuple(AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))), len(data.targets or data.classes), tuple((k, getattr(e, k)) for k in model_options(e.model)))
+
+@functools.cache
+def _fits(name, shape, outputs, options):
+    "Refuse images that are too small for a network, where a trial without numbers can tell; once for all seeds and settings of training."
     with torch.device("meta"), torch.random.fork_rng():
-        model, (C, H, W) = build_model(e).eval(), AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))
-        if any(isinstance(m, Scattering2D) for m in model.modules()) or e.engine != "wavescat": return
-        try: model(torch.zeros(2, C, H, W))
+        model = build(name, shape, outputs, **dict(options)).eval()
+        if any(isinstance(m, Scattering2D) for m in model.modules()) or dict(options).get("engine", "wavescat") != "wavescat": return
+        try: model(torch.zeros(2, *shape))
         except Exception as error:                             # a model may ask for numbers, which there are none of: that says nothing of its fit
-            if re.search("too small|can't be greater than actual input size", str(error)): raise ValueError(f"{e.model} can't take images as small as {H}×{W}: choose another model, or a larger size for sets that can be resized") from None
+            if re.search("too small|can't be greater than actual input size", str(error)): raise ValueError(f"{name} can't take images as small as {shape[1]}×{shape[2]}: choose another model, or a larger size for sets that can be resized") from None
 
 def _check_smallest(e, data):
     "Refuse a part of a batch that is a single image where maps shrink to one pixel: batch norm has nothing to compare it with."
