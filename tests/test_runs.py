@@ -105,13 +105,15 @@ def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
     import shutil
     store = tmp_path / "store"
     shutil.copytree(smoke[1], store)
-    runs = sorted(store / r["identity"] for r in json.loads((smoke[0] / "variance" / "smoke.json").read_text())["runs"])    # which l_sweep and baseline have too
-    for path in runs[1:]: shutil.rmtree(path)
+    runs_of = lambda study: sorted(store / r["identity"] for r in json.loads((smoke[0] / study / "smoke.json").read_text())["runs"])
+    runs, alone = runs_of("variance"), runs_of("biomass")     # l_sweep and baseline have the first too
+    for path in runs[1:] + alone: shutil.rmtree(path)
     done = wavescat("report", "--preset", "smoke", "--reports", tmp_path / "r", store=store)
     assert done.returncode == 0, done.stderr
     for study in ("baseline", "l_sweep", "variance"):
         assert json.loads((tmp_path / "r" / study / "smoke.json").read_text())["missing"] >= 1 and "missing" in (tmp_path / "r" / study / "smoke.html").read_text()
-    assert len(list(store.iterdir())) == len(list(smoke[1].iterdir())) - len(runs) + 1
+    assert len(list(store.iterdir())) == len(list(smoke[1].iterdir())) - len(runs) + 1 - len(alone)
+    assert "left out, since no run is stored: biomass; compute with: wavescat run biomass --preset smoke" in done.stderr and not (tmp_path / "r" / "biomass").exists()
     done = wavescat("report", "variance", "--preset", "smoke", "--reports", tmp_path / "e", store=tmp_path / "empty")
     assert done.returncode == 2 and "no run of variance is stored; compute with: wavescat run variance --preset smoke" in done.stderr and not (tmp_path / "e").exists()
 

@@ -205,7 +205,7 @@ def run(
 # %% ../nbs/lib/33_cli.ipynb #33-cli-10
 @app.command()
 def report(
-    studies:Annotated[list[str]|None, typer.Argument(help="Names of studies; all if left out.")]=None,
+    studies:Annotated[list[str]|None, typer.Argument(help="Names of studies; if left out, all that have stored runs.")]=None,
     preset:Preset="quick",
     parameter:Given=[],
     reports:Reports=None,
@@ -216,9 +216,12 @@ def report(
     "Render studies from stored runs, computing nothing; what is missing is said."
     with _refusing():
         chosen, _, plans, _ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
-        for name, p in plans.items():
-            if p["runs"] and p["stored"] + p["stale"] == 0: raise ValueError(f"no run of {name} is stored; compute with: wavescat run {name} --preset {preset}")
+        train = [name for name, p in plans.items() if p["runs"]]
+        empty = [name for name in train if not plans[name]["stored"] + plans[name]["stale"]]
+        if empty and (empty == train or studies and "all" not in studies): raise ValueError(f"no run of {empty[0]} is stored; compute with: wavescat run {empty[0]} --preset {preset}")
         folder, figures = _reports(reports), figures and _writable(figures, "--figures")
+    if empty: _complain(f"left out, since no run is stored: {', '.join(empty)}; compute with: wavescat run {' '.join(empty)} --preset {preset}")
+    for name in empty: del chosen[name]
     _render(chosen, folder, figures=figures)
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-11
