@@ -167,10 +167,10 @@ def _check_own(e, data):
     if not isinstance(model, nn.Module): raise ValueError(f"{name} returned {type(model).__name__}, expected a torch module")
     if found != wanted: raise ValueError(f"{name} makes {found or 'no tensor'} of two images of shape {tuple(shape)}, expected {wanted}: a score for each of {wanted[1]} {'targets' if data.targets else 'classes'}")
 
-def _check_fits(e, data): _fits(e.model, tuple(AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))), len(data.targets or data.classes), tuple((k, getattr(e, k)) for k in model_options(e.model)))
+def _check_fits(e, data): _takes_images(e.model, tuple(AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))), len(data.targets or data.classes), tuple((k, getattr(e, k)) for k in model_options(e.model)))
 
 @functools.cache
-def _fits(name, shape, outputs, options):
+def _takes_images(name, shape, outputs, options):
     "Refuse images that are too small for a network, where a trial without numbers can tell; once for all seeds and settings of training."
     with torch.device("meta"), torch.random.fork_rng():
         model = build(name, shape, outputs, **dict(options)).eval()
