@@ -45,9 +45,9 @@ def start(tmp_path):
     "Start sweeps in sessions of their own; whatever is left of them is killed at the end."
     (tmp_path / "in_workers.py").write_text(IN_WORKERS)
     started = []
-    def start(settings, workers, *scheduler):
+    def start(settings, workers, *scheduler, cwd=ROOT):
         env = {**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s"), "SAID": str(tmp_path / "said"), "DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "in_workers.py")}
-        started.append(subprocess.Popen([sys.executable, "-c", SCRIPT, settings, str(workers), *scheduler], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        started.append(subprocess.Popen([sys.executable, "-c", SCRIPT, settings, str(workers), *scheduler], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True))
         return started[-1]
     yield start
     for p in started:
@@ -157,6 +157,16 @@ def test_two_sweeps_share_the_work(start, store, tmp_path):
     for p in both: assert p.wait(timeout=90) == 0, p.stderr.read()
     computed = (tmp_path / "said").read_text().split()
     assert sorted(computed) == sorted(e.identity for e in read_grid(settings.split())) and len(runs(["status=done"])) == 6
+
+
+def test_code_that_is_edited_meanwhile(start, store, tmp_path):
+    "A sweep compares results with the code that it started with."
+    shutil.copytree(ROOT / "wavescat", tmp_path / "own" / "wavescat", ignore=shutil.ignore_patterns("__pycache__"))
+    process = start(texts(epochs=30, seed="0-1"), 1, cwd=tmp_path / "own")
+    until(lambda: epochs_of(work_dir(experiment(**SMALL, epochs=30, seed=0)) / "progress.json") >= 2)
+    with open(tmp_path / "own" / "wavescat" / "augment.py", "a") as f: f.write("\nassert True\n")
+    assert process.wait(timeout=90) == 0, process.stderr.read()
+    assert len({r["code"] for r in map(found, read_grid(texts(epochs=30, seed="0-1").split()))}) == 1
 
 
 def test_runs_that_fail(start, store):

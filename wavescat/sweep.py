@@ -290,6 +290,7 @@ def _compute(client, todo, total, patience)->dict[Experiment, str]: # the error 
     topic, told, ended, bar = f"wavescat-{uuid.uuid4().hex}", {}, queue.SimpleQueue(), _Bar(total - len(todo), total)
     waiting, pending, elsewhere, failed, left = collections.deque(todo), {}, {}, {}, len(todo)
     asked, said = (code_version(), _places(), os.getcwd(), topic), time.monotonic()
+    for e in todo: code_version(e)                             # as the code is now: it may be edited before the first of them is done
     workers = looked = 0
 
     def hear(event):
