@@ -427,3 +427,21 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
     assert torch.rand(1) == expected
     called = found.probabilities.argmax(1)
     assert (called == np.load(run_dir(e) / "predictions.npy")).all() and len(set(called)) > 3 and 100 * (called == found.labels).mean() == pytest.approx(result["test_accuracy"])
+
+
+def test_random_filters_that_stayed_fixed_are_not_drawn_anew(tmp_path, monkeypatch):
+    "A run that starts from one with such filters has its seed, or isn't begun; a file of weights doesn't say which that is."
+    import torch
+
+    from wavescat.experiment import experiment
+    from wavescat.store import run_dir
+    from wavescat.train import check, run
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
+    options = dict(model="scattering-linear", L=4, per_class=4, batch_size=16, init="random", augment="none")
+    first = experiment(**options, epochs=12, lr=.05, seed=3)
+    result = run(first, device=torch.device("cpu"))
+    again = run(experiment(**options, epochs=0, seed=3, weights=first.identity), device=torch.device("cpu"))
+    assert again["test_accuracy"] == result["test_accuracy"] > 20
+    with pytest.raises(ValueError, match="set seed=3"): check(experiment(**options, epochs=0, weights=first.identity))
+    with pytest.raises(ValueError, match="start from the run that it comes from"): check(experiment(**options, epochs=0, seed=3, weights=str(next(run_dir(first).glob("weights.*")))))
+    check(experiment(**{**options, "learn": "canonical"}, epochs=0, weights=run(experiment(**{**options, "learn": "canonical"}, epochs=1), device=torch.device("cpu"))["identity"]))

@@ -990,6 +990,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.train._Rest.forward': ('lib/train.html#_rest.forward', 'wavescat/train.py'),
                                 'wavescat.train._Rest.front': ('lib/train.html#_rest.front', 'wavescat/train.py'),
                                 'wavescat.train._algorithms': ('lib/train.html#_algorithms', 'wavescat/train.py'),
+                                'wavescat.train._check_drawn': ('lib/train.html#_check_drawn', 'wavescat/train.py'),
                                 'wavescat.train._check_fits': ('lib/train.html#_check_fits', 'wavescat/train.py'),
                                 'wavescat.train._check_own': ('lib/train.html#_check_own', 'wavescat/train.py'),
                                 'wavescat.train._check_smallest': ('lib/train.html#_check_smallest', 'wavescat/train.py'),

@@ -152,7 +152,16 @@ def check(
     _check_smallest(e, data)
     seconds = os.environ.get("WAVESCAT_CHECKPOINT_SECONDS", "0")
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", seconds): raise ValueError(f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more")
-    if e.weights: _start_from(e, build_model(e))
+    if e.weights:
+        _check_drawn(e)
+        _start_from(e, build_model(e))
+
+def _check_drawn(e):
+    "Refuse to start where random filters that stayed fixed, which no file of weights has, would be drawn anew."
+    if e.init != "random" or e.learn: return
+    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): raise ValueError(f"weights={e.weights}: random filters that stay fixed aren't in a file of weights; start from the run that it comes from, weights=IDENTITY")
+    seed = experiment_of(e.weights).seed
+    if seed != e.seed: raise ValueError(f"weights={e.weights}: its random filters stay fixed, aren't among its weights and are drawn from the seed; set seed={seed}")
 
 def _check_own(e, data):
     "Refuse a model of one's own that can't be built, isn't a module, or doesn't score every class."
