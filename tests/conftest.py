@@ -1,10 +1,13 @@
 """What several tests share: a store of their own, the command, the smoke reports, a browser."""
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,25 @@ def browser():
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "JupyterLab on localhost over a folder of the test's: the address of a notebook in it."
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "overrides.json").write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}))
+    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", f"--notebook-dir={tmp_path}", "--LabApp.expose_app_in_browser=True",
+                               f"--LabApp.app_settings_dir={tmp_path / 'settings'}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                              env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "runs"), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data"), "IPYTHONDIR": str(tmp_path / "ipython")})
+    try:
+        for line in server.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/lab\?token=\w+", line): break
+        last = time.monotonic() + 60
+        while True:                                          # it says where it is before it listens there
+            try: socket.create_connection(("127.0.0.1", int(found[1])), 5).close(); break
+            except ConnectionRefusedError: assert time.monotonic() < last and server.poll() is None, "JupyterLab doesn't answer"
+            time.sleep(.05)
+        yield lambda name: found[0].replace("/lab?", f"/lab/tree/{name}.ipynb?")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=20)

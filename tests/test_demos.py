@@ -1,10 +1,8 @@
 """The notebooks to play with: the explorer moved in a real browser, by keyboard and by mouse; what installs on Colab, offline; the repository's address, one setting."""
 import io
-import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -28,21 +26,10 @@ PICTURES = """async () => { while (true) try {        // a picture may be replac
 
 
 @pytest.fixture
-def lab(tmp_path):
-    "JupyterLab on localhost over a folder with the demos and nothing else of the repository: the address of a notebook in it."
+def lab(lab, tmp_path):
+    "JupyterLab over a folder with the demos and nothing else of the repository."
     for path in DEMOS: shutil.copy(path, tmp_path)
-    (tmp_path / "settings").mkdir()
-    (tmp_path / "settings" / "overrides.json").write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}))
-    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", f"--notebook-dir={tmp_path}", "--LabApp.expose_app_in_browser=True",
-                               f"--LabApp.app_settings_dir={tmp_path / 'settings'}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                              env={**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data"), "IPYTHONDIR": str(tmp_path / "ipython")})
-    try:
-        for line in server.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:\d+/lab\?token=\w+", line): break
-        yield lambda name: found[0].replace("/lab?", f"/lab/tree/{name}.ipynb?")
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=20)
+    return lab
 
 
 def test_explorer_in_jupyterlab(browser, lab, tmp_path):

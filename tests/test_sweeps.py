@@ -200,7 +200,7 @@ def test_other_code_and_another_store_are_refused(store, cluster, monkeypatch, t
     with monkeypatch.context() as m, pytest.raises(RuntimeError, match="must be one directory that all machines share"):
         m.setattr(wavescat.sweep, "_places", lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")})
         sweep([e], scheduler=cluster)
-    monkeypatch.setattr(wavescat.sweep, "code_version", lambda: "other")
+    monkeypatch.setattr(wavescat.sweep, "code_version", lambda e=None: "other")
     with pytest.raises(RuntimeError, match="install the same version"): sweep([e], scheduler=cluster)
     with pytest.raises(ValueError, match="expected the address of a Dask scheduler.*got 'nonsense'"): sweep([e], scheduler="nonsense")
     with socket.socket() as s:
