@@ -151,7 +151,7 @@ def test_presets_plan(path, preset):
         from wavescat.studies import protocol
         assert {tuple(getattr(e, k) for k in protocol("wytiny")) for e in experiments} == {tuple(protocol("wytiny").values())}
     elif preset == "paper" and path.stem == "linear_and_alexnet":
-        assert {(e.model, e.loss, e.margin) for e in experiments} == {("linear", "hinge", 20), ("linear", "squared-hinge", 20), ("linear", "cross-entropy", 1), ("alexnet", "cross-entropy", 1)} and {(e.dataset, e.optimizer, e.lr, e.per_class) for e in experiments} == {("tiny-imagenet", "adam", .001, None)}
+        assert {(e.model, e.loss, e.margin, e.lr) for e in experiments} == {("linear", "hinge", 20, .001), ("linear", "squared-hinge", 20, .001), ("linear", "cross-entropy", 1, .001), ("alexnet", "cross-entropy", 1, .001), ("alexnet", "cross-entropy", 1, .0001)} and {(e.dataset, e.optimizer, e.per_class) for e in experiments} == {("tiny-imagenet", "adam", None)}
     elif preset == "paper" and path.stem in ("parametric", "challenge"):
         from wavescat.studies import published
         seeds = published("parametric")["seeds"]["cifar10"]
