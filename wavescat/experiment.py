@@ -58,6 +58,7 @@ class Experiment:
     target_scale:float = 1.0       # what targets are divided by, in their unit
     epochs:int = 200               # passes over the training images; 0 only evaluates
     batch_size:int = 128           # images a step
+    test_batch_size:int|None = None # images at a time in validation and test; None: 64 on a CPU, 1,000 on a GPU
     drop_last:bool = False         # leave out a last batch that is smaller
     accumulate:int = 1             # parts that a batch is computed in, for less memory; batch norm sees the parts
     optimizer:str = "sgd"          # one of `optim.OPTIMIZERS`
@@ -88,7 +89,7 @@ class Experiment:
 
     def __post_init__(self):
         for name, kinds in _kinds().items(): object.__setattr__(self, name, _typed(name, getattr(self, name), kinds))
-        for name in ("width", "batch_size", "eval_every", "J", "accumulate", "top_k", "size", "patience"): _at_least(self, name, 1)
+        for name in ("width", "batch_size", "eval_every", "J", "accumulate", "test_batch_size", "top_k", "size", "patience"): _at_least(self, name, 1)
         for name in ("epochs", "validation", "split_seed", "seed", "momentum", "beta2", "weight_decay", "filter_weight_decay", "label_smoothing", "order", "base_momentum", "max_momentum"): _at_least(self, name, 0)
         for name, limit in (("seed", 2**63), ("split_seed", 2**32), ("width", 2**16), ("batch_size", 2**24), ("label_smoothing", 1), ("momentum", 1), ("beta2", 1), ("base_momentum", 1), ("max_momentum", 1), ("pct_start", 1)):
             if getattr(self, name) >= limit: raise ValueError(f"{name} must be less than {limit}, got {getattr(self, name)}")

@@ -379,7 +379,7 @@ class Training:
 
     def scores(self, batches, prefix:str)->tuple[dict, Tensor]: # numbers, and scores (N, classes or targets) in the targets' unit
         "What is counted on the predictions of some images."
-        out, labels = predict(self.taught, batches, self.prepare, lambda: autocast(self.e, self.device), self.world)
+        out, labels = predict(self.taught, batches, self.prepare, lambda: autocast(self.e, self.device), self.world, self.e.test_batch_size)
         loss = LOSSES[self.e.loss](out, labels, self.e).item()
         if not self.data.targets: return {f"{prefix}_loss": loss, f"{prefix}_accuracy": top_k(out, labels), f"{prefix}_top_k": top_k(out, labels, min(self.e.top_k, out.shape[1]))}, out
         out, labels = out * self.e.target_scale, labels * self.e.target_scale
@@ -390,10 +390,10 @@ class Training:
 
 # %% ../nbs/lib/19_train.ipynb #19-train-20
 @torch.no_grad()
-def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
-    "Scores of every image, in order, after `prepare`; in batches that stay in a CPU's cache, or fill a GPU."
+def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None, batch_size=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
+    "Scores of every image, in order, after `prepare`; `batch_size` at a time, or what stays in a CPU's cache, or fills a GPU."
     model.eval()
-    batch_size = 64 if batches.device.type == "cpu" else 1000
+    batch_size = batch_size or (64 if batches.device.type == "cpu" else 1000)
     def scores(order):
         def score(x):
             with context(): return model(x).float()
@@ -591,7 +591,7 @@ def classify(
 )->tuple[list[str], Tensor, bool]: # names of classes or targets (K,); probabilities of the classes, or targets, (N, K); whether they are probabilities
     "What a stored model makes of images, resized to what it was trained on. Raises `ValueError` for a run or an image that can't be read."
     e, model, images, batches = prepared(run, paths, device)
-    scores, _ = predict(model, batches, AUGMENTATIONS[e.augment].evaluate, lambda: autocast(e, batches.device))
+    scores, _ = predict(model, batches, AUGMENTATIONS[e.augment].evaluate, lambda: autocast(e, batches.device), batch_size=e.test_batch_size)
     if not torch.isfinite(scores).all(): raise ValueError(f"what run {e.identity} says of these images isn't finite: did it diverge? choose another run")
     if images["targets"]: return images["targets"], scores * e.target_scale, False
     return images["classes"], scores.softmax(1), True
