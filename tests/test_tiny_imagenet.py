@@ -40,7 +40,7 @@ def test_wytiny_and_alexnet_pages(smoke):
 def test_every_published_option(tmp_path):
     "Data set and folder, classes, loss, margin, regularisation, optimiser and its rate, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
     (tmp_path / "data").mkdir(); (tmp_path / "out").mkdir()
-    options = dict(dataset="textures", classes="0-5", per_class=8, model="linear", loss="squared-hinge", margin=20, weight_decay=1e-3, optimizer="adam", lr=1e-3, batch_size=16, epochs=3, seed=3, top_k=2, augment="flip-crop", schedule="constant")
+    options = dict(dataset="textures", classes="0-5", per_class=8, model="linear", loss="squared-hinge", margin=20, weight_decay=1e-3, optimizer="adam", lr=1e-3, batch_size=16, test_batch_size=7, epochs=3, seed=3, top_k=2, augment="flip-crop", schedule="constant")
     def train(*more, **changed): return wavescat("train", *(a for k, v in {**options, **changed}.items() for a in ("-p", f"{k}={v}")), *more, store=tmp_path / "unused")
     done = train("--data", tmp_path / "data", "--runs", tmp_path / "runs", "--cpu", "--threads", "1", "--log-every", "2", "--err", tmp_path / "err.png", "--copy", f"{tmp_path}/out/svm-")
     assert done.returncode == 0, done.stderr
@@ -56,6 +56,35 @@ def test_every_published_option(tmp_path):
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "out" / "again-predictions.npy").read_bytes() == (tmp_path / "out" / "svm-predictions.npy").read_bytes()
     assert json.loads((tmp_path / "out" / "again-result.json").read_text())["test_accuracy"] == result["test_accuracy"]
+
+
+def test_epochs_are_said_as_they_end(tmp_path):
+    "A run of hours tells on its way how it does: the lines come through a pipe before the run is done. Taken up again, it says what is new."
+    import signal
+    import subprocess
+    import sys
+    command = [sys.executable, "-m", "wavescat.cli", "train", "--runs", str(tmp_path / "runs"), "-p", "model=linear", "-p", "per_class=2", "-p", "epochs=100000", "--log-every", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+        try:
+            said = [run.stdout.readline() for _ in range(2)]
+            assert run.poll() is None
+        finally: run.send_signal(signal.SIGKILL)
+    assert [line.split(",")[0].rsplit(" ", 1)[0] for line in said] == [f"epoch {n} of 100000: lr" for n in (3, 6)], said
+    done = wavescat("train", "-p", "model=linear", "-p", "per_class=2", "-p", "epochs=4", "--log-every", "3", store=tmp_path / "stored")
+    assert done.returncode == 0 and len(re.findall(r"^epoch \d+ of 4: lr", done.stdout, re.M)) == 1
+    again = wavescat("train", "-p", "model=linear", "-p", "per_class=2", "-p", "epochs=4", "--log-every", "2", store=tmp_path / "stored")       # it is stored: nothing is computed, its epochs are still said
+    assert re.findall(r"^epoch (\d+) of 4: lr", again.stdout, re.M) == ["2", "4"]
+
+
+def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
+    "However many images are scored at once, the predictions are those of the others: every model tests with batch norm's stored statistics."
+    from wavescat.experiment import experiment
+    from wavescat.train import run, test_predictions
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
+    small = dict(model="scatresnet18", width=2, L=2, per_class=2, epochs=1, batch_size=8, augment="none", validation=16)
+    one, other = (experiment(**small, test_batch_size=n) for n in (3, None))
+    a, b = run(one), run(other)
+    assert (test_predictions(one) == test_predictions(other)).mean() > .99 and a["val_accuracy"] == b["val_accuracy"] and abs(a["last_test_loss"] - b["last_test_loss"]) < 1e-4
 
 
 @pytest.mark.parametrize("more, said", [(("--err", "nowhere/e.png"), "the folder nowhere doesn't exist"), (("--err", "e.bmp"), "unknown format of a figure '.bmp'"), (("--copy", "nowhere/x"), "the folder of --copy nowhere/x doesn't exist"), (("--data", "nowhere"), "--data nowhere isn't a folder"),

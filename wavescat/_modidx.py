@@ -183,6 +183,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'wavescat.cli._failing': ('lib/cli.html#_failing', 'wavescat/cli.py'),
                               'wavescat.cli._figures': ('lib/cli.html#_figures', 'wavescat/cli.py'),
                               'wavescat.cli._learning': ('lib/cli.html#_learning', 'wavescat/cli.py'),
+                              'wavescat.cli._log': ('lib/cli.html#_log', 'wavescat/cli.py'),
                               'wavescat.cli._mirror': ('lib/cli.html#_mirror', 'wavescat/cli.py'),
                               'wavescat.cli._pairs': ('lib/cli.html#_pairs', 'wavescat/cli.py'),
                               'wavescat.cli._placed': ('lib/cli.html#_placed', 'wavescat/cli.py'),

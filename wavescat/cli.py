@@ -234,7 +234,7 @@ def train(
     data:Data=None,
     runs:Store=None,
     cpu:Annotated[bool, typer.Option("--cpu", help="Compute on the CPU even where there is a GPU.")]=False,
-    log_every:Annotated[int, typer.Option(min=0, metavar="N", help="Say the loss and the accuracy of every Nth epoch when the run is done; 0 says none.")]=0,
+    log_every:Annotated[int, typer.Option(min=0, metavar="N", help="Say the loss and the accuracy of every Nth epoch, as it ends; 0 says none.")]=0,
     err:Annotated[Path|None, typer.Option(metavar="FILE", help="Draw the error analysis, the classes misclassified most and least: a PNG, SVG or PDF.")]=None,
     copy:Annotated[str|None, typer.Option(metavar="PREFIX", help="Copy what is stored of the run to PREFIXresult.json, PREFIXweights.safetensors and so on.")]=None,
 ):
@@ -254,12 +254,16 @@ def train(
         if err: _check_errors(e, err)
         _writable(runs_dir(), "WAVESCAT_RUNS")
     if threads: torch.set_num_threads(threads)
-    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not speaks) as bar: result = run(e, lambda done, of: bar.update(done - bar.n), torch.device("cpu") if cpu else None, again=again)
+    with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not speaks) as bar:
+        said = 0
+        def tell(done, of, history):
+            nonlocal said
+            said = _log(history, said, log_every, of)
+            bar.update(done - bar.n)
+        result = run(e, tell, torch.device("cpu") if cpu else None, again=again)
     if not speaks: return
     if result["status"] == "diverged": print(f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. Lower lr, or set clip.")
-    if log_every:
-        for r in history_of(e):
-            if r["epoch"] % log_every == 0: print(f"epoch {r['epoch']} of {e.epochs}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if k != "epoch" and isinstance(v, float)))
+    _log(history_of(e), said, log_every, e.epochs)             # of a run that was stored, or of its last epoch, if it diverged in that
     for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
     with _refusing():
         if err and result["status"] == "diverged": _complain("the run diverged, so that it has no errors to draw")
@@ -268,6 +272,14 @@ def train(
             for file in sorted(run_dir(e).iterdir()): shutil.copyfile(file, Path(f"{copy}{file.name}").expanduser())
     print(run_dir(e))
     _mirror()
+
+def _log(history, said, every, of):
+    "Say every Nth epoch's record, of those after `said`; how many epochs have been said."
+    from tqdm import tqdm
+    for r in history if every else ():
+        if r["epoch"] > said and r["epoch"] % every == 0: tqdm.write(f"epoch {r['epoch']} of {of}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if k != "epoch" and isinstance(v, float)))
+    sys.stdout.flush()                                         # a file or a pipe too has them as they come
+    return max(said, len(history))
 
 def _check_errors(e, file):
     "Refuse a figure of errors that can't be drawn, before anything is computed."

@@ -191,7 +191,7 @@ def _work(e, code, places, folder, topic)->tuple[str, str]: # done, busy, stoppe
     key, where = worker.get_current_task(), f"worker {worker.name} at {worker.address}"
     if code_version() != code: return "refused", f"{where} has other code of wavescat ({code_version()}, here it is {code}): install the same version there, and start its workers again"
     if not _alone.acquire(blocking=False): return "busy", ""
-    def tell(done, of):
+    def tell(done, of, history=()):
         nonlocal told
         if done and time.monotonic() - told < .5: return
         told = time.monotonic()

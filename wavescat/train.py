@@ -412,7 +412,7 @@ class Fitted(NamedTuple):
 def fit(
     e:Experiment,
     world:World,
-    progress:Callable[[int, int], None]|None=None, # called after every epoch with epochs done and of how many
+    progress:Callable[[int, int, list[dict]], None]|None=None, # called after every epoch with epochs done, of how many, and their records
     work:Path|None=None,                           # where checkpoints are kept; None keeps none
     stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`
 )->Fitted:
@@ -423,7 +423,7 @@ def fit(
         kept = world.lead(lambda: load_checkpoint(work) if work else None)
         if kept and kept.get("made_with") == made_with: t.load(kept)
         now, keeper = t.now, _Keeper(t, work, stop, made_with)
-        if progress and now["epoch"]: progress(now["epoch"], e.epochs)
+        if progress and now["epoch"]: progress(now["epoch"], e.epochs, now["history"])
         if not now["learning"]["records"]: t.learning.note(now["learning"], 0)
         while now["epoch"] < e.epochs and not (e.patience and now["waited"] >= e.patience):
             if now["step"] == 0: now["good"] = t.weights()      # kept with a checkpoint too
@@ -439,7 +439,7 @@ def fit(
                 better = score > now["best"]["score"]
                 now["waited"] = 0 if better else now["waited"] + 1
                 if better: now["best"] = {"score": score, "epoch": now["epoch"], "state": t.weights()}
-            if progress: progress(now["epoch"], e.epochs)
+            if progress: progress(now["epoch"], e.epochs, now["history"])
             if now["epoch"] < e.epochs: keeper()
         keeper.save(last=True)
         best, record = now["best"], now["history"][-1] if now["history"] else {}
@@ -544,7 +544,7 @@ def learning(
 # %% ../nbs/lib/19_train.ipynb #19-train-29
 def run(
     e:Experiment,
-    progress:Callable[[int, int], None]|None=None, # called after every epoch with epochs done and of how many
+    progress:Callable[[int, int, list[dict]], None]|None=None, # called after every epoch with epochs done, of how many, and their records
     device:torch.device|None=None,                 # None takes `default_device`
     again:bool=False,                              # compute even if a result of this code is stored
     wait:bool=True,                                # for another process that computes this run; False raises `store.Busy`
@@ -565,13 +565,13 @@ def run(
         work = w.lead(lambda: until.enter_context(claim(e, wait and w.size == 1)))
         result = w.lead(lambda: found(e))
         if result and not result["stale"] and not (again and run_dir(e).stat().st_mtime < asked): return result    # somebody else was first
-        def told(done, of):
+        def told(done, of, history):
             tell(work, done, of)
-            if progress: progress(done, of)
+            if progress: progress(done, of, history)
         started = time.perf_counter()
         try: model, history, numbers, predictions, learnt = fit(e, w, *([] if w.rank else [told, work, stop]))
         except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size ({str(error).splitlines()[0]})") from None
+            raise torch.OutOfMemoryError(f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size or test_batch_size ({str(error).splitlines()[0]})") from None
         seconds = max(time.perf_counter() - started, numbers.pop("trained"))
         result = {"experiment": asdict(e), "identity": e.identity, **numbers, "parameters": parameter_count(model), **_provenance(e, w, seconds)}
         def save(directory):
