@@ -59,7 +59,7 @@ def test_every_published_option(tmp_path):
 
 
 def test_epochs_are_said_as_they_end(tmp_path):
-    "A run of hours tells on its way how it does: the lines come through a pipe before the run is done. Taken up again, it says what is new."
+    "A run of hours tells on its way how it does: the lines come through a pipe before the run is done. Of a stored run they are said too."
     import signal
     import subprocess
     import sys
@@ -77,7 +77,7 @@ def test_epochs_are_said_as_they_end(tmp_path):
 
 
 def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
-    "However many images are scored at once, the predictions are those of the others: every model tests with batch norm's stored statistics."
+    "However many images are scored at once, the predictions stay the same: batch norm goes by its stored statistics."
     from wavescat.experiment import experiment
     from wavescat.train import run, test_predictions
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
