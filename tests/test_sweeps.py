@@ -1,6 +1,7 @@
 """Sweeps: what is refused, processes that die, sweeps at once, runs that fail, clusters, Ctrl-C."""
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -46,7 +48,8 @@ def start(tmp_path):
     (tmp_path / "in_workers.py").write_text(IN_WORKERS)
     started = []
     def start(settings, workers, *scheduler, cwd=ROOT):
-        env = {**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s"), "SAID": str(tmp_path / "said"), "DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "in_workers.py")}
+        env = {**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s"), "SAID": str(tmp_path / "said"), "DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "in_workers.py"),
+               "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}     # a process takes longer to come back: a sweep waits for it
         started.append(subprocess.Popen([sys.executable, "-c", SCRIPT, settings, str(workers), *scheduler], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True))
         return started[-1]
     yield start
@@ -178,6 +181,26 @@ def test_runs_that_fail(start, store):
     assert process.returncode == 1 and "2 of 4 runs failed: " in last and f"{raised.identity} seed=14: MemoryError: no room" in last and f"{killer.identity} seed=13: its worker died 4 times" in last, said
     assert "in watched" in failure(raised)["traceback"] and "died 4 times" in failure(killer)["error"]
     assert [r["status"] for r in runs(["seed=12-15"])].count("done") == 2 and len(runs(["status=failed"])) == 2
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
+    "It has computed its run, and can't say so any more: the run is found in the store."
+    import wavescat.sweep
+    from distributed import LocalCluster
+    died = []
+    class Late(queue.SimpleQueue):
+        def put(self, future):
+            if future.status == "finished" and not died:
+                died.append(future)
+                os.kill(future.client.run(os.getpid).popitem()[1], signal.SIGKILL)
+                if noticed: until(lambda: future.status != "finished")
+            super().put(future)
+    monkeypatch.setattr(wavescat.sweep, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty))
+    monkeypatch.setattr(wavescat.sweep, "_ANSWER", 1.)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert [r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=cluster)] == ["done"] * 2
+    assert len(died) == 1
 
 
 def test_failures_can_be_passed_over(store, cluster, tmp_path):

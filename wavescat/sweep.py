@@ -7,6 +7,7 @@ __all__ = ['values', 'grid', 'read_grid', 'plan', 'default_workers', 'Failed', '
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-2
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import importlib.util
@@ -130,7 +131,8 @@ def default_workers()->int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-15
-_LOCAL = {"distributed.nanny.pre-spawn-environ": {}, "distributed.scheduler.allowed-failures": 3, "distributed.scheduler.worker-ttl": None, "distributed.worker.profile.enabled": False}
+_LOCAL = {"distributed.nanny.pre-spawn-environ": {}, "distributed.scheduler.allowed-failures": 3, "distributed.scheduler.worker-ttl": None, "distributed.worker.profile.enabled": False,
+          "distributed.deploy.lost-worker-timeout": "1000d"}    # or a name that is between two processes at that moment is given up
 _QUIET = 60     # above every level of logging: what fails is said by the sweep
 
 @contextlib.contextmanager
@@ -282,7 +284,7 @@ class _Bar:
             else: print(self.bar, file=sys.stderr, flush=True)
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-24
-_START, _SHARED, _STOP = 60., 30., 3. # s: for workers to start, for a result to be seen through a network's file system, for runs to stop
+_START, _SHARED, _STOP, _ANSWER = 60., 30., 3., 30. # s: for workers to start, for a result to be seen through a network's file system, for runs to stop, for a worker to say how its run ended
 
 def _compute(client, todo, total, patience)->dict[Experiment, str]: # the error of each run that failed
     "Run on the client's workers, until everything is done or has failed."
@@ -298,7 +300,9 @@ def _compute(client, todo, total, patience)->dict[Experiment, str]: # the error 
         told.update({identity: epoch}) if epoch else told.pop(identity, None)
 
     def answer(future)->tuple[str, str]:
-        if future.status == "finished": return future.result()
+        if future.status == "finished":
+            with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError): return future.result(timeout=_ANSWER)
+        if future.status in ("finished", "lost", "pending"): return "lost", ""      # its worker died before it was asked
         if future.status != "error": return "refused", f"the scheduler at {client.scheduler.address} is gone, or doesn't know its runs any more: start it, then the same sweep"
         error = future.exception()
         if isinstance(error, KilledWorker): return "killed", f"its worker died {error.allowed_failures + 1} times (memory? kill -9?)"
@@ -328,10 +332,10 @@ def _compute(client, todo, total, patience)->dict[Experiment, str]: # the error 
                 e, (how, text) = pending.pop(future), answer(future)
                 told.pop(e.identity, None)
                 if how == "refused": raise RuntimeError(text)
-                if how in ("done", "killed") and _whole(e): left -= 1
+                if how in ("done", "killed", "lost") and _whole(e): left -= 1
                 elif how == "done": elsewhere[e] = (now + 1, now + _SHARED, text)
                 elif how == "busy": elsewhere[e] = (now + 1, math.inf, "")
-                elif how == "stopped": waiting.append(e)
+                elif how in ("stopped", "lost"): waiting.append(e)
                 else:
                     if how == "killed" or failure(e) is None: _remember(e, text)
                     failed[e], left = text, left - 1
