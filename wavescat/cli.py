@@ -301,6 +301,7 @@ def _draw_errors(e, file):
     save(pictures.class_errors(rows, {c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0) / 255 for k, c in enumerate(d.classes) if (labels == k).any()}), file)
     most, least = explain.most_and_least(rows)
     for title, part in (("most", most), ("least", least[::-1])): print(f"{title} misclassified: " + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part))
+    if said := explain.ties(rows): print(said)
 
 def _say(name, value):
     "A name and its value in a line."
@@ -362,7 +363,7 @@ def weights(
     out:Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write them.")],
     file:Annotated[Path|None, typer.Option("--from", metavar="FILE", help="torchvision's file; left out: torchvision fetches it, if it is installed.")]=None,
 ):
-    "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true."
+    "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
     from wavescat.store import replace
     from wavescat.train import pretrained
     with _refusing():
@@ -371,7 +372,7 @@ def weights(
         from safetensors.torch import save_file
         found = {k: v.contiguous() for k, v in pretrained(model, file).items()}
         replace(out, lambda part: save_file(found, part))
-    print(f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true -p lr=0.001 …")
+    print(f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true{' -p size=224' if model.endswith('-imagenet') else ''} -p lr=0.001 …")
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-16
 def _draw_gradcam(run, images, file, layer, target):
@@ -568,12 +569,15 @@ def list_(
     study:Annotated[str|None, typer.Argument(help="A study, to see its parameters.")]=None,
     preset:Preset="quick",
 ):
-    "List studies, presets, data sets, models and settings of an experiment; or a study's parameters."
+    "List studies, presets, data sets, models, settings of an experiment and the names that they take; or a study's parameters."
     from dataclasses import fields
+    from wavescat.augment import AUGMENTATIONS, MIXES
+    from wavescat.backbones import CONVOLUTIONS, NORMS
     from wavescat.data import DATASETS
     from wavescat.experiment import Experiment
     from wavescat.hybrids import MODELS
     from wavescat.names import choose
+    from wavescat.optim import LOSSES, OPTIMIZERS, PRECISIONS, SCHEDULES
     from wavescat.studies import parameters, presets, protocols, resolve, study_names
     with _refusing():
         choose(preset, presets(), "preset")
@@ -581,8 +585,9 @@ def list_(
             values = resolve(study, preset)
             for name, p in parameters(study).items(): print(f"{name:<14} {p.type:<6} {values[name]!r:<24} {p.help}")
         else:
-            for what, names in {"studies": study_names(), "presets": presets(), "protocols": protocols(), "data sets": DATASETS, "models": MODELS, "settings": [f.name for f in fields(Experiment)]}.items():
-                print(f"{what:<10} {', '.join(names)}")
+            named = {"augment": AUGMENTATIONS, "mix": MIXES, "norm": NORMS, "convolution": CONVOLUTIONS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+            for what, names in {"studies": study_names(), "presets": presets(), "protocols": protocols(), "data sets": DATASETS, "models": MODELS, "settings": [f.name for f in fields(Experiment)], **named}.items():
+                print(f"{what:<11} {', '.join(names)}")
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-21
 def main():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'layers', 'default_layer', 'branches', 'gradcam', 'guided_backpropagation', 'guided_gradcam',
            'coefficients', 'path_attribution', 'path_table', 'by_orientation', 'misclassified', 'class_errors',
-           'most_and_least', 'similar_order', 'calibration']
+           'most_and_least', 'ties', 'similar_order', 'calibration']
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-2
 import contextlib
@@ -284,6 +284,18 @@ def most_and_least(
     known = [r for r in rows if r["images"]]
     k = min(k, -(-len(known) // 2))
     return known[:k], known[max(k, len(known) - k):]
+
+def ties(
+    rows:Sequence[Mapping], # from `class_errors`
+    k:int=5,                # classes at either end
+)->str:                     # "" where there is nothing to say
+    "Whether `most_and_least` had to choose among classes that fare alike."
+    def rates(part): return [r["error rate, %"] for r in part if r["images"]]
+    said = []
+    for end, part in zip(("most", "least"), map(rates, most_and_least(rows, k))):
+        edge = part[-1 if end == "most" else 0] if part else None
+        if part and (shown := part.count(edge)) < (n := rates(rows).count(edge)): said.append(f"{n} classes share an error rate of {edge:.4g} %, with room for {shown} of them among the {end} misclassified")
+    return f"{'; '.join(said)}: which, the order of the classes decides, not the model." if said else ""
 
 def similar_order(
     m:np.ndarray, # (K, K) counts: rows are labels, columns what they were called
