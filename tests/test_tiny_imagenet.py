@@ -37,8 +37,11 @@ def test_wytiny_and_alexnet_pages(smoke):
     assert "misclassified most and least" in (smoke[0] / "linear_and_alexnet" / "smoke.html").read_text()
 
 
-def test_every_published_option(tmp_path):
-    "Data set and folder, classes, loss, margin, regularisation, optimiser and its rate, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
+def test_every_published_option(tmp_path, monkeypatch):
+    "Data set and folder, classes, loss, margin, regularisation, optimiser, its rate and momentum, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
+    from typer.testing import CliRunner
+    from wavescat.cli import app
+    for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA"): monkeypatch.setenv(name, str(tmp_path / name))       # put back afterwards what the commands of this process set
     (tmp_path / "data").mkdir(); (tmp_path / "out").mkdir()
     options = dict(dataset="textures", classes="0-5", per_class=8, model="linear", loss="squared-hinge", margin=20, weight_decay=1e-3, optimizer="adam", lr=1e-3, batch_size=16, test_batch_size=7, epochs=3, seed=3, top_k=2, augment="flip-crop", schedule="constant")
     def train(*more, **changed): return wavescat("train", *(a for k, v in {**options, **changed}.items() for a in ("-p", f"{k}={v}")), *more, store=tmp_path / "unused")
@@ -52,6 +55,12 @@ def test_every_published_option(tmp_path):
     for lr in (1e-4, 1e-2):                                        # the optimiser obeys the rate that it is given
         other = train("--runs", tmp_path / "runs", "--copy", f"{tmp_path}/out/other-", lr=lr)
         assert other.returncode == 0 and json.loads((tmp_path / "out" / "other-result.json").read_text())["train_loss"] != result["train_loss"]
+    runner, seen = CliRunner(), {}
+    for changed in (dict(margin=1), dict(weight_decay=1.), dict(batch_size=8), dict(augment="none"), dict(seed=4), dict(optimizer="sgd", momentum=0), dict(optimizer="sgd", momentum=.5)):
+        done = runner.invoke(app, ["train", "--runs", str(tmp_path / "runs"), "--copy", f"{tmp_path}/out/effect-", *(a for k, v in {**options, **changed}.items() for a in ("-p", f"{k}={v}"))])
+        assert done.exit_code == 0, done.output
+        seen[str(changed)] = json.loads((tmp_path / "out" / "effect-result.json").read_text())["train_loss"]
+    assert len({*seen.values(), result["train_loss"]}) == 8, seen
     again = train("--runs", tmp_path / "runs", "--copy", f"{tmp_path}/out/again-", epochs=0, weights=tmp_path / "out" / "svm-weights.safetensors")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "out" / "again-predictions.npy").read_bytes() == (tmp_path / "out" / "svm-predictions.npy").read_bytes()
@@ -119,10 +128,85 @@ def test_alexnet_is_fine_tuned(tmp_path):
 
 
 @pytest.mark.parametrize("study, parameters, said", [("tiny_imagenet", ["per_class=10,20"], "per_class must be one whole number or all"), ("tiny_imagenet", ["models=resnet14"], "list at least two"), ("wytiny", ["epochs=10"], "points end at epoch 35, and there are 10 epochs"), ("wytiny", ["points=abc:def"], "points must be epoch:rate"),
-                                                      ("wytiny", ["shown=0"], "shown must be at least 1"), ("linear_and_alexnet", ["weights=none.safetensors"], "no weights at none.safetensors"), ("linear_and_alexnet", ["weights=README.md"], "not textures")])
+                                                      ("wytiny", ["shown=0"], "shown must be at least 1"), ("tiny_imagenet", ["epochs=8"], "points has an epoch 8, and there are 8 epochs"), ("tiny_imagenet", ["timed_steps=0"], "must be at least 1"), ("wytiny", ["models=wytiny, wytiny top_k:3"], "top_k is the study's"), ("linear_and_alexnet", ["weights=none.safetensors"], "no weights at none.safetensors"), ("linear_and_alexnet", ["weights=README.md"], "not textures")])
 def test_what_the_studies_refuse(study, parameters, said, tmp_path):
     from wavescat.studies import experiments_of, resolve
     with pytest.raises((ValueError, FileNotFoundError), match=said): experiments_of(study, resolve(study, "quick", dict(p.split("=", 1) for p in parameters)))
+
+
+@pytest.mark.parametrize("settings, said", [(dict(schedule="piecewise", points="0:.1/3:.5/9:.1", lr=.1), "highest is 0.5, and lr=0.1 would change nothing: set lr=0.5"), (dict(schedule="piecewise", points="0:0/9:0"), "one of them must be above 0"),
+                                            (dict(schedule="piecewise", points="0:nan/9:.1"), "points must be finite"), (dict(schedule="steps", points="inf"), "points must be finite"), (dict(top_k=9), "top_k must be at most the number of classes, 8, got 9"),
+                                            (dict(model="wytiny", norm="ghost-batch", width=2, batch_size=32), "needs at least two ghost batches, 64 images at once, and there are 16"), (dict(model="wytiny", norm="ghost-batch", width=2, ghost=8, accumulate=2, batch_size=16), "lower ghost, or raise batch_size")])
+def test_settings_that_would_change_nothing(settings, said):
+    "A learning rate that points replace, ghost batches as large as the batch and the like are refused."
+    from wavescat.experiment import experiment
+    from wavescat.train import check
+    with pytest.raises(ValueError, match=re.escape(said)): check(experiment(**{**dict(model="linear", per_class=2, epochs=9), **settings}))
+    check(experiment(model="wytiny", norm="ghost-batch", width=2, ghost=8, batch_size=16, per_class=2, epochs=9, schedule="piecewise", points="0:.1/3:.5/9:.1", lr=.5))
+
+
+def test_parameters_of_every_backbone():
+    "At 64×64 and 200 classes. On plain pixels: torchvision's counts for 1,000 classes with the head exchanged (ResNet-18's stem is 3×3 in place of 7×7); behind a front: the same but for what the first convolution takes, 51 or 48 maps."
+    import torch
+    from wavescat.backbones import parameter_count
+    from wavescat.hybrids import build
+    def count(name, **options): return parameter_count(build(name, (3, 64, 64), 200, **options))
+    plain = {"resnet14": 4_308_232, "resnet18": 11_689_512 - 800 * 513 - 3 * 64 * (49 - 9), "resnet50": 25_557_032 - 800 * 2049, "densenet": 7_978_856 - 800 * 1025, "inception-resnet": 21_321_928, "alexnet": 57_812_296}
+    s2d = {"resnet14": 4_334_152, "resnet18": 11_297_352, "resnet50": 23_936_072, "densenet": 7_177_096, "inception-resnet": 20_817_480, "alexnet": 57_827_720}
+    with torch.device("meta"):
+        assert {name: count(name) for name in plain} == plain and {name: count(f"s2d-{name}") for name in s2d} == s2d
+        for name, own in s2d.items(): assert count(f"scattering-{name}", order=1) - own == (51 - 48) * 9 * (256 if name == "inception-resnet" else 64)
+        assert [count("wytiny", convolution=c) for c in ("plain", "depthwise", "depthwise-separable")] == [14_085_000, 154_440, 1_701_283]
+
+
+def test_mnist_by_command(tmp_path, monkeypatch):
+    "The linear machine on MNIST's four files, trained, then loaded and evaluated."
+    import wavescat.data
+    from test_data import _mnist
+    from typer.testing import CliRunner
+    from wavescat.cli import app
+    for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"): monkeypatch.setenv(name, str(tmp_path / name))
+    wavescat.data.load.cache_clear()
+    folder, _, packed = _mnist(monkeypatch)
+    for name, content in packed.items(): (folder / name).write_bytes(content)
+    def train(*more):
+        done = CliRunner().invoke(app, ["train", "--protocol", "svm-tiny", "-p", "dataset=mnist", *more, "--copy", str(tmp_path / "out-")])
+        assert done.exit_code == 0, done.output
+        return json.loads((tmp_path / "out-result.json").read_text())
+    trained = train("-p", "epochs=3", "--err", str(tmp_path / "err.png"))
+    assert trained["parameters"] == 10 * (28 * 28 + 1) and trained["experiment"]["loss"] == "hinge" and (tmp_path / "err.png").is_file()
+    (tmp_path / "out-weights.safetensors").rename(tmp_path / "svm.safetensors")
+    assert train("-p", "epochs=0", "-p", f"weights={tmp_path / 'svm.safetensors'}")["test_accuracy"] == trained["test_accuracy"]
+    wavescat.data.load.cache_clear()
+
+
+def test_classes_that_fare_alike():
+    "Who reads five classes of eighty that are always wrong is told so."
+    from wavescat.explain import class_errors, ties
+    labels, classes = np.repeat(np.arange(20), 4), [f"{i}" for i in range(20)]
+    assert ties(class_errors(np.where(labels < 12, 19, labels), labels, classes)) == ("12 classes share an error rate of 100 %, with room for 5 of them among the most misclassified; 8 classes share an error rate of 0 %, with room for 5 of them among the least misclassified: "
+                                                                                 "which, the order of the classes decides, not the model.")
+    of = [{"class": c, "images": 20, "errors": i, "error rate, %": 5. * i} for i, c in enumerate(classes)][::-1]
+    assert ties(of) == "" and ties(of[:3]) == ""
+
+
+def test_float16_stopped_and_gone_on_with(tmp_path, monkeypatch):
+    "Float16 with its scaled loss: it learns, and from a checkpoint it ends where it would have ended, to the last bit."
+    from wavescat.experiment import experiment
+    from wavescat.store import Stopped, run_dir
+    from wavescat.train import run
+    e, files = experiment(model="wytiny", width=2, per_class=8, epochs=6, batch_size=16, lr=.05, augment="none", precision="float16"), {}
+    for how in ("whole", "stopped"):
+        monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / how)); monkeypatch.setenv("WAVESCAT_CHECKPOINT_SECONDS", "0")
+        if how == "stopped":
+            at = []
+            with pytest.raises(Stopped): run(e, lambda done, of, history: at.append(done), stop=lambda: 3 in at)
+            assert at and max(at) == 3
+        result = run(e)
+        files[how] = [(run_dir(e) / name).read_bytes() for name in ("weights.safetensors", "history.json", "predictions.npy")]
+        history = json.loads((run_dir(e) / "history.json").read_text())
+        assert result["status"] == "done" and history[-1]["train_loss"] < history[0]["train_loss"] and result["precision"] == "float16"
+    assert files["whole"] == files["stopped"]
 
 
 def test_networks_learn_by_deterministic_operations():

@@ -123,13 +123,20 @@ _BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", 
             "step_factor": ("schedule", ("steps",)), **dict.fromkeys(("pct_start", "div_factor", "final_div_factor", "base_momentum", "max_momentum"), ("schedule", ("one-cycle",))), "beta2": ("optimizer", tuple(_ADAM)),
             **dict.fromkeys(("filter_lr", "theta_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise")))}
 
+def _check_points(e):
+    "Refuse points that no training can follow, and a learning rate that they would silently replace."
+    points = _points(e)
+    if not all(math.isfinite(v) for p in points for v in p): raise ValueError(f"points must be finite numbers, got {e.points!r}")
+    if e.schedule == "piecewise" and (top := max(rate for _, rate in points)) != e.lr: raise ValueError(f"schedule=piecewise takes its learning rates from points, whose highest is {top:g}, and lr={e.lr:g} would change nothing: "
+                                                                                                        + (f"set lr={top:g}, or other points" if top > 0 else "one of them must be above 0"))
+
 def check_settings(e:Experiment)->None:
     "Raise `ValueError` for an unknown loss, optimiser, schedule or precision, and for a setting that would change nothing."
     for name, known in (("loss", LOSSES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)): choose(getattr(e, name), dict.fromkeys(known), name)
     if e.learn is not None: choose(e.learn, dict.fromkeys(_BELONGS["filter_lr"][1]), "learn")
     for name, (other, values) in _BELONGS.items():
         if name in e.changed and getattr(e, other) not in values: raise ValueError(f"{name} goes with {other}={' or '.join(values)}, got {other}={getattr(e, other)}: leave {name} out")
-    if e.schedule in ("steps", "piecewise"): _points(e)
+    if e.schedule in ("steps", "piecewise"): _check_points(e)
     if e.optimizer == "nesterov" and e.momentum == 0: raise ValueError("optimizer=nesterov needs a momentum above 0")
     if e.momentum != .9 and e.schedule == "one-cycle": raise ValueError("under one-cycle the momentum runs from max_momentum to base_momentum: set these, and leave momentum out")
     if e.mix_beta is not None and e.mix is None: raise ValueError("mix_beta goes with mix: choose a mix, or leave mix_beta out")

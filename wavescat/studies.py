@@ -280,7 +280,7 @@ def arms(
         if ".py:" in name and not Path(name.rpartition(":")[0]).is_file() and (studies_dir() / name.rpartition(":")[0]).is_file(): name = str(studies_dir() / name)
         name = own_model(name)
         choose(name, MODELS, "model")
-        for option in ("dataset", "size", "classes", "split", "per_class", "seed", "split_seed"):
+        for option in ("dataset", "size", "classes", "split", "per_class", "seed", "split_seed", "top_k"):
             if option in options: raise ValueError(f"{part.strip()}: {option} is the study's, the same for all models: leave it out there, and set it with -p if the study has it")
         title = ", ".join([_TITLES.get(name, name.partition("@")[0]), *({"learn": f"{v} filters", "init": f"{v} start", "upsample": f"{v} up"}.get(k, f"{k}={v}") for k, v in options.items())])
         if title in found: raise ValueError(f"{part.strip()} is there twice: list each model once")

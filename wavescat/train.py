@@ -140,8 +140,11 @@ def check(
     split_of(e)
     data = load(e.dataset, e.size, e.classes)
     if data.targets and (e.loss != "mse" or e.mix): raise ValueError(f"{e.dataset} has targets ({', '.join(data.targets)}), not classes: use loss=mse, and no mix")
+    if "top_k" in e.changed and e.top_k > len(data.classes) > 0: raise ValueError(f"top_k must be at most the number of classes, {len(data.classes)}, got {e.top_k}")
     if e.target_scale != 1 and not data.targets: raise ValueError(f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out")
     if e.norm == "ghost-batch" and launched() > 1: raise ValueError("norm=ghost-batch splits a batch that one process sees, not one that several share: choose norm=batch, or compute in one process")
+    if e.norm == "ghost-batch" and e.epochs and (part := min(e.batch_size, len(split_of(e).train)) // e.accumulate) < 2 * e.ghost:
+        raise ValueError(f"norm=ghost-batch with ghost={e.ghost} needs at least two ghost batches, {2 * e.ghost} images at once, and there are {part}: it would be batch norm; lower ghost, or raise batch_size")
     if e.engine == "kymatio" and importlib.util.find_spec("kymatio") is None:
         raise ValueError("engine=kymatio needs kymatio: pip install kymatio==0.3.0, or use engine=wavescat")
     options = model_options(e.model)
