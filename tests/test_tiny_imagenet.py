@@ -180,6 +180,21 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     wavescat.data.load.cache_clear()
 
 
+def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
+    "A page says of how many images a run saw some: of the whole set, not of those that happen to be here."
+    from test_data import _tiny
+    from wavescat.data import load
+    from wavescat.studies import trained_on
+    monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache")); monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path))
+    load.cache_clear()
+    _tiny(tmp_path / "tiny-imagenet-200", 4)
+    whole = load("tiny-imagenet")
+    assert trained_on(whole, "tiny-imagenet", 6) == "6 of 100,000 training images"
+    assert trained_on(load("tiny-imagenet", None, "0-1"), "tiny-imagenet", 6) == f"6 of {100_000 // len(whole.classes) * 2:,} training images"
+    assert trained_on(load("textures"), "textures", 800) == "all 800 training images" and trained_on(load("textures", None, "0-3"), "textures", 40) == "40 of 400 training images"
+    load.cache_clear()
+
+
 def test_classes_that_fare_alike():
     "Who reads five classes of eighty that are always wrong is told so."
     from wavescat.explain import class_errors, ties

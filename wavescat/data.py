@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHOTOGRAPHS', 'DATASETS', 'ImageSet', 'textures', 'mixtures', 'Listing', 'Reader', 'cache_dir', 'decode', 'read_set',
-           'load', 'verify_set']
+           'load', 'whole_train', 'verify_set']
 
 # %% ../nbs/lib/08_data.ipynb #08-data-2
 import csv
@@ -504,6 +504,15 @@ def load(
     return choose(name, DATASETS, "dataset")
 
 # %% ../nbs/lib/08_data.ipynb #08-data-40
+def whole_train(
+    data:ImageSet,
+    name:str,      # that it was loaded by
+)->int:
+    "Training images of the whole set, here or not, of the classes kept where all are alike in number; those here where nobody knows."
+    expected, here = _READERS[name].expected[0] if name in _READERS else 0, np.bincount(data.train_labels) if data.classes else np.zeros(0)
+    if len(data.classes) < len(all_classes := DATASETS[name]().classes if expected else ()): expected = expected // len(all_classes) * len(data.classes) if len(set(here.tolist())) == 1 else 0
+    return max(expected, len(data.train))
+
 def verify_set(
     name:str,        # one of `DATASETS`
 )->tuple[bool, list[str]]: # whether it is whole, and what was found

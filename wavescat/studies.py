@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIME', 'studies_dir', 'study_names', 'cells', 'Parameter', 'parameters', 'settings_file', 'presets', 'resolve',
            'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given', 'usable', 'diverged',
-           'condition', 'cost', 'provenance', 'images_of_class', 'notes_of', 'spec', 'arms', 'row_name', 'Tested',
-           'tested', 'command']
+           'condition', 'cost', 'provenance', 'images_of_class', 'trained_on', 'notes_of', 'spec', 'arms', 'row_name',
+           'Tested', 'tested', 'command']
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-2
 import ast
@@ -247,6 +247,16 @@ def images_of_class(
     if text.strip() == "all": return None
     if not text.strip().isdecimal(): raise ValueError(f"per_class must be one whole number or all here, got {text!r}")
     return int(text)
+
+def trained_on(
+    data,        # an `ImageSet`
+    dataset:str, # that it was loaded by
+    used:int,    # training images that a run had
+)->str:          # "8,000 of 100,000 training images"
+    "What part of a set the runs were trained on, of all its training images, here or not."
+    from wavescat.data import whole_train
+    whole = whole_train(data, dataset)
+    return f"{used:,} of {whole:,} training images" if used < whole else f"all {whole:,} training images"
 
 def notes_of(
     data, # an `ImageSet`
