@@ -19,7 +19,7 @@ report: $(READY)
 	$(BIN)/wavescat run $(STUDIES) --preset $(PRESET) --workers $(WORKERS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=15 --durations-min=5
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1
