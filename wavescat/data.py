@@ -507,10 +507,11 @@ def load(
 def whole_train(
     data:ImageSet,
     name:str,      # that it was loaded by
+    size:int|None=None, # the side that it was loaded at
 )->int:
     "Training images of the whole set, here or not, of the classes kept where all are alike in number; those here where nobody knows."
     expected, here = _READERS[name].expected[0] if name in _READERS else 0, np.bincount(data.train_labels) if data.classes else np.zeros(0)
-    if len(data.classes) < len(all_classes := DATASETS[name]().classes if expected else ()): expected = expected // len(all_classes) * len(data.classes) if len(set(here.tolist())) == 1 else 0
+    if len(data.classes) < len(all_classes := DATASETS[name](size=size).classes if expected else ()): expected = expected // len(all_classes) * len(data.classes) if len(set(here.tolist())) == 1 else 0
     return max(expected, len(data.train))
 
 def verify_set(

@@ -252,10 +252,11 @@ def trained_on(
     data,        # an `ImageSet`
     dataset:str, # that it was loaded by
     used:int,    # training images that a run had
+    size:int|None=None, # the side that it was loaded at
 )->str:          # "8,000 of 100,000 training images"
     "What part of a set the runs were trained on, of all its training images, here or not."
     from wavescat.data import whole_train
-    whole = whole_train(data, dataset)
+    whole = whole_train(data, dataset, size)
     return f"{used:,} of {whole:,} training images" if used < whole else f"all {whole:,} training images"
 
 def notes_of(
