@@ -48,6 +48,13 @@ def pytest_xdist_make_scheduler(config, log):
     return Sharing(config, log)
 
 
+@pytest.fixture(autouse=True)
+def _figures_closed():
+    "Each test begins without figures of others."
+    yield
+    if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all")
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     "The smoke studies, run once in a fresh process: the folder of reports, the store, what was printed."

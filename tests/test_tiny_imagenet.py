@@ -161,6 +161,7 @@ def test_parameters_of_every_backbone():
 
 def test_mnist_by_command(tmp_path, monkeypatch):
     "The linear machine on MNIST's four files, trained, then loaded and evaluated."
+    import matplotlib.pyplot as plt
     import wavescat.data
     from test_data import _mnist
     from typer.testing import CliRunner
@@ -175,6 +176,7 @@ def test_mnist_by_command(tmp_path, monkeypatch):
         return json.loads((tmp_path / "out-result.json").read_text())
     trained = train("-p", "epochs=3", "--err", str(tmp_path / "err.png"))
     assert trained["parameters"] == 10 * (28 * 28 + 1) and trained["experiment"]["loss"] == "hinge" and (tmp_path / "err.png").is_file()
+    assert not plt.get_fignums()                                   # what was drawn for the file isn't held
     (tmp_path / "out-weights.safetensors").rename(tmp_path / "svm.safetensors")
     assert train("-p", "epochs=0", "-p", f"weights={tmp_path / 'svm.safetensors'}")["test_accuracy"] == trained["test_accuracy"]
     wavescat.data.load.cache_clear()

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt
 from conftest import ROOT, wavescat
 
 from wavescat import filters
@@ -21,12 +20,6 @@ from wavescat.plots import save
 from wavescat.scattering import Scattering2D
 from wavescat.train import load_model, run
 from wavescat.visualise import (PARTS, Recorder, before_after, coefficients_disk, film, filter_grid, frame_bounds, littlewood_paley, match, measured_orientations, parameter_curves, recorded)
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
 
 
 def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=.03, **kw):

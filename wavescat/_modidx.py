@@ -194,6 +194,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'wavescat.cli._settings': ('lib/cli.html#_settings', 'wavescat/cli.py'),
                               'wavescat.cli._stability': ('lib/cli.html#_stability', 'wavescat/cli.py'),
                               'wavescat.cli._writable': ('lib/cli.html#_writable', 'wavescat/cli.py'),
+                              'wavescat.cli._write': ('lib/cli.html#_write', 'wavescat/cli.py'),
                               'wavescat.cli.compare': ('lib/cli.html#compare', 'wavescat/cli.py'),
                               'wavescat.cli.data_list': ('lib/cli.html#data_list', 'wavescat/cli.py'),
                               'wavescat.cli.fetch': ('lib/cli.html#fetch', 'wavescat/cli.py'),

@@ -288,17 +288,23 @@ def _check_errors(e, file):
     format_of(file)
     if load(e.dataset, e.size, e.classes).targets: raise ValueError(f"--err is for sets with classes, {e.dataset} has targets: leave --err out")
 
+def _write(fig, file):
+    "Write a figure that nobody else holds, and let go of it."
+    import matplotlib.pyplot as plt
+    from wavescat.plots import save
+    try: save(fig, file)
+    finally: plt.close(fig)
+
 def _draw_errors(e, file):
     "Say and draw which classes a stored run misclassifies most and least."
     import numpy as np
     from wavescat import explain, pictures
     from wavescat.data import load
-    from wavescat.plots import save
     from wavescat.train import split_of, test_labels, test_predictions
     d, parts, labels = load(e.dataset, e.size, e.classes), split_of(e), test_labels(e)
     images = d.test if parts.test is None else d.train[parts.test]
     rows = explain.class_errors(test_predictions(e), labels, d.classes)
-    save(pictures.class_errors(rows, {c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0) / 255 for k, c in enumerate(d.classes) if (labels == k).any()}), file)
+    _write(pictures.class_errors(rows, {c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0) / 255 for k, c in enumerate(d.classes) if (labels == k).any()}), file)
     most, least = explain.most_and_least(rows)
     for title, part in (("most", most), ("least", least[::-1])): print(f"{title} misclassified: " + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part))
     if said := explain.ties(rows): print(said)
@@ -384,7 +390,6 @@ def _draw_gradcam(run, images, file, layer, target):
     from wavescat.names import choose
     from wavescat.train import prepared
     from wavescat.pictures import heat_maps
-    from wavescat.plots import save
     e, model, info, batches = prepared(run, images)
     if info["targets"]: raise ValueError("--gradcam explains classes, and this run has targets")
     x, _ = batches.batch(torch.arange(len(images)), AUGMENTATIONS[e.augment].evaluate)
@@ -393,7 +398,7 @@ def _draw_gradcam(run, images, file, layer, target):
     where = [(layer, layer)] if layer is not None else dict.fromkeys([("last layer", default_layer(model, x)), *branches(model, x).items()])
     pictures = (x * batches.std + batches.mean).clamp(0, 1).permute(0, 2, 3, 1)
     fig = heat_maps(pictures.cpu().numpy(), {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where}, [f"{Path(p).name}\n{'why ' if target is not None else ''}{names[s]}" for p, s in zip(images, said)])
-    save(fig, file)
+    _write(fig, file)
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-17
 runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
