@@ -166,6 +166,7 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     from test_data import _mnist
     from typer.testing import CliRunner
     from wavescat.cli import app
+    from wavescat.optim import precision_here
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"): monkeypatch.setenv(name, str(tmp_path / name))
     wavescat.data.load.cache_clear()
     folder, _, packed = _mnist(monkeypatch)
@@ -178,7 +179,9 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     assert trained["parameters"] == 10 * (28 * 28 + 1) and trained["experiment"]["loss"] == "hinge" and (tmp_path / "err.png").is_file()
     assert not plt.get_fignums()                                   # what was drawn for the file isn't held
     (tmp_path / "out-weights.safetensors").rename(tmp_path / "svm.safetensors")
-    assert train("-p", "epochs=0", "-p", f"weights={tmp_path / 'svm.safetensors'}")["test_accuracy"] == trained["test_accuracy"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train("-p", "epochs=0", "-p", "weights=~/svm.safetensors")["test_accuracy"] == trained["test_accuracy"]
+    assert train("-p", "epochs=1", "-p", "precision=auto")["experiment"].get("precision", "float32") == precision_here("auto")
     wavescat.data.load.cache_clear()
 
 

@@ -241,15 +241,15 @@ def train(
     "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. With -p weights=FILE -p epochs=0 it only evaluates. On several GPUs or machines: accelerate launch -m wavescat.cli train …"
     import torch
     from tqdm import tqdm
-    from wavescat.experiment import experiment
     from wavescat.store import history_of, run_dir, runs_dir
-    from wavescat.train import check, own_model, run
+    from wavescat.sweep import grid
+    from wavescat.train import check, run
     from wavescat.distributed import leads
     with _refusing():
         speaks = leads()                                       # of the processes that accelerate launched
         if copy is not None and not Path(f"{copy}x").expanduser().parent.is_dir(): raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
         settings = {**_settings(protocol), **_pairs(parameter)}
-        e = experiment(**{**settings, **({"model": own_model(settings["model"])} if "model" in settings else {})})
+        e, = grid(**settings)
         check(e)
         if err: _check_errors(e, err)
         _writable(runs_dir(), "WAVESCAT_RUNS")
@@ -590,7 +590,7 @@ def list_(
             values = resolve(study, preset)
             for name, p in parameters(study).items(): print(f"{name:<14} {p.type:<6} {values[name]!r:<24} {p.help}")
         else:
-            named = {"augment": AUGMENTATIONS, "mix": MIXES, "norm": NORMS, "convolution": CONVOLUTIONS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+            named = {"augment": AUGMENTATIONS, "mix": MIXES, "norm": NORMS, "convolution": CONVOLUTIONS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": [*PRECISIONS, "auto"]}
             for what, names in {"studies": study_names(), "presets": presets(), "protocols": protocols(), "data sets": DATASETS, "models": MODELS, "settings": [f.name for f in fields(Experiment)], **named}.items():
                 print(f"{what:<11} {', '.join(names)}")
 

@@ -34,6 +34,7 @@ from .data import load
 from .distributed import launched
 from .experiment import Experiment, code_version, experiment
 from .hybrids import model_options
+from .optim import precision_here
 from .store import Busy, claim, failure, owned, runs_dir
 from .train import Stopped, build_model, check, default_device, found, image_counts, own_model, run
 
@@ -51,12 +52,14 @@ def values(
     return numbers
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-6
+_HERE = {"model": own_model, "precision": precision_here, "weights": os.path.expanduser} # what text stands for on this machine
+
 def grid(
     **axes, # settings of `Experiment`, each one value or a list of them
 )->list[Experiment]:
-    "Every combination of the listed settings; the last varies fastest. A model may be one's own, FILE.py:FUNCTION."
+    "Every combination of the listed settings; the last varies fastest. A model may be one's own, FILE.py:FUNCTION; precision=auto is bfloat16 where this machine computes it in hardware, else float32; ~ in the path of weights is the home folder."
     lists = [v if isinstance(v, (list, tuple, range)) else [v] for v in axes.values()]
-    lists = [[own_model(str(m)) for m in v] if name == "model" else v for name, v in zip(axes, lists)]
+    lists = [[_HERE[name](str(x)) for x in v] if name in _HERE else v for name, v in zip(axes, lists)]
     return [experiment(**dict(zip(axes, combination))) for combination in itertools.product(*lists)]
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-7
