@@ -61,6 +61,8 @@ def test_every_published_option(tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
         seen[str(changed)] = json.loads((tmp_path / "out" / "effect-result.json").read_text())["train_loss"]
     assert len({*seen.values(), result["train_loss"]}) == 8, seen
+    done = runner.invoke(app, ["train", "--runs", str(tmp_path / "runs"), "--copy", f"{tmp_path}/out/all-", *(a for k, v in {**options, "top_k": 6}.items() for a in ("-p", f"{k}={v}"))])
+    assert done.exit_code == 0 and result["test_accuracy"] <= result["test_top_k"] < 100 == json.loads((tmp_path / "out" / "all-result.json").read_text())["test_top_k"], "one of all six classes is always right"
     again = train("--runs", tmp_path / "runs", "--copy", f"{tmp_path}/out/again-", epochs=0, weights=tmp_path / "out" / "svm-weights.safetensors")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "out" / "again-predictions.npy").read_bytes() == (tmp_path / "out" / "svm-predictions.npy").read_bytes()
@@ -128,7 +130,7 @@ def test_alexnet_is_fine_tuned(tmp_path):
 
 
 @pytest.mark.parametrize("study, parameters, said", [("tiny_imagenet", ["per_class=10,20"], "per_class must be one whole number or all"), ("tiny_imagenet", ["models=resnet14"], "list at least two"), ("wytiny", ["epochs=10"], "points end at epoch 35, and there are 10 epochs"), ("wytiny", ["points=abc:def"], "points must be epoch:rate"),
-                                                      ("wytiny", ["shown=0"], "shown must be at least 1"), ("tiny_imagenet", ["epochs=8"], "points has an epoch 8, and there are 8 epochs"), ("tiny_imagenet", ["timed_steps=0"], "must be at least 1"), ("wytiny", ["models=wytiny, wytiny top_k:3"], "top_k is the study's"), ("linear_and_alexnet", ["weights=none.safetensors"], "no weights at none.safetensors"), ("linear_and_alexnet", ["weights=README.md"], "not textures")])
+                                                      ("wytiny", ["shown=0"], "shown must be at least 1"), ("tiny_imagenet", ["epochs=8"], "points has an epoch 8, and there are 8 epochs"), ("tiny_imagenet", ["points=2.5/15.5"], "points has an epoch 15.5"), ("tiny_imagenet", ["timed_steps=0"], "must be at least 1"), ("wytiny", ["models=wytiny, wytiny top_k:3"], "top_k is the study's"), ("linear_and_alexnet", ["weights=none.safetensors"], "no weights at none.safetensors"), ("linear_and_alexnet", ["weights=README.md"], "not textures")])
 def test_what_the_studies_refuse(study, parameters, said, tmp_path):
     from wavescat.studies import experiments_of, resolve
     with pytest.raises((ValueError, FileNotFoundError), match=said): experiments_of(study, resolve(study, "quick", dict(p.split("=", 1) for p in parameters)))
