@@ -351,6 +351,7 @@ def confusion_matrix(
                 xticklabels=names, yticklabels=names, cbar_kws={"label": "% of the true class" if normalised else "images", "shrink": .7})
     ax.set(xlabel="predicted", ylabel="true"); ax.grid(False)
     for axis, turn in (("x", 45 if few else 90), ("y", 0)): ax.tick_params(axis=axis, rotation=turn, labelsize=10 if few else max(3.2, min(9, 55 * size / len(names))), length=3 if few else 0, pad=3 if few else 1)
+    if few: plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")   # a long name ends at its tick
     return fig
 
 # %% ../nbs/lib/26_plots.ipynb #26-plots-36
