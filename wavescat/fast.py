@@ -90,7 +90,7 @@ class _Modulus(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         w, u = ctx.saved_tensors
-        ratio = torch.where(u > 0, g / u, 0)
+        ratio = g / u.masked_fill(u == 0, math.inf)         # 0 where u is 0, in the second derivative too
         return w * ratio.unsqueeze(ctx.dim), None
 
 # %% ../nbs/lib/02_fast.ipynb #02-fast-18

@@ -31,6 +31,13 @@ def _grid(
 _PI = 3.1415 # kymatio's value in the norm of a filter, and so that of everyone's stored coefficients
 
 # %% ../nbs/lib/00_filters.ipynb #00-filters-7
+def _windowed_wave(window, phase):
+    """window · e^{i·phase}, complex.
+
+    Not `torch.polar`: its backward divides by the modulus, and where a Gaussian has underflowed
+    that is NaN, in the first derivative on some vector units and in the second on all."""
+    return torch.complex(window * phase.cos(), window * phase.sin())
+
 def _wave_and_window(theta, xi, sigma, gamma, shape, periods):
     "Gabor filters (K, M, N) complex and their windows (K, M, N) real, unscaled."
     shapes = [tuple(p.shape) for p in (theta, xi, sigma, gamma)]
@@ -40,7 +47,7 @@ def _wave_and_window(theta, xi, sigma, gamma, shape, periods):
     along = u[0] * theta.cos() + u[1] * theta.sin()
     across = u[1] * theta.cos() - u[0] * theta.sin()
     window = torch.exp(-(along**2 + (gamma * across)**2) / (2 * sigma**2))
-    return torch.polar(window, xi * along).sum((1, 2)), window.sum((1, 2))
+    return _windowed_wave(window, xi * along).sum((1, 2)), window.sum((1, 2))
 
 def _scale(sigma, gamma): return (gamma / (2 * _PI * sigma**2))[:, None, None]
 
@@ -266,7 +273,8 @@ def _morlet_by_svd(theta, xi, sigma, gamma, shape, periods):
     along, across = torch.einsum("kad,dpqmn->akpqmn", axes, u)
     xi, wide, slant = (p[:, None, None, None, None] for p in (xi, sigma, gamma))
     window = torch.exp(-(along**2 + (slant * across)**2) / (2 * wide**2))
-    wave, window = torch.polar(window, xi * torch.einsum("kd,dpqmn->kpqmn", direction, u)).sum((1, 2)), window.sum((1, 2))
+    wave = _windowed_wave(window, xi * torch.einsum("kd,dpqmn->kpqmn", direction, u)).sum((1, 2))
+    window = window.sum((1, 2))
     beta = wave.sum((-2, -1)).real / window.sum((-2, -1))
     return (wave - beta[:, None, None] * window) * _scale(sigma, gamma)
 
