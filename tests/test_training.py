@@ -102,6 +102,25 @@ def test_diverged(trained):
     assert result["status"] == "diverged" and result["diverged_epoch"] >= 1 and result["test_accuracy"] is None and "NaN" not in text + (store / diverged / "history.json").read_text()
     done = wavescat("train", *TINY, "-p", "epochs=2", "-p", "lr=1e30", store=store)
     assert done.returncode == 0 and f"diverged in epoch {result['diverged_epoch']}" in done.stdout
+    assert "Lower lr, or set clip." in done.stdout and result["began_finite"] is True
+
+
+def test_no_lower_lr_is_advised_where_the_first_gradient_is_not_finite(tmp_path):
+    net = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(classes))
+    def forward(self, x): return self.w.sqrt() * x.mean((1, 2, 3))[:, None]
+def net(shape, num_classes): return Net(shape, num_classes)
+"""
+    (tmp_path / "mine.py").write_text(net)
+    settings = f"model={tmp_path / 'mine.py'}:net", "per_class=2", "epochs=2", "batch_size=8"
+    done = wavescat("train", *(w for s in settings for w in ("-p", s)), store=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "diverged in epoch 1" in done.stdout and "Lower lr" not in done.stdout
+    assert "The gradient of the very first step wasn't finite" in done.stdout
 
 
 def test_diverged_after_an_interruption_keeps_the_same_weights(tmp_path):

@@ -224,6 +224,14 @@ def report(
     for name in empty: del chosen[name]
     _render(chosen, folder, figures=figures)
 
+# %% ../nbs/lib/33_cli.ipynb #33-cli-10b
+def _divergence(result:dict)->str:
+    "What to tell of a run that diverged; where the very first gradient wasn't finite, no learning rate helps."
+    said = f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. "
+    if result.get("began_finite", True): return said + "Lower lr, or set clip."
+    return said + ("The gradient of the very first step wasn't finite, so a lower lr can't help: "
+                   "look at the images, the first weights and the network.")
+
 # %% ../nbs/lib/33_cli.ipynb #33-cli-11
 @app.command()
 def train(
@@ -262,7 +270,7 @@ def train(
             bar.update(done - bar.n)
         result = run(e, tell, torch.device("cpu") if cpu else None, again=again)
     if not speaks: return
-    if result["status"] == "diverged": print(f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. Lower lr, or set clip.")
+    if result["status"] == "diverged": print(_divergence(result))
     _log(history_of(e), said, log_every, e.epochs)             # of a run that was stored, or of its last epoch, if it diverged in that
     for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
     with _refusing():

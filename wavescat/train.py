@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_model', 'own_model', 'split_of', 'image_counts', 'found', 'check', 'default_device', 'read_weights',
-           'pretrained', 'Features', 'Training', 'predict', 'Fitted', 'fit', 'load_model', 'learning', 'run',
-           'classify', 'prepared', 'test_predictions', 'test_labels']
+           'pretrained', 'Features', 'finite_gradients', 'Training', 'predict', 'Fitted', 'fit', 'load_model',
+           'learning', 'run', 'classify', 'prepared', 'test_predictions', 'test_labels']
 
 # %% ../nbs/lib/19_train.ipynb #19-train-2
 import atexit
@@ -297,6 +297,12 @@ class _Learning:
             seen["every"] *= 2
             seen["records"] = seen["records"][::2]
 
+# %% ../nbs/lib/19_train.ipynb #19-train-18b
+def finite_gradients(model:nn.Module)->bool:
+    "Whether every gradient that the parameters of a model hold is finite."
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return all(bool(torch.isfinite(g).all()) for g in gradients)
+
 # %% ../nbs/lib/19_train.ipynb #19-train-19
 class Training:
     "A run on its way: model, optimiser, random numbers, place in the data, what was seen."
@@ -322,7 +328,7 @@ class Training:
         self.optimizer = optimizer(self.model, e)
         self.scaler = torch.amp.GradScaler(device.type, enabled=e.precision == "float16")
         self.generator = torch.Generator().manual_seed(e.seed)
-        self.now = {"epoch": 0, "step": 0, "order": None, "seen": torch.zeros(2), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0, "steps": 0, "learning": {"every": 1, "records": []}}
+        self.now = {"epoch": 0, "step": 0, "order": None, "seen": torch.zeros(2), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0, "steps": 0, "learning": {"every": 1, "records": []}, "began_finite": True}
         self.learning = _Learning(self.model)
 
     def state(self)->dict:
@@ -353,6 +359,8 @@ class Training:
             seen[0] += loss.detach() * count
             if not self.data.targets: seen[1] += (scores.detach().argmax(1) == ys).sum() * (count / len(xs))
         self.now["seen"] = self.now["seen"].to(self.device) + self.world.mean(seen)
+        if self.now["steps"] == 0 and not self.scaler.is_enabled():     # which begins with infinite ones
+            self.now["began_finite"] = finite_gradients(self.model)
         if e.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), e.clip)
@@ -435,7 +443,7 @@ def fit(
             if e.validation and (last or now["epoch"] % e.eval_every == 0): record |= t.scores(t.val, "val")[0]
             if not (math.isfinite(record["train_loss"]) and math.isfinite(record.get("val_loss", 0.)) and t.finite()):
                 t.model.load_state_dict(now["good"])
-                return Fitted(t.model, [*now["history"], record], {"status": "diverged", "diverged_epoch": now["epoch"], "best_epoch": now["epoch"] - 1, **_NOTHING, "trained": now["seconds"], "resumed": now["resumed"]}, None, now["learning"]["records"])
+                return Fitted(t.model, [*now["history"], record], {"status": "diverged", "diverged_epoch": now["epoch"], "best_epoch": now["epoch"] - 1, "began_finite": now["began_finite"], **_NOTHING, "trained": now["seconds"], "resumed": now["resumed"]}, None, now["learning"]["records"])
             now["history"].append(record)
             score = -record["val_loss"] if t.data.targets and "val_loss" in record else record.get("val_accuracy", 0. if last and not e.validation else None)
             if score is not None:
