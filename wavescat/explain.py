@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .metrics import class_numbers
 from .names import choose
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-5
@@ -248,9 +249,11 @@ def by_orientation(
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-21
 def _check_probabilities(probabilities, labels):
+    "Probabilities (N, K) and labels (N,) int64, as arrays; `ValueError` for what aren't."
     p = np.asarray(probabilities)
     if p.ndim != 2 or len(p) != len(labels): raise ValueError(f"expected probabilities (N, K) of the {len(labels)} labelled images, got shape {p.shape}")
     if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1 + 1e-5).all()): raise ValueError("expected probabilities between 0 and 1: these aren't, or aren't finite (a diverged run?)")
+    return p, class_numbers(labels, p.shape[1])
 
 def misclassified(
     probabilities:np.ndarray, # (N, K)
@@ -258,7 +261,7 @@ def misclassified(
     most:int=20,              # so many at most
 )->list[dict]:                # index, true, predicted, confidence in %; the most confident first
     "The images that were most confidently called what they aren't; empty for a perfect model. Raises `ValueError` for what aren't probabilities of these images."
-    _check_probabilities(probabilities, labels)
+    probabilities, labels = _check_probabilities(probabilities, labels)
     called = probabilities.argmax(1)
     wrong = np.flatnonzero(called != labels)
     wrong = wrong[np.argsort(-probabilities[wrong, called[wrong]], kind="stable")][:most]
@@ -269,7 +272,11 @@ def class_errors(
     labels:np.ndarray,    # (N,)
     classes:Sequence[str],
 )->list[dict]:            # class, images, errors, error rate, precision and recall in %; the most misclassified first
-    "How each class fares, those without an error included; a class without images, or never called, has None where nothing can be said."
+    "How each class fares, those without an error included; a class without images, or never called, has None where nothing can be said. Raises `ValueError` for a label or prediction that is no class."
+    labels = class_numbers(labels, len(classes))
+    predicted = class_numbers(predicted, len(classes), "predictions")
+    if len(predicted) != len(labels):
+        raise ValueError(f"expected a prediction for each of the {len(labels)} labels, got {len(predicted)}")
     rows = []
     for k, name in enumerate(classes):
         of, said, right = int((labels == k).sum()), int((predicted == k).sum()), int(((labels == k) & (predicted == k)).sum())
@@ -317,7 +324,7 @@ def calibration(
     bins:int=10,              # of confidence, equally wide
 )->tuple[list[dict], float]:  # of each bin that has images: from, to, images, confidence, accuracy; the expected calibration error; all in %
     "How often the model is right against how sure it is. Raises as `misclassified` does. Source: Guo et al. 2017."
-    _check_probabilities(probabilities, labels)
+    probabilities, labels = _check_probabilities(probabilities, labels)
     if bins < 1: raise ValueError(f"bins must be at least 1, got {bins}")
     sure, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((sure * bins).astype(int), bins - 1)
