@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 
+from .backbones import left_as_it_was
 from .experiment import Experiment, code_version
 from .store import runs_dir
 from .fast import Chunk
@@ -169,9 +170,9 @@ def flops(
 )->int:
     "Multiplications and additions of one image on its way forward, in convolutions and matrix products, those of this package's scattering among them; Fourier transforms and what works element by element aren't counted."
     from torch.utils.flop_counter import FlopCounterMode
-    training, device = model.training, next(model.parameters()).device
-    with FlopCounterMode(display=False) as counted: model.eval()(torch.zeros(1, *shape, device=device))
-    model.train(training)
+    device = next(model.parameters()).device
+    with left_as_it_was(model), FlopCounterMode(display=False) as counted:
+        model(torch.zeros(1, *shape, device=device))
     return counted.get_total_flops()
 
 # %% ../nbs/lib/22_bench.ipynb #22-bench-18
