@@ -110,9 +110,14 @@ def _stability(directory):
 # %% ../nbs/lib/33_cli.ipynb #33-cli-6
 def _pairs(texts):
     "KEY=VALUE texts as a dict."
+    from wavescat.names import shown
+    found = {}
     for t in texts:
-        if "=" not in t: raise ValueError(f"expected -p KEY=VALUE, got -p {t}")
-    return {k.strip(): v for k, _, v in (t.partition("=") for t in texts)}
+        key, sign, value = t.partition("=")
+        if not sign or not key.strip(): raise ValueError(f"expected -p KEY=VALUE, got -p {shown(t)[1:-1]}")
+        if key.strip() in found: raise ValueError(f"{key.strip()} is given twice: leave one out")
+        found[key.strip()] = value
+    return found
 
 def _settings(protocol):
     from wavescat.studies import protocol as read

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .names import choose
+from .names import choose, shown
 from .sources import SOURCES, check_file, check_source, fetch, how_to_get, source_folder
 
 # %% ../nbs/lib/08_data.ipynb #08-data-5
@@ -477,11 +477,14 @@ DATASETS:dict[str, Callable[..., ImageSet]] = {"textures": functools.partial(_em
 # %% ../nbs/lib/08_data.ipynb #08-data-38
 def _only(data, classes):
     "The images of some classes, with labels from 0 in the order of their numbers."
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", classes): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {classes!r}")
-    ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
-    chosen = sorted({n for e in ends for n in range(e[0], e[-1] + 1)})
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", classes, re.ASCII): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {shown(classes)}")
     if data.targets: raise ValueError(f"{data.name} has targets, not classes: leave classes out")
-    if len(chosen) < 2 or chosen[-1] >= len(data.classes): raise ValueError(f"classes={classes}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
+    ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
+    rising = all(e[0] <= e[-1] < len(data.classes) for e in ends)
+    listed = [n for e in ends for n in range(e[0], e[-1] + 1)] if rising else []
+    chosen = sorted(set(listed))
+    if len(listed) > len(chosen): raise ValueError(f"classes={classes} names a class twice: list each once")
+    if len(chosen) < 2: raise ValueError(f"classes={shown(classes)[1:-1]}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
     kept = {part: np.isin(getattr(data, f"{part}_labels"), chosen) for part in ("train", "test")}
     images = {part: getattr(data, part)[k] for part, k in kept.items()} | {f"{part}_labels": np.searchsorted(chosen, getattr(data, f"{part}_labels")[k]) for part, k in kept.items()}
     return data._replace(classes=tuple(data.classes[n] for n in chosen), info={n: v[kept["train"]] for n, v in data.info.items()}, checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}", **images)
