@@ -39,7 +39,7 @@ def project_dir()->Path|None:
 # %% ../nbs/lib/15_store.ipynb #15-store-6
 def runs_dir()->Path:
     "Where runs are stored: `$WAVESCAT_RUNS`, `.runs` in a checkout (which git ignores), or the user's data directory."
-    if os.environ.get("WAVESCAT_RUNS"): return Path(os.environ["WAVESCAT_RUNS"])
+    if os.environ.get("WAVESCAT_RUNS"): return Path(os.path.expanduser(os.environ["WAVESCAT_RUNS"]))
     if project_dir(): return project_dir() / ".runs"
     from platformdirs import user_data_path
     return user_data_path("wavescat") / "runs"

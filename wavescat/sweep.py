@@ -202,7 +202,7 @@ _alone = threading.Lock() # in a worker: a run has the process to itself
 
 def _places()->dict[str, str]:
     "What a worker must know to find the store, the data and one's own files."
-    return {"WAVESCAT_RUNS": str(runs_dir().absolute()), **{k: str(Path(os.environ[k]).absolute()) for k in ("WAVESCAT_DATA", "WAVESCAT_CACHE") if os.environ.get(k)}}
+    return {"WAVESCAT_RUNS": str(runs_dir().absolute()), **{k: str(Path(os.path.expanduser(os.environ[k])).absolute()) for k in ("WAVESCAT_DATA", "WAVESCAT_CACHE") if os.environ.get(k)}}
 
 def _device(
     worker, # its name: a number, or one that ends with it
