@@ -710,6 +710,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.plots.table': ('lib/plots.html#table', 'wavescat/plots.py'),
                                 'wavescat.plots.write_whole': ('lib/plots.html#write_whole', 'wavescat/plots.py')},
             'wavescat.report': { 'wavescat.report.Failed': ('lib/report.html#failed', 'wavescat/report.py'),
+                                 'wavescat.report._answer': ('lib/report.html#_answer', 'wavescat/report.py'),
                                  'wavescat.report._effects': ('lib/report.html#_effects', 'wavescat/report.py'),
                                  'wavescat.report._execute': ('lib/report.html#_execute', 'wavescat/report.py'),
                                  'wavescat.report._kernel_manager': ('lib/report.html#_kernel_manager', 'wavescat/report.py'),

@@ -103,13 +103,21 @@ def check_kernel()->None:
     "Start a kernel and end it. Raises `ValueError` where pages can't be made, so that nobody computes for them first."
     missing = [tool for tool in _TOOLS if importlib.util.find_spec(tool) is None]
     if missing: raise ValueError(f"pages can't be made without {', '.join(missing)}: install them with: pip install 'wavescat[studies]'")
-    from nbclient import NotebookClient
-    from nbformat import v4
-    notebook = v4.new_notebook(cells=[v4.new_code_cell("import wavescat")])
-    with tempfile.TemporaryDirectory() as sockets:
-        client = NotebookClient(notebook, timeout=120, startup_timeout=120, kernel_manager_class=_kernel_manager(sockets, {}), extra_arguments=["--log-level=50"])
-        try: client.execute(cwd=str(Path.cwd()))
-        except Exception as e: raise ValueError(f"pages can't be made: {sys.executable} starts no Jupyter kernel ({' '.join(f'{type(e).__name__}: {e}'.split())[-300:]}); nothing was computed") from e
+    from jupyter_core.utils import run_sync
+    try:
+        with tempfile.TemporaryDirectory() as sockets: run_sync(_answer)(_kernel_manager(sockets, {})())
+    except Exception as e: raise ValueError(f"pages can't be made: {sys.executable} starts no Jupyter kernel ({' '.join(f'{type(e).__name__}: {e}'.split())[-300:]}); nothing was computed") from e
+
+async def _answer(manager):
+    "Start a kernel, wait until it answers, and end it."
+    await manager.start_kernel(extra_arguments=["--log-level=50"])
+    client = manager.client()
+    try:
+        client.start_channels()
+        await client.wait_for_ready(timeout=120)
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
 
 # %% ../nbs/lib/30_report.ipynb #30-report-13
 def _execute(study, values, out, environment):

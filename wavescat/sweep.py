@@ -297,7 +297,7 @@ class _Bar:
     "Runs done of all, time that remains, epochs of the runs under way, failures: a bar where somebody watches, a line now and then in a log."
     def __init__(self, done, total):
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=total, initial=done, unit="run", desc="runs", dynamic_ncols=True, file=None if self.live else open(os.devnull, "w"))
+        self.bar = tqdm(total=total, initial=done, unit="run", desc="runs", dynamic_ncols=True, file=None if self.live else open(os.devnull, "w", encoding="utf-8"))
         self.every, self.shown, self.at = .5 if self.live else 15., time.monotonic(), done
     def show(self, left, epochs, failed, elsewhere):
         self.bar.n = self.bar.total - left
