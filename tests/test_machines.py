@@ -105,9 +105,9 @@ def test_a_name_that_is_no_text(tmp_path):
     env = {"WAVESCAT_CACHE": str(tmp_path / "cache")}
     done = wavescat("train", "-p", f"dataset={folder}", "-p", "size=32", "-p", "width=2", "-p", "epochs=1", "-p", "batch_size=4", store=tmp_path / "s", env=env)
     assert done.returncode == 0 and "test_accuracy" in done.stdout, done.stderr
-    for args in (["runs", "list"], ["runs", "list", "--csv"], ["data", "info", folder], ["runs", "show", next((tmp_path / "s").glob("*")).name]):
+    for args in (["runs", "list"], ["runs", "list", "--csv"], ["runs", "log"], ["data", "info", folder], ["runs", "show", next((tmp_path / "s").glob("*")).name]):
         done = wavescat(*args, store=tmp_path / "s", env=env)
-        assert done.returncode == 0 and ("leaves\\udcff" in done.stdout or args[1] == "info"), (args, done.stderr)
+        assert done.returncode == 0 and ("leaves\\udcff" in done.stdout or args[1] in ("info", "log")), (args, done.stderr)
     done = wavescat("run", "variance", *SMALL, "-p", f"dataset={folder}", "--reports", tmp_path / "r", store=tmp_path / "s2", env=env)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "must be text in UTF-8" in done.stderr, done.stderr
     report.write(tmp_path / "page.html", "leaves\udcff ±")

@@ -650,6 +650,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wavescat.metrics.top_k': ('lib/metrics.html#top_k', 'wavescat/metrics.py'),
                                   'wavescat.metrics.weighted_r2': ('lib/metrics.html#weighted_r2', 'wavescat/metrics.py')},
             'wavescat.names': { 'wavescat.names.choose': ('lib/names.html#choose', 'wavescat/names.py'),
+                                'wavescat.names.printable': ('lib/names.html#printable', 'wavescat/names.py'),
                                 'wavescat.names.shown': ('lib/names.html#shown', 'wavescat/names.py'),
                                 'wavescat.names.split_list': ('lib/names.html#split_list', 'wavescat/names.py'),
                                 'wavescat.names.unknown': ('lib/names.html#unknown', 'wavescat/names.py'),

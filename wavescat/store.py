@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from .experiment import Experiment, code_version
-from .names import shown, split_list, unknown, unquoted
+from .names import printable, shown, split_list, unknown, unquoted
 
 # %% ../nbs/lib/15_store.ipynb #15-store-5
 def project_dir()->Path|None:
@@ -306,7 +306,8 @@ def table(
 ):                          # pandas.DataFrame, one row a run
     "The runs as a table of pandas. Raises `ImportError` where that isn't installed."
     import pandas as pd
-    return pd.DataFrame(runs(where))
+    rows = [{k: printable(v) if isinstance(v, str) else v for k, v in r.items()} for r in runs(where)]
+    return pd.DataFrame(rows)
 
 # %% ../nbs/lib/15_store.ipynb #15-store-25
 def find(

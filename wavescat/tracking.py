@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from .experiment import Experiment
+from .names import printable
 from .store import runs, runs_dir, write_json
 
 # %% ../nbs/lib/21_tracking.ipynb #21-tracking-5
@@ -125,7 +126,7 @@ def _experiment(client, address):
 _COMMON = ("model", "seed", "L", "per_class", "dataset", "size", "split", "split_seed", "validation", "width", "epochs", "batch_size", "lr", "eval_every") # said elsewhere, or the same in a whole study
 
 def _changed(config): return {f.name: config[f.name] for f in fields(Experiment) if f.name in config and config[f.name] != f.default}
-def _text(value): return "none" if value is None else str(value)
+def _text(value): return "none" if value is None else printable(str(value))
 
 def run_name(
     config:Mapping, # settings, as `asdict` gives them
