@@ -111,7 +111,7 @@ REFUSED = [
     ("stability", "deformations=twirl", "unknown deformation"),
     ("stability", "representations=pixel", "did you mean pixels"),
     ("stability", "bound_side=7", "bound_side must be"),
-    ("stability", "images=0", "images must be at least 1"),
+    ("stability", "images=0", "images must be between 1 and 800"),
     ("stability", "images=9999", "images must be between 1 and 800"),
 ]
 

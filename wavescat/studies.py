@@ -70,7 +70,7 @@ def parameters(
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-read
 _KINDS = {"bool": bool, "int": int, "float": float}
-_FROM_0 = ("size", "validation", "validation_all", "split_seed", "seed", "draw_seed", "corruption_seed", "compiled_up_to")
+_FROM_0 = ("size", "validation", "validation_all", "split_seed", "seed", "draw_seed", "corruption_seed", "compiled_up_to", "images") # how many images there are, plans know
 _APART = {"points": "/", "weights": ";"} # between the values of a list, where that is no comma
 
 def _read(study, name, value):
