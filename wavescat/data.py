@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .names import choose
+from .names import choose, shown
 from .sources import SOURCES, check_file, check_source, fetch, how_to_get, source_folder
 
 # %% ../nbs/lib/08_data.ipynb #08-data-5
@@ -148,7 +148,7 @@ class Reader(NamedTuple):
 # %% ../nbs/lib/08_data.ipynb #08-data-19
 def cache_dir()->Path:
     "Where decoded sets lie: `$WAVESCAT_CACHE`, or the user's cache directory."
-    if os.environ.get("WAVESCAT_CACHE"): return Path(os.environ["WAVESCAT_CACHE"])
+    if os.environ.get("WAVESCAT_CACHE"): return Path(os.path.expanduser(os.environ["WAVESCAT_CACHE"]))
     from platformdirs import user_cache_path
     return user_cache_path("wavescat") / "decoded"
 
@@ -204,7 +204,7 @@ def _decode_all(name, paths, shape, out, progress):
             from joblib import Parallel, delayed
             done = Parallel(n_jobs=-1, return_as="generator")(delayed(_decode_block)(*b) for b in blocks)
         for (files_, *_), digests in zip(blocks, done):
-            for path, d in zip(files_, digests): checksum.update(path.name.encode() + b"\0" + d)
+            for path, d in zip(files_, digests): checksum.update(os.fsencode(path.name) + b"\0" + d)
             bar.update(len(files_))
     return checksum.hexdigest()
 
@@ -259,14 +259,14 @@ def read_set(
         raise FileNotFoundError(f"{name}: {e.filename} is missing, or a link to nowhere; {remedy}") from None
     key = hashlib.sha256(json.dumps([_LAYOUT, name, size, stamps]).encode()).hexdigest()[:24]
     cache = cache_dir()
-    try: cache.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE") from e
-    if not os.access(cache, os.W_OK): raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
     known = cache / f"{key}.json"
     def found():
         try: return _open(cache / json.loads(known.read_text(encoding="utf-8"))["place"], name, source)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile): return None
-    if opened := found(): return opened
+    if opened := found(): return opened                      # of a cache that can only be read, too
+    try: cache.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE") from e
+    if not os.access(cache, os.W_OK): raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
     with FileLock(cache / f".{key}.lock"):
         if opened := found(): return opened
         for left in cache.glob(f".{key}-*"): shutil.rmtree(left)                      # by a process that was killed
@@ -326,20 +326,20 @@ def _read_mnist(folder):
 def _number(path): return int("".join(filter(str.isdigit, path.stem.rsplit("_", 1)[-1])) or 0)
 
 def _read_tiny_imagenet(folder):
-    ids = (folder / "wnids.txt").read_text().split()
+    ids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
     words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines() if "\t" in line)
     names = [words.get(i, i).split(",")[0] for i in ids]
     names = [n if names.count(n) == 1 else f"{n} ({i})" for n, i in zip(names, ids)]    # "crane" is a bird and a machine
     train = [sorted((folder / "train" / i / "images").glob("*.JPEG"), key=_number) for i in ids]
     place = {i: c for c, i in enumerate(ids)}
-    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines() if line]
+    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines() if line]
     if unknown := [r[1] for r in rows if r[1] not in place]: raise ValueError(f"{folder / 'val' / 'val_annotations.txt'} names the class {unknown[0]}, which wnids.txt doesn't; fetch the set again")
     return Listing(tuple(names), [p for ps in train for p in ps], np.repeat(np.arange(len(ids)), list(map(len, train))),
                    [folder / "val" / "images" / r[0] for r in rows], np.array([place[r[1]] for r in rows], np.int64), shape=(64, 64))
 
 def _stamp_tiny_imagenet(folder):
     lists = [folder / "wnids.txt", folder / "words.txt", folder / "val" / "val_annotations.txt", folder / "val" / "images"]
-    return lists + [folder / "train" / i / "images" for i in lists[0].read_text().split()]
+    return lists + [folder / "train" / i / "images" for i in lists[0].read_text(encoding="utf-8").split()]
 
 # %% ../nbs/lib/08_data.ipynb #08-data-29
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -477,11 +477,14 @@ DATASETS:dict[str, Callable[..., ImageSet]] = {"textures": functools.partial(_em
 # %% ../nbs/lib/08_data.ipynb #08-data-38
 def _only(data, classes):
     "The images of some classes, with labels from 0 in the order of their numbers."
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", classes): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {classes!r}")
-    ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
-    chosen = sorted({n for e in ends for n in range(e[0], e[-1] + 1)})
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", classes, re.ASCII): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {shown(classes)}")
     if data.targets: raise ValueError(f"{data.name} has targets, not classes: leave classes out")
-    if len(chosen) < 2 or chosen[-1] >= len(data.classes): raise ValueError(f"classes={classes}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
+    ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
+    rising = all(e[0] <= e[-1] < len(data.classes) for e in ends)
+    listed = [n for e in ends for n in range(e[0], e[-1] + 1)] if rising else []
+    chosen = sorted(set(listed))
+    if len(listed) > len(chosen): raise ValueError(f"classes={classes} names a class twice: list each once")
+    if len(chosen) < 2: raise ValueError(f"classes={shown(classes)[1:-1]}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
     kept = {part: np.isin(getattr(data, f"{part}_labels"), chosen) for part in ("train", "test")}
     images = {part: getattr(data, part)[k] for part, k in kept.items()} | {f"{part}_labels": np.searchsorted(chosen, getattr(data, f"{part}_labels")[k]) for part, k in kept.items()}
     return data._replace(classes=tuple(data.classes[n] for n in chosen), info={n: v[kept["train"]] for n, v in data.info.items()}, checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}", **images)
@@ -496,11 +499,11 @@ def load(
     "The image set of this name. Raises `ValueError` for an unknown name, class or a damaged file, `FileNotFoundError` where a file is missing."
     if classes is not None: return _only(load(name, size), classes)
     if name in DATASETS: return DATASETS[name](size=size)
-    path = Path(name).expanduser()
-    if path.is_dir() or path.suffix.lower() == ".csv":
-        if not path.exists(): raise FileNotFoundError(f"{path} is missing: dataset= takes a name, a folder of class folders, or a CSV with the columns path and label")
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path) or path.suffix.lower() == ".csv":
+        if not os.path.exists(path): raise FileNotFoundError(f"{path} is missing: dataset= takes a name, a folder of class folders, or a CSV with the columns path and label")
         return _own(path.resolve(), size)
-    if os.sep in name: raise FileNotFoundError(f"{name} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV")
+    if os.sep in name: raise FileNotFoundError(f"{name if len(name) < 300 else shown(name)} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV")
     return choose(name, DATASETS, "dataset")
 
 # %% ../nbs/lib/08_data.ipynb #08-data-40

@@ -159,7 +159,7 @@ def read_split(
 )->Split:
     "A split from a file. Raises `ValueError` if it is damaged or of another set."
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
         split = Split(*(None if found[k] is None else np.array(found[k], np.int64) for k in Split._fields))
         said, of = found["checksum"], found["data"]
     except FileNotFoundError: raise FileNotFoundError(f"{path} is missing: split= takes {', '.join(SPLITS)}, or a file that save_split wrote") from None
@@ -188,5 +188,6 @@ def repeated(
     b:np.ndarray, # (n, C, H, W) uint8
 )->int:
     "How many images of `b` are, pixel by pixel, in `a` too."
-    seen = {hashlib.md5(x.tobytes()).digest() for x in a}
-    return sum(hashlib.md5(x.tobytes()).digest() in seen for x in b)
+    def digest(x): return hashlib.sha256(x.tobytes()).digest()
+    seen = {digest(x) for x in a}
+    return sum(digest(x) in seen for x in b)

@@ -68,7 +68,7 @@ def own_model(
     The file may import what is installed, not what lies beside it. Raises `FileNotFoundError` or `ValueError` where that isn't so."""
     given = re.fullmatch(r"(.+\.py):(\w+)", name)
     if not given: return name
-    path = Path(given[1]).expanduser()
+    path = Path(os.path.expanduser(given[1]))
     if not path.is_file(): raise FileNotFoundError(f"{path} is missing: model= takes a name ({', '.join(list(MODELS)[:3])}, …) or FILE.py:FUNCTION")
     source = path.read_bytes()
     checksum = hashlib.sha256(source).hexdigest()[:12]
@@ -250,7 +250,7 @@ def pretrained(
 def _tensor_file(directory, name): return next((p for p in (directory / f"{name}.safetensors", directory / f"{name}.pt") if p.is_file()), directory / f"{name}.safetensors")
 
 def _weights_path(e):
-    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): return Path(e.weights)
+    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): return Path(os.path.expanduser(e.weights))
     identity, directory = find(e.weights)
     if directory.suffix == ".work": raise ValueError(f"weights={e.weights}: run {identity} isn't whole yet, it has no weights: compute it to its end first")
     return _tensor_file(directory, "weights")
