@@ -268,10 +268,17 @@ def test_what_a_file_prints_leaves_the_output_alone(tmp_path):
 
 
 def test_a_seed_is_tried_once(own):
-    "The trial of a network is that of its settings: another seed needs none."
+    "Another seed or learning rate needs no other trial."
     from wavescat.train import _try_own
     e = own(WORKS["tied weights"])
     check(e, CPU)
     before = _try_own.cache_info().misses
-    check(experiment(**{**{k: getattr(e, k) for k in e.changed}, "seed": 5, "split_seed": 7}), CPU)
+    check(experiment(**{**{k: getattr(e, k) for k in e.changed}, "seed": 5, "split_seed": 7, "lr": .3, "epochs": 9}), CPU)
     assert _try_own.cache_info().misses == before
+
+
+def test_settings_that_a_network_takes(own):
+    "Any setting may be an argument of the function: the trial has its value too."
+    source = HEAD + "def net(shape, num_classes, lr=.1, epochs=200, seed=0):\n    assert (lr, epochs, seed) == (.01, 2, 4), (lr, epochs, seed)\n    return nn.Sequential(nn.Flatten(), nn.Linear(1024, num_classes))\n"
+    check(own(source, seed=4), CPU)
+    with pytest.raises(ValueError, match="AssertionError: .0.01, 2, 5."): check(own(source, seed=5), CPU)

@@ -28,7 +28,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace as replaced
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -89,7 +89,7 @@ def own_model(
 )->str:       # for `model` of an experiment: FILE.py:FUNCTION@CHECKSUM
     """A model of one's own: FUNCTION(shape, num_classes, ...) returns a module, (B, C, H, W) → (B, num_classes); further arguments are settings of `Experiment`, with the same defaults.
 
-    The file may import what is installed, not what lies beside it. Raises `FileNotFoundError` or `ValueError` where that isn't so."""
+    The file may import what is installed, not what lies beside it. It is run anew for every network that is built, and what it draws by torch, NumPy or random is the same every time; what the function draws follows the seed. Raises `FileNotFoundError` or `ValueError` where that isn't so."""
     given = re.fullmatch(r"(.+\.py):(\w+)", name)
     if not given: return name
     path = Path(given[1]).expanduser()
@@ -313,11 +313,14 @@ def _check_own(e, data, device):
     most = e.test_batch_size or _TEST_SIZES[device.type == "cpu"]
     testing = {1, 2} | {size for n in (tested, len(parts.validation)) for size in (min(n, most), n % most)} - {0}
     n = len(parts.train)
-    _try_own(replaced(e, seed=0, split_seed=42, weights=None, new_head=False), n, tuple(_learning_sizes(e, n, launched())), tuple(sorted(testing, key=lambda size: (size != 2, size))), str(device))
+    tried = Experiment(**{"epochs": min(e.epochs, 1), "lr": 1e-6} | {k: getattr(e, k) for k in (*_TRIED, *model_options(e.model))})
+    _try_own(tried, n, tuple(_learning_sizes(e, n, launched())), tuple(sorted(testing, key=lambda size: (size != 2, size))), str(device))
+
+_TRIED = ("dataset", "size", "classes", "augment", "mix", "mix_beta", "model", "loss", "label_smoothing", "margin", "target_scale", "optimizer", "precision", "channels_last", "compile", "deterministic") # what decides whether a network works
 
 @functools.cache
 def _try_own(e, n, learning, testing, device):
-    "Once for all seeds."
+    "Once for all seeds, rates and the like."
     data, device = load(e.dataset, e.size, e.classes), torch.device(device)
     own, shape, outputs = e.model.partition("@")[0], tuple(data.train.shape[1:]), len(data.targets or data.classes)
     def build_again():
@@ -325,11 +328,12 @@ def _try_own(e, n, learning, testing, device):
             return _model(e, shape, outputs)
     first, again = (_storable(own, build_again()) for _ in range(2))
     changed = [k for k in first if not _same_bits(first[k], again[k])]
+    del first, again
     if changed: raise _Refused(f"{own} starts with other weights when it is built again from the same seed ({', '.join(changed[:3])}): draw them by torch's, NumPy's or random's own functions, not by a generator without a seed")
     few = torch.arange(min(len(data.train), max(learning + testing))).numpy()
     try:
         with _chance(e.seed), _algorithms(e, device), _guarded(f"{own} can't be trained"):
-            t = Training(replaced(e, accumulate=1), World(device), Split(few, few[:0], few))
+            t = Training(e, World(device), Split(few, few[:0], few))
             for size in testing: _try_test(t, own, outputs, size)
             for size in learning: _try_learning(t, own, outputs, size, n)
             _try_storing(t, own, build_again, min(max(learning + (2,)), len(few)))
