@@ -33,7 +33,7 @@ class Experiment:
     split:str = "stratified"       # how images are chosen: one of `splits.SPLITS`, or a file
     per_class:int|None = None      # training images of each class; None takes all that validation leaves
     validation:int = 0             # validation images in all; 0 keeps the last epoch
-    split_seed:int = 42            # chooses the training and validation images
+    split_seed:int = 42            # chooses the training and validation images, where not all of them train
     augment:str = "scatresnet"     # one of `augment.AUGMENTATIONS`
     mix:str|None = None            # images mixed within a batch: one of `augment.MIXES`
     mix_beta:float|None = None     # of the Beta law that mixes; None: the mix's own
@@ -57,7 +57,7 @@ class Experiment:
     label_smoothing:float = 0.0    # of cross-entropy: share of the label that all classes have alike
     margin:float = 1.0             # of hinge losses
     target_scale:float = 1.0       # what targets are divided by, in their unit
-    epochs:int = 200               # passes over the training images; 0 only evaluates
+    epochs:int = 200               # passes over the training images; 0 only evaluates, and what teaches counts for nothing
     batch_size:int = 128           # images a step
     test_batch_size:int|None = None # images at a time in validation and test; None: 64 on a CPU, 1,000 on a GPU
     drop_last:bool = False         # leave out a last batch that is smaller
@@ -79,7 +79,7 @@ class Experiment:
     final_div_factor:float = 1e4   # one-cycle: the first learning rate over the last
     base_momentum:float = 0.85     # one-cycle: momentum at the peak
     max_momentum:float = 0.95      # one-cycle: momentum at the ends
-    eval_every:int = 1             # epochs between validations; the last epoch is always validated
+    eval_every:int = 1             # epochs between validations, where there are validation images; the last epoch is always validated
     patience:int|None = None       # validations without a better one after which a run stops
     top_k:int = 5                  # how many guesses count in test_top_k
     precision:str = "float32"      # one of `optim.PRECISIONS`; weights and scattering stay float32

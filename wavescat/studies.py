@@ -403,7 +403,7 @@ def tested(
     data, parts, model, prepare = load(e.dataset, e.size, e.classes), split_of(e), load_model(e), AUGMENTATIONS[e.augment].evaluate
     if data.targets: raise ValueError(f"{e.dataset} has targets, not classes, so that there are no probabilities to speak of")
     images, labels = (data.test, data.test_labels) if parts.test is None else (data.train[parts.test], data.train_labels[parts.test])
-    batches = Batches(images, labels, data.mean, data.std)
+    batches = Batches(images, labels, data.mean, data.std, channels_last=e.channels_last)
     scores, _ = predict(model, batches, prepare)
     return Tested(model, data.classes, np.asarray(images, np.float32).transpose(0, 2, 3, 1) / 255, np.asarray(labels), scores.softmax(1).numpy(), lambda places: batches.batch(torch.as_tensor(places), prepare)[0])
 

@@ -121,8 +121,9 @@ def _seconds_an_image(e)->float:
     device, threads = default_device(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        net = build_model(e).to(device, memory_format=torch.channels_last)
-        x = torch.zeros(16, *AUGMENTATIONS[e.augment].shape(load(e.dataset, e.size).train.shape[1:]), device=device)
+        order = torch.channels_last if e.channels_last else torch.contiguous_format
+        with torch.random.fork_rng(): net = build_model(e).to(device, memory_format=order)
+        x = torch.zeros(16, *AUGMENTATIONS[e.augment].shape(load(e.dataset, e.size).train.shape[1:]), device=device).to(memory_format=order)
         for _ in range(2):
             started = time.perf_counter()
             net(x).logsumexp(1).mean().backward()
@@ -134,7 +135,7 @@ def _seconds(e, widest):
     "Estimated time of a run: its training images, and a third of that for every image that is only looked at."
     n = image_counts(e)
     looked_at = n["validation"] * math.ceil(e.epochs / e.eval_every) + 2 * n["test"]
-    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(experiment(**{k: getattr(e, k) for k in ("dataset", "size", "augment", "model", *model_options(e.model))} | ({"L": widest} if widest else {})))
+    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(experiment(**{k: getattr(e, k) for k in ("dataset", "size", "augment", "model", "channels_last", *model_options(e.model))} | ({"L": widest} if widest else {})))
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-12
 def plan(
