@@ -257,6 +257,7 @@ def _tiny(folder, each=12):
 
 def test_tiny_imagenet(tmp_path):
     folder = source_folder("tiny-imagenet"); _tiny(folder)
+    (folder / "train" / "n02" / "images" / "._n02_3.JPEG").write_bytes(b"what a Mac leaves")
     d = data.load("tiny-imagenet")
     assert d.train.shape == (36, 3, 64, 64) and d.test_labels.tolist() == [0, 1, 2, 0, 1, 2] and d.classes == ("crane (n01)", "crane (n02)", "cat")
     assert (d.train[3, 0] == d.train[3, 1]).all() and (d.train[2, 0] != d.train[2, 1]).any()                    # grey became RGB
@@ -524,7 +525,9 @@ def test_an_index_is_no_target(tmp_path, index):
     (_lines("path\tlabel", lambda i: f"{i}.png\t{'ab'[i % 2]}"), "columns are parted by commas"),
     (_lines("path,class", lambda i: f"{i}.png,{i % 2}"), "column class may be the classes; call it label"),
     (_lines("path,height", lambda i: f"{i}.png,3"), "height is 3 in every training row"),
-    (_lines("path,height,species", lambda i: f"{i}.png,{i},oak"), "line 2: species must be a number, got 'oak'"),
+    (_lines("path,height,species", lambda i: f"{i}.png,{i},oak"), "line 2: species must be a number, got 'oak', and no row has one; call the column label"),
+    (_lines("path,height,width", lambda i: f"{i}.png,{i},{'?' if i == 3 else i}"), "line 5: width must be a number, got .*; mend the line"),
+    (_lines("X,path,height", lambda i: f"{i + 1},{i}.png,{i * i}"), "X numbers the rows, which looks like an index"),
     (_lines("path,label", lambda i: f"{i}.png,{i / 4}"), "label holds numbers such as 0.25; rename the column"),
     (_lines("path,label", lambda i: f"{i}.png,{['1', '01'][i % 2]}"), "the classes 01 and 1 are the same number"),
     (_lines("path,label", lambda i: f"{i}.png,{['a', 'nan'][i % 2]}"), "line 3: label is 'nan', a missing value"),
@@ -715,6 +718,8 @@ def test_covidx_files_with_blanks_and_beside_the_lists(monkeypatch):
     monkeypatch.setitem(data._READERS, "covidx-cxr", data._READERS["covidx-cxr"]._replace(expected=(3, 4)))
     shutil.rmtree(data.cache_dir()); data.load.cache_clear()
     assert "not the published split: 4 training images, 3 were published" in data.load("covidx-cxr").notes
+    whole, said = data.verify_set("covidx-cxr")
+    assert not whole and "4 of 3 training images; more than were published" in said and "4 of 4 test images" in said
     (folder / "train.txt").write_text("5 a.png negative cohen\n5 a.png negative cohen\n"); data.load.cache_clear()
     with pytest.raises(ValueError, match="line 2: a.png stands on line 1 already"): data.load("covidx-cxr")
 

@@ -345,7 +345,8 @@ def _read_tiny_imagenet(folder):
     words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines() if "\t" in line)
     names = [words.get(i, i).split(",")[0] for i in ids]
     names = [n if names.count(n) == 1 else f"{n} ({i})" for n, i in zip(names, ids)]    # "crane" is a bird and a machine
-    train = [sorted((folder / "train" / i / "images").glob("*.JPEG"), key=_number) for i in ids]
+    images = [(folder / "train" / i / "images").glob("*.JPEG") for i in ids]
+    train = [sorted((p for p in paths if not _hidden(p)), key=_number) for paths in images]
     place = {i: c for c, i in enumerate(ids)}
     rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines() if line]
     if unknown := [r[1] for r in rows if r[1] not in place]: raise ValueError(f"{folder / 'val' / 'val_annotations.txt'} names the class {unknown[0]}, which wnids.txt doesn't; fetch the set again")
@@ -567,6 +568,15 @@ def _own_table(path):
         if "\\" in r["path"] and not (path.parent / r["path"]).exists(): raise ValueError(f"{path}, line {n}: {r['path']} is missing; part folders with / instead of \\")
     return [role[c] for c in names], rows
 
+def _is_number(text):
+    try: float(text)
+    except ValueError: return False
+    return True
+
+def _counts(values):
+    "Whether values number the rows, from 0 or 1."
+    return any(values == [str(i) for i in range(start, start + len(values))] for start in (0, 1))
+
 def _columns_of(path, columns, rows):
     "Targets, the column of groups or None, and a note on what the columns are taken for; refuses doubtful ones."
     groups = [c for c in columns if c in ("group", "patient")]
@@ -584,6 +594,9 @@ def _columns_of(path, columns, rows):
     for c in rest:
         if c.lower() in _LABEL_LIKE: raise ValueError(f"{path}: column {c} may be the classes; call it label, or give it another name if it is a number to predict")
         if _INDEX_LIKE.fullmatch(c): raise ValueError(f"{path}: {c} looks like an index, and every column beside {', '.join(_ROLES)} is a number to predict; take it out, or give it the name of what it measures")
+        line, first = next((n, r[c]) for n, r in rows)
+        if not any(map(_is_number, (r[c] for _, r in rows))): raise ValueError(f"{path}, line {line}: {c} must be a number, got {first!r}, and no row has one; call the column label if it says the classes, or take it out")
+    if columns[0] in rest and _counts([r[columns[0]] for _, r in rows]): raise ValueError(f"{path}: {columns[0]} numbers the rows, which looks like an index; take it out, or put it behind path if it is to be predicted")
     return tuple(rest), group, f"columns taken: {', '.join(taken)}; predicted as numbers: {', '.join(rest)}"
 
 def _own_labels(path, rows, test):
@@ -737,7 +750,7 @@ def verify_set(
         missing = [] if isinstance(given, np.ndarray) else [p for p in given if not p.is_file()]
         here = len(given) - len(missing)
         if missing: said.append(f"{missing[0]} is missing" + (f", and {len(missing) - 1} more that the lists name" if missing[1:] else ""))
-        if expected or here: said.append(f"{here:,} of {expected:,} {part} images" + ("" if here == expected else f"; {how_to_get(name)}"))
+        if expected or here: said.append(f"{here:,} of {expected:,} {part} images" + ("" if here == expected else "; more than were published" if here > expected else f"; {how_to_get(name)}"))
         whole = whole and here == expected
     if not s.inside: said.append("no checksums of single files are published: names and numbers were compared")
     return whole, [*said, *listing.notes]
