@@ -399,9 +399,14 @@ def tested(
     from wavescat.augment import AUGMENTATIONS
     from wavescat.batches import Batches
     from wavescat.data import load
+    from wavescat.store import run_dir
     from wavescat.train import load_model, predict, split_of
     data, parts, model, prepare = load(e.dataset, e.size, e.classes), split_of(e), load_model(e), AUGMENTATIONS[e.augment].evaluate
     if data.targets: raise ValueError(f"{e.dataset} has targets, not classes, so that there are no probabilities to speak of")
+    trained = json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))["classes"]
+    if trained != list(data.classes):
+        names = ", ".join(trained[:4])
+        raise ValueError(f"{e.identity} was trained on the classes {names}, …, in an order that is not the set's now; compute it again")
     images, labels = (data.test, data.test_labels) if parts.test is None else (data.train[parts.test], data.train_labels[parts.test])
     batches = Batches(images, labels, data.mean, data.std, channels_last=e.channels_last)
     scores, _ = predict(model, batches, prepare)
