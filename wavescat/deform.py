@@ -177,7 +177,9 @@ def _bell(size, sigma):
     k = torch.exp(-u**2 / (2 * sigma**2))
     return torch.outer(k, k) / k.sum()**2
 
-def _blurred(x, sigma): return _filtered(x, _bell(2 * max(1, round(4 * sigma)) + 1, sigma))
+def _blurred(x, sigma, widths=4, mode="reflect"):
+    "Gaussian blur, cut off at so many of its widths."
+    return _filtered(x, _bell(2 * max(1, int(widths * sigma + .5)) + 1, sigma), mode)
 
 def _grey(x): return (x * x.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True).expand(x.shape) if x.shape[1] == 3 else x
 
@@ -197,28 +199,71 @@ def _disk(radius, alias):
     k = _filtered((k / k.sum())[None, None], _bell(3, alias))[0, 0]
     return k / k.sum()
 
-def _glass(x, sigma, reach, times, g):
-    x = _blurred(x, sigma)
-    B, _, H, W = x.shape
-    at = torch.stack(torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij"), -1)
-    for _ in range(times):
-        near = (at + torch.randint(-reach, reach + 1, (B, H, W, 2), generator=g)).clamp(min=0)
-        rows, cols = near[..., 0].clamp(max=H - 1), near[..., 1].clamp(max=W - 1)
-        x = x[torch.arange(B)[:, None, None], :, rows, cols].permute(0, 3, 1, 2)
-    return _blurred(x, sigma)
+def _bytes_of(x):
+    "Values as files of 8 bits hold them, cut off as NumPy does; a rounding error takes none a step down."
+    return (255 * x.clamp(0, 1) + 1e-3).floor() / 255
 
-def _streak(size, sigma, degrees):
-    "Kernels (B, n, n) of a motion that fades out, in a direction for each image."
-    u, a = places((2 * size + 1,) * 2), torch.deg2rad(degrees)[:, None, None]
-    along, across = u[..., 1] * a.cos() - u[..., 0] * a.sin(), u[..., 1] * a.sin() + u[..., 0] * a.cos()
-    k = torch.exp(-along**2 / (2 * sigma**2)) * (along >= -.5) * (1 - across.abs()).clamp(min=0)
-    return k / k.sum((1, 2), keepdim=True)
+def _glass(x, sigma, reach, times, g):
+    "Blurred, pixels swapped one after the other with one up or left of them, from the last to the first, and blurred again."
+    x = _bytes_of(_blurred(x, sigma, mode="replicate"))
+    B, _, H, W = x.shape
+    x, every = x.clone(), torch.arange(B)
+    for _ in range(times):
+        for h in range(H - reach, reach, -1):
+            for w in range(W - reach, reach, -1):
+                dh, dw = torch.randint(-reach, reach, (2, B), generator=g)
+                here = x[:, :, h, w].clone()
+                x[:, :, h, w] = x[every, :, h + dh, w + dw]
+                x[every, :, h + dh, w + dw] = here
+    return _blurred(x, sigma, mode="replicate")
+
+def _streak(radius, sigma, degrees):
+    "Kernels (B, n, n) of a motion that fades out to one side, in a direction for each image: ImageMagick's, 2·radius + 1 pixels long."
+    i = torch.arange(2 * radius + 1.)
+    fading = torch.exp(-i**2 / (2 * sigma**2))
+    a = torch.deg2rad(degrees)[:, None]
+    rows, cols = ((i * direction - .5).ceil().long() + 2 * radius for direction in (a.sin(), a.cos()))
+    k = torch.zeros(len(a), 4 * radius + 1, 4 * radius + 1)
+    k.index_put_((torch.arange(len(a))[:, None], rows, cols), (fading / fading.sum()).expand(len(a), -1), accumulate=True)
+    return k
+
+def _moving(x, radius, sigma, degrees): return _filtered(x, _streak(radius, sigma, degrees), "replicate")
 
 def _zoomed(x, factor):
-    H, W = x.shape[-2:]
-    big = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
-    top, left = (big.shape[-2] - H) // 2, (big.shape[-1] - W) // 2
-    return big[..., top:top + H, left:left + W]
+    "The middle, enlarged: bilinear between the middles of the outer pixels, as SciPy's zoom of order 1."
+    sides = x.shape[-2:]
+    crop = [math.ceil(n / factor) for n in sides]
+    top, left = ((n - c) // 2 for n, c in zip(sides, crop))
+    middle = x[..., top:top + crop[0], left:left + crop[1]]
+    big = F.interpolate(middle, [round(c * factor) for c in crop], mode="bilinear", align_corners=True)
+    top, left = ((m - n) // 2 for m, n in zip(big.shape[-2:], sides))
+    return big[..., top:top + sides[0], left:left + sides[1]]
+
+def _zoom_blur(x, steps):
+    "The mean of an image and of it zoomed by 1, 1.01, and so on, in so many steps."
+    step = 1.01 - 1                                           # as NumPy makes it: its rounding error decides a side
+    return torch.stack([x, *(_zoomed(x, 1 + k * step) for k in range(steps))]).mean(0)
+
+def _plasma(n, shape, g, decay):
+    """Fractal noise (n, 1, H, W) in 0–1 on a torus, by the diamond-square algorithm: a point in the middle of
+    four others is their mean and a random number, whose range falls by decay² whenever the mesh is halved."""
+    side = 2**math.ceil(math.log2(max(shape)))
+    field, mesh, wibble = torch.zeros(n, side, side), side, 100.
+
+    def between(total):
+        return total / 4 + wibble**2 * (2 * torch.rand(total.shape, generator=g) - 1)
+
+    while mesh >= 2:
+        half = mesh // 2
+        corners = field[:, ::mesh, ::mesh].clone()
+        pairs = corners + corners.roll(-1, 1)
+        middles = between(pairs + pairs.roll(-1, 2))
+        field[:, half::mesh, half::mesh] = middles
+        field[:, ::mesh, half::mesh] = between(corners + corners.roll(-1, 2) + middles + middles.roll(1, 1))
+        field[:, half::mesh, ::mesh] = between(corners + corners.roll(-1, 1) + middles + middles.roll(1, 2))
+        mesh, wibble = half, wibble / decay
+    field = field - field.amin((1, 2), keepdim=True)
+    return (field / field.amax((1, 2), keepdim=True))[:, None, :shape[0], :shape[1]]
 
 def _clouds(n, shape, g, decay=2.):
     "Fractal noise (n, 1, H, W) in 0–1: octaves of random grids, each weaker by `decay`."
@@ -234,7 +279,7 @@ def _clouds(n, shape, g, decay=2.):
 def _fog(x, c, g):
     thick, decay = c
     top = x.amax((1, 2, 3), keepdim=True)
-    return (x + thick * _clouds(len(x), x.shape[-2:], g, decay).to(x)) * top / (top + thick)
+    return (x + thick * _plasma(len(x), x.shape[-2:], g, decay).to(x)) * top / (top + thick)
 
 def _frost(x, c, g):
     seen, ice = c
@@ -244,7 +289,8 @@ def _frost(x, c, g):
 def _snow(x, c, g):
     mean, sd, zoom, least, length, fade, kept = c
     flakes = _zoomed(mean + sd * torch.randn(len(x), 1, *x.shape[-2:], generator=g), zoom)
-    flakes = _filtered(torch.where(flakes < least, 0., flakes).clamp(0, 1), _streak(length, fade / 2, _even(len(x), g, -135., -45.)), "replicate").to(x)
+    flakes = _bytes_of(torch.where(flakes < least, 0., flakes))
+    flakes = _moving(flakes, length, fade, _even(len(x), g, -135., -45.)).to(x)
     pale = kept * x + (1 - kept) * torch.maximum(x, 1.5 * _grey(x) + .5)
     return pale + flakes + flakes.flip((2, 3))
 
@@ -264,18 +310,24 @@ def _elastic(x, c, g):
     moved = tips + _even((B, 3, 2), g, -corner, corner)
     A = torch.linalg.solve(torch.cat([tips, torch.ones(3, 1)], 1).expand(B, 3, 3), moved)
     tau = torch.cat([u, torch.ones(H, W, 1)], -1).view(1, -1, 3) @ A
-    tau = tau.view(B, H, W, 2) - u
-    if alpha:
-        tau = tau + alpha * _blurred(_even((B, 2, H, W), g, -1., 1.), sigma).permute(0, 2, 3, 1)
-    return displace(x, tau.to(x))
+    x = displace(x, (tau.view(B, H, W, 2) - u).to(x))
+    if not alpha: return x
+    tau = alpha * _blurred(_even((B, 2, H, W), g, -1., 1.), sigma, widths=3)
+    return displace(x, tau.permute(0, 2, 3, 1).to(x))
 
 def _pixelated(x, share):
-    def areas(n):                                                              # (fewer, n): what part of each large pixel every small one covers
-        m, j = int(n * share), torch.arange(n)
-        edges = torch.arange(m + 1) * (n / m)
-        return (torch.minimum(edges[1:, None], j + 1) - torch.maximum(edges[:-1, None], j)).clamp(min=0).to(x) * m / n
+    "Made smaller and large again by Pillow's box filter, in 8 bits."
+    import numpy as np
+    from PIL import Image
     H, W = x.shape[-2:]
-    return F.interpolate(areas(H) @ x @ areas(W).T, (H, W), mode="nearest-exact")
+    few = int(W * share), int(H * share)
+
+    def resized(pixels):
+        small = Image.fromarray(pixels).resize(few, Image.Resampling.BOX)
+        return torch.from_numpy(np.array(small.resize((W, H), Image.Resampling.BOX)))
+
+    pixels = (x.clamp(0, 1) * 255).round().byte().cpu().flatten(0, 1).numpy()
+    return torch.stack([resized(colour) for colour in pixels]).view(x.shape).to(x) / 255
 
 def _jpeg(x, quality):
     import io
@@ -317,8 +369,8 @@ CIFAR10_C:dict[str, Corruption] = {
     "impulse noise": Corruption(_salt_and_pepper, (.01, .02, .03, .05, .07)),
     "defocus blur": Corruption(lambda x, c, g: _filtered(x, _disk(*c)), ((.3, .4), (.4, .5), (.5, .6), (1, .2), (1.5, .1))),
     "glass blur": Corruption(lambda x, c, g: _glass(x, *c, g), ((.05, 1, 1), (.25, 1, 1), (.4, 1, 1), (.25, 1, 2), (.4, 1, 2))),
-    "motion blur": Corruption(lambda x, c, g: _filtered(x, _streak(*c, _even(len(x), g, -45., 45.))), ((6, 1.), (6, 1.5), (6, 2.), (8, 2.), (9, 2.5))),
-    "zoom blur": Corruption(lambda x, c, g: torch.stack([x, *(_zoomed(x, 1 + k / 100) for k in range(c))]).mean(0), (6, 11, 16, 21, 26)),
+    "motion blur": Corruption(lambda x, c, g: _moving(x, *c, _even(len(x), g, -45., 45.)), ((6, 1.), (6, 1.5), (6, 2.), (8, 2.), (9, 2.5))),
+    "zoom blur": Corruption(lambda x, c, g: _zoom_blur(x, c), (7, 12, 16, 21, 26)),
     "snow": Corruption(_snow, ((.1, .2, 1., .6, 8, 3, .95), (.1, .2, 1., .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9), (.25, .3, 2.25, .6, 12, 6, .85), (.3, .3, 1.25, .65, 14, 12, .8))),
     "frost": Corruption(_frost, ((1., .2), (1., .3), (.9, .4), (.85, .4), (.75, .45))),
     "fog": Corruption(_fog, ((.2, 3.), (.5, 3.), (.75, 2.5), (1., 2.), (1.5, 1.75))),
