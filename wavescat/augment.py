@@ -71,7 +71,10 @@ def colour_jitter(
     saturation:float=0.1,    # largest relative change
     hue:float=0.1,           # largest turn, fraction of a full turn
 )->Tensor:                   # (B, C, H, W) in 0–1
-    "Random brightness, contrast, saturation and hue, in this order."
+    """Random brightness, contrast, saturation and hue, in this order.
+
+    Hue turns colours about the grey axis of RGB. torchvision and Pillow shift the hue of HSV instead, which keeps the
+    largest and the smallest colour of a pixel, and torchvision draws the order anew each time."""
     b, c, s, h = (_uniform(x, g, -1, 1)[:, None, None, None] for _ in range(4))
     y = (x * (1 + brightness * b)).clamp(0, 1)
     mean = (_grey(y) if x.shape[1] == 3 else y).mean((1, 2, 3), keepdim=True)
@@ -242,7 +245,8 @@ def _geometry(x, **how): return _affine(x, _map(x, **how), "nearest", fill=_GREY
 def _luminance(x): return _grey(x) if x.shape[1] == 3 else x
 
 _OPERATIONS = {  # name: (what it does to images with magnitudes (n,), magnitude at level 9, whether its sign is random)
-    "ShearX": (lambda x, m: _geometry(x, shear_x=m), .3, True), "ShearY": (lambda x, m: _geometry(x, shear_y=m), .3, True),
+    "ShearX": (lambda x, m: _geometry(x, shear_x=m, shift_x=-m * x.shape[-2] / 2), .3, True),           # about the corner, as Pillow's
+    "ShearY": (lambda x, m: _geometry(x, shear_y=m, shift_y=-m * x.shape[-1] / 2), .3, True),
     "TranslateX": (lambda x, m: _geometry(x, shift_x=m * x.shape[-1]), 150 / 331, True), "TranslateY": (lambda x, m: _geometry(x, shift_y=m * x.shape[-2]), 150 / 331, True),
     "Rotate": (lambda x, m: _geometry(x, angle=m), math.radians(30), True),
     "AutoContrast": (_autocontrast, 0., False), "Invert": (lambda x, m: 1 - x, 0., False), "Equalize": (_equalise, 0., False),
@@ -267,7 +271,7 @@ def autoaugment(
     g:Generator, # random numbers
     p:float=1.0, # probability
 )->Tensor:       # (B, C, H, W) in 0–1
-    "AutoAugment's policy for CIFAR-10, a pair of operations an image. Source: Cubuk et al. 2019, table 7."
+    "AutoAugment's policy for CIFAR-10, a pair of operations an image, each as Pillow's: geometry to a pixel on a border, colours to 1.5 of 255. Source: Cubuk et al. 2019, table 7."
     changed, pair = _changed(x, p, g).flatten(), (_uniform(x, g) * len(_POLICY)).long().clamp(max=len(_POLICY) - 1)
     y = x.clone()
     for chosen in _TABLE.to(x.device)[pair].unbind(1):       # (B, 3): operation, probability, level
