@@ -519,7 +519,7 @@ def _provenance(e:Experiment, world, seconds)->dict:
 def _save_model(e:Experiment, model:nn.Module, directory)->None:
     "Weights, and beside them what a model must know of its images."
     data = load(e.dataset, e.size, e.classes)
-    write_json(directory / "images.json", {"shape": list(data.train.shape[1:]), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes or ()), "targets": list(data.targets or ())})
+    write_json(directory / "images.json", {"shape": list(data.train.shape[1:]), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes or ()), "targets": list(data.targets or ()), "white": data.white})
     _save_tensors(model.state_dict(), directory / "weights")
 
 def _save_tensors(tensors, path):
@@ -600,7 +600,7 @@ def classify(
     paths:Sequence[str|Path],   # images
     device:torch.device|None=None, # None takes `default_device`
 )->tuple[list[str], Tensor, bool]: # names of classes or targets (K,); probabilities of the classes, or targets, (N, K); whether they are probabilities
-    "What a stored model makes of images, resized to what it was trained on. Raises `ValueError` for a run or an image that can't be read."
+    "What a stored model makes of images, read as those of its set were: squashed or stretched to the same size. Raises `ValueError` for a run or an image that can't be read."
     e, model, images, batches = prepared(run, paths, device)
     scores, _ = predict(model, batches, AUGMENTATIONS[e.augment].evaluate, lambda: autocast(e, batches.device), batch_size=e.test_batch_size)
     if not torch.isfinite(scores).all(): raise ValueError(f"what run {e.identity} says of these images isn't finite: did it diverge? choose another run")
@@ -612,7 +612,7 @@ def prepared(
     paths:Sequence[str|Path],   # images
     device:torch.device|None=None, # None takes `default_device`
 )->tuple[Experiment, nn.Module, dict, Batches]: # the run's experiment and model, what that knows of its images, and these images as `Batches`
-    "A stored model and images, resized to what it was trained on. Raises as `classify` does."
+    "A stored model and images, read as those of its set were. Raises as `classify` does."
     from PIL import Image
     e, device = experiment_of(run), device or default_device()
     if not run_dir(e).is_dir(): raise ValueError(f"{e.identity} isn't whole yet, it has no model: compute it to its end first (wavescat runs show {e.identity})")
@@ -621,13 +621,8 @@ def prepared(
     def read(path):
         try: content = Path(path).read_bytes()
         except OSError as error: raise ValueError(f"no image could be read at {path}: {error.strerror}") from None
-        try: pixels = decode(content, Path(path), None)
-        except ValueError: raise ValueError(f"{path} isn't an image that can be read") from None
-        picture = Image.fromarray(pixels.transpose(1, 2, 0)).convert("L" if C == 1 else "RGB")
-        side = max(W / picture.width, H / picture.height)                      # fill the shape, cut what is too much
-        w, h = (max(n, round(m * side)) for n, m in ((W, picture.width), (H, picture.height)))
-        left, top = (w - W) // 2, (h - H) // 2
-        return np.asarray(picture.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + W, top + H)), np.uint8).reshape(H, W, -1).transpose(2, 0, 1)
+        pixels = decode(content, Path(path), (H, W), images.get("white") or None)
+        return pixels if C == 3 else np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
     return e, model, images, Batches(np.stack([read(p) for p in paths]), np.zeros(len(paths), np.int64), images["mean"], images["std"], device)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-32
