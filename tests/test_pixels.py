@@ -293,7 +293,6 @@ def test_brightness_is_comparable_within_a_set(tmp_path):
     grey = lambda v: _png16(np.full((8, 8), v))
     d, pixels = _set(tmp_path, {"dark.png": grey(1000), "light.png": grey(4000)})
     assert d.white == {"integer": 4095} and pixels["dark.png"].max() == 62 and pixels["light.png"].max() == 249
-    _, pixels = _set(tmp_path, {"white.png": grey(65535)})
     d, pixels = _set(tmp_path, {"dark.png": grey(1000), "light.png": grey(4000), "white.png": grey(65535)})
     assert d.white == {"integer": 65535} and [pixels[f"{n}.png"].max() for n in ("dark", "light", "white")] == [4, 16, 255]
     for part, value in (("train", 1000), ("test", 4000)):
@@ -418,3 +417,154 @@ def test_demos_read_images_as_the_rest_does():
     assert (grey_square(_saved(Image.fromarray(np.rint(ramp * 255).astype(np.uint8)), exif=exif), "x.png") == eight.flip(0, 1)).all()
     for content in (b"no image", _tiff(-ramp), _tiff(ramp * np.nan)):
         with pytest.raises(ValueError, match="^x.tif can't be read as an image: choose a PNG or JPEG file$"): grey_square(content, "x.tif")
+
+
+# ------------------------------------------------------------------ files that change while a process lives
+def _grey(path, value, size=8, **kw):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), (value,) * 3).save(path, **kw)
+
+
+def _plain(folder, value=50, n=3):
+    for c in "ab":
+        for i in range(n): _grey(folder / c / f"{i}.bmp", value + i)
+    return folder
+
+
+def test_an_image_rewritten_in_place_is_read_again(tmp_path):
+    "Of the same size; with the time of before put back; at once after the set was read."
+    own = _plain(tmp_path / "own")
+    path = own / "a" / "0.bmp"
+    for value in range(60, 70):
+        before = path.stat()
+        with open(path, "r+b") as f:
+            f.seek(before.st_size - 3 * 64); f.write(bytes([value]) * 3 * 64)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+        assert (data.load(str(own)).train[0] == value).all()
+
+
+@pytest.mark.parametrize("how", ["added", "removed", "renamed", "swapped", "another link", "another class"])
+def test_a_folder_that_changes(tmp_path, how):
+    own = _plain(tmp_path / "own")
+    outside = tmp_path / "outside"
+    for i in range(2): _grey(outside / f"{i}.bmp", 200 + i)
+    (own / "a" / "link.bmp").symlink_to(outside / "0.bmp")
+    first = data.load(str(own))
+    same = data.load(str(own))
+    assert same is first
+    if how == "added": _grey(own / "b" / "9.bmp", 9)
+    if how == "removed": (own / "b" / "2.bmp").unlink()
+    if how == "renamed": (own / "b" / "2.bmp").rename(own / "b" / "00.bmp")
+    if how == "swapped":
+        (own / "a" / "0.bmp").rename(tmp_path / "kept"); (own / "a" / "1.bmp").rename(own / "a" / "0.bmp"); (tmp_path / "kept").rename(own / "a" / "1.bmp")
+    if how == "another link":
+        (own / "a" / "link.bmp").unlink(); (own / "a" / "link.bmp").symlink_to(outside / "1.bmp")
+    if how == "another class": _plain(own / "more", n=1); os.rename(own / "more" / "a", own / "c"); os.rename(own / "more" / "b" / "0.bmp", own / "c" / "1.bmp"); os.rmdir(own / "more" / "b"); os.rmdir(own / "more")
+    d = data.load(str(own))
+    data.load.cache_clear()
+    anew = data.load(str(own))
+    assert d.checksum == anew.checksum != first.checksum and (d.train == anew.train).all() and d.classes == anew.classes
+
+
+def test_labels_swapped_in_a_csv(tmp_path):
+    "A kernel's second run is of the new labels, and its first result is stale."
+    _plain(tmp_path)
+    path = tmp_path / "list.csv"
+    def write(x, y): path.write_text("path,label\n" + "".join(f"{c}/{i}.bmp,{x if c == 'a' else y}\n" for c in "ab" for i in range(3)))
+    write("x", "y")
+    e = experiment(dataset=str(path), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4)
+    one = run(e, device=CPU)
+    assert data.load(str(path)).train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    write("y", "x")
+    assert data.load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0] and train.found(e)["stale"]
+    assert run(e, device=CPU)["data"] == data.load(str(path)).checksum != one["data"]
+
+
+def test_another_folder_of_the_same_name(tmp_path, monkeypatch):
+    for place, value in (("here", 10), ("there", 90)): _plain(tmp_path / place / "leaves", value)
+    e = experiment(dataset="leaves", model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4)
+    seen = {}
+    for place in ("here", "there", "here"):
+        monkeypatch.chdir(tmp_path / place)
+        result = run(e, device=CPU)
+        assert data.load("leaves").train.min() == {"here": 10, "there": 90}[place] and result["data"] == data.load("leaves").checksum
+        assert seen.setdefault(place, result["data"]) == result["data"]
+    assert seen["here"] != seen["there"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="unknown dataset 'leaves'"): data.load("leaves")
+
+
+def test_a_relative_folder_of_data_sets_and_another_directory(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        _published(tmp_path / place, "kth-tips2-b")
+    other = tmp_path / "there" / "data" / data.SOURCES["kth-tips2-b"].folder / "KTH-TIPS2-b" / "cork" / "sample_a" / "0.png"
+    _grey(other, 3)
+    monkeypatch.setenv("WAVESCAT_DATA", "data"); monkeypatch.setenv("WAVESCAT_CACHE", "cache")
+    sums = []
+    for place in ("here", "there", "here"):
+        monkeypatch.chdir(tmp_path / place)
+        sums.append(data.load("kth-tips2-b", 16).checksum)
+        assert (tmp_path / place / "cache").is_dir()
+    assert sums[0] == sums[2] != sums[1]
+
+
+@pytest.mark.parametrize("name", ["kth-tips2-b", "covidx-cxr", "tiny-imagenet", "csiro-biomass"])
+def test_an_image_of_a_published_set_rewritten_in_place(tmp_path, name):
+    _published(tmp_path, name)
+    first = data.load(name, 16)
+    path = data._READERS[name].read(data.source_folder(name)).train[0]
+    before, content = path.stat(), _saved(Image.new("RGB", (50, 50), (9, 9, 9)), "PNG")
+    path.write_bytes(content.ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    d = data.load(name, 16)
+    assert (d.train[0] == 9).all() and d.checksum != first.checksum and (first.train[0] != 9).any()
+
+
+def test_a_set_put_where_data_sets_lie_later(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="covidx-cxr: .* is missing"): data.load("covidx-cxr")
+    _published(tmp_path, "covidx-cxr")
+    assert len(data.load("covidx-cxr", 16).train) == 8
+    monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(FileNotFoundError, match="covidx-cxr: .*elsewhere.* is missing"): data.load("covidx-cxr", 16)
+
+
+def test_a_check_is_made_again_when_files_change(tmp_path):
+    "What could be run can't be run any more, and the other way round: images, the split's file, the weights."
+    own = _plain(tmp_path / "own", n=6)
+    e = experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4, per_class=4)
+    train.check(e)
+    for i in range(1, 6): (own / "a" / f"{i}.bmp").unlink()
+    with pytest.raises(ValueError, match="class a has 1 image"): train.check(e)
+    for i in range(1, 6): _grey(own / "a" / f"{i}.bmp", 50 + i)
+    train.check(e)
+    from wavescat.splits import Split, save_split
+    d, place = data.load(str(own)), tmp_path / "split.json"
+    save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
+    e = experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4, split=str(place))
+    train.check(e)
+    place.write_text("{}")
+    with pytest.raises(ValueError, match="is no split"): train.check(e)
+    weights = tmp_path / "w.safetensors"
+    save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
+    train._save_tensors(train.build_model(e).state_dict(), tmp_path / "w")
+    e = experiment(dataset=str(own), model="linear", epochs=0, augment="none", split=str(place), weights=str(weights))
+    train.check(e)
+    weights.write_bytes(b"none")
+    with pytest.raises(ValueError, match="isn't a file of tensors alone"): train.check(e)
+
+
+def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
+    own, looks = _plain(tmp_path / "own"), []
+    marks = data._marks
+    monkeypatch.setattr(data, "_marks", lambda paths: looks.append(1) or marks(paths))
+    data.load(str(own)); looks.clear()
+    with data.looked_at_once():
+        for _ in range(5): data.load(str(own))
+    assert len(looks) == 1
+    for _ in range(5): data.load(str(own))
+    assert len(looks) == 6
+    from wavescat.sweep import plan
+    looks.clear()
+    plan([experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", seed=s) for s in range(5)])
+    assert len(looks) == 1

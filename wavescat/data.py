@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PHOTOGRAPHS', 'DATASETS', 'ImageSet', 'textures', 'mixtures', 'Listing', 'Reader', 'cache_dir', 'Upright', 'decode',
-           'read_set', 'load', 'whole_train', 'verify_set']
+           'looked_at_once', 'read_set', 'files_state', 'load', 'whole_train', 'verify_set']
 
 # %% ../nbs/lib/08_data.ipynb #08-data-2
+import contextlib
 import csv
 import functools
 import gzip
@@ -353,6 +354,58 @@ def _decode_all(name, paths, shape, first, out, progress):
     for path, s in zip(paths, seen): checksum.update(os.fsencode(path.name) + b"\0" + s.digest)
     return checksum.hexdigest(), seen
 
+# %% ../nbs/lib/08_data.ipynb #08-data-stamps
+_TICK = 2e7           # ns: a file written twice within one tick of the clock keeps its time
+_SLOW, _SHARE = .5, 20 # a set whose files take so many seconds to look at, some 100,000, is looked at again only after as many times as long
+_STAMPS:dict[Path, tuple[float, str]] = {} # of sets that take so long: until when, and the stamp
+_ONCE:list[dict[Path, str]] = []           # the stamps of each `looked_at_once`
+
+@contextlib.contextmanager
+def looked_at_once():
+    "For many experiments in a row: inside, the files of a set are looked at once, and taken not to change."
+    _ONCE.append({})
+    try: yield
+    finally: _ONCE.pop()
+
+def _mark(path):
+    "What changes with a file or folder, of a link with what it leads to: size, and times in ns. Raises `OSError`."
+    found = os.lstat(path)
+    marks = [_numbers(found)]
+    if stat.S_ISLNK(found.st_mode): marks.append(_numbers(os.stat(path)))
+    return [str(path), *marks]
+
+def _numbers(s): return 0 if stat.S_ISDIR(s.st_mode) else s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+def _marks(paths):
+    "The marks of files and folders, and of the files in these folders."
+    marks, inside = [_mark(p) for p in paths], []
+    for folder in paths:
+        if not os.path.isdir(folder): continue
+        for place in sorted(e.path for e in os.scandir(folder)):
+            try: inside.append(_mark(place))
+            except OSError: inside.append([place])                # a link to nowhere: the reader says what it makes of it
+    known = {m[0]: m for m in inside + marks}
+    return [known[place] for place in sorted(known)]
+
+def _newest(marks): return max((t for m in marks for n in m[1:] for t in n[1:]), default=0)
+
+def _stamp(folder, reader):
+    "SHA-256 of what the files of a set are now. Raises `OSError`, and whatever the reader raises."
+    if _ONCE and folder in _ONCE[-1]: return _ONCE[-1][folder]
+    known = _STAMPS.get(folder)
+    if known and time.monotonic() < known[0]: return known[1]
+    started, busy = time.monotonic(), time.thread_time()
+    marks = _marks(reader.stamp(folder))
+    if 0 <= time.time_ns() - _newest(marks) < _TICK:
+        time.sleep(_TICK / 1e9)
+        marks = _marks(reader.stamp(folder))
+    found = hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    now = time.monotonic()
+    _STAMPS.pop(folder, None)
+    if time.thread_time() - busy > _SLOW: _STAMPS[folder] = now + _SHARE * (now - started), found
+    if _ONCE: _ONCE[-1][folder] = found
+    return found
+
 # %% ../nbs/lib/08_data.ipynb #08-data-21
 _LAYOUT = 3 # of a decoded folder
 
@@ -417,12 +470,12 @@ def read_set(
 )->ImageSet:
     "A set from its cache, which is made first if files are new or changed. Raises `ValueError` or `FileNotFoundError`, naming the file."
     from filelock import FileLock
-    try: stamps = [(str(p), p.stat().st_size * p.is_file(), p.stat().st_mtime_ns) for p in reader.stamp(folder)]
+    try: stamps = _stamp(folder, reader)
     except FileNotFoundError as e:
         remedy = "put it back, or take it off" if name not in SOURCES else f"move {folder} away and fetch it again: wavescat data fetch {name}" if SOURCES[name].url else how_to_get(name)
         raise FileNotFoundError(f"{name}: {e.filename} is missing, or a link to nowhere; {remedy}") from None
     key = hashlib.sha256(json.dumps([_LAYOUT, name, size, stamps]).encode()).hexdigest()[:24]
-    cache = cache_dir()
+    cache = Path(os.path.abspath(cache_dir()))                 # other processes decode too, which may have begun in another folder
     try: cache.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE") from e
     if not os.access(cache, os.W_OK): raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
@@ -622,15 +675,16 @@ _READERS:dict[str, Reader] = {
 }
 
 def _named(name, size=None):
-    s, folder = SOURCES[name], source_folder(name)
+    s, folder = SOURCES[name], Path(os.path.abspath(source_folder(name)))
     if not folder.is_dir():
         if not s.url: raise FileNotFoundError(f"{name}: {folder} is missing; {how_to_get(name)}")
         fetch(name)
     return read_set(name, folder, _READERS[name], f"{s.title}, {s.terms}; {s.page}", size)
 
+def _own_reader(path): return Reader(_own_folder, _stamp_own_folder) if path.is_dir() else Reader(_own_csv, _stamp_own_csv)
+
 def _own(path, size=None):
-    reader = Reader(_own_folder, _stamp_own_folder) if path.is_dir() else Reader(_own_csv, _stamp_own_csv)
-    return read_set(str(path), path, reader, f"own images, {path}", size)
+    return read_set(str(path), path, _own_reader(path), f"own images, {path}", size)
 
 def _embedded(make, size=None):
     data = make()
@@ -652,14 +706,28 @@ def _only(data, classes):
     return data._replace(classes=tuple(data.classes[n] for n in chosen), info={n: v[kept["train"]] for n, v in data.info.items()}, checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}", **images)
 
 # %% ../nbs/lib/08_data.ipynb #08-data-39
-@functools.lru_cache(maxsize=2)
+def files_state(
+    name:str, # as in `load`
+)->object:    # can be compared and hashed
+    "What a set's files are now, and where: equal as long as nobody changes them. It looks at every file's size and times, and reads none."
+    if name in DATASETS and name not in _READERS: return DATASETS[name]
+    try:
+        path = Path(os.path.abspath(source_folder(name))) if name in _READERS else Path(name).expanduser().resolve(strict=True)
+        return str(path), str(Path(os.path.abspath(cache_dir()))), _stamp(path, _READERS.get(name) or _own_reader(path))
+    except (OSError, ValueError): return object()             # `load` says what is wrong
+
 def load(
     name:str,           # one of `DATASETS`, or a folder of class folders, or a CSV file
     size:int|None=None, # side that images are resized to, pixels; None: the set's own
     classes:str|None=None, # numbers of the classes that are kept, such as 0-4 or 1,3,5; None: all
 )->ImageSet:
-    "The image set of this name. Raises `ValueError` for an unknown name, class or a damaged file, `FileNotFoundError` where a file is missing."
-    if classes is not None: return _only(load(name, size), classes)
+    "The image set of this name, as its files are now. Raises `ValueError` for an unknown name, class or a damaged file, `FileNotFoundError` where a file is missing."
+    return _loaded(name, size, classes, files_state(name))
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name, size, classes, state):
+    "The set of this name while its files stay what they are."
+    if classes is not None: return _only(_loaded(name, size, None, state), classes)
     if name in DATASETS: return DATASETS[name](size=size)
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix.lower() == ".csv":
@@ -667,6 +735,13 @@ def load(
         return _own(path.resolve(), size)
     if os.sep in name: raise FileNotFoundError(f"{name} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV")
     return choose(name, DATASETS, "dataset")
+
+def _forget():
+    "Let go of the sets in memory."
+    _loaded.cache_clear()
+    _STAMPS.clear()
+
+load.cache_clear = _forget
 
 # %% ../nbs/lib/08_data.ipynb #08-data-40
 def whole_train(
