@@ -218,6 +218,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'wavescat.data': { 'wavescat.data.ImageSet': ('lib/data.html#imageset', 'wavescat/data.py'),
                                'wavescat.data.Listing': ('lib/data.html#listing', 'wavescat/data.py'),
                                'wavescat.data.Reader': ('lib/data.html#reader', 'wavescat/data.py'),
+                               'wavescat.data.Unseen': ('lib/data.html#unseen', 'wavescat/data.py'),
                                'wavescat.data.Upright': ('lib/data.html#upright', 'wavescat/data.py'),
                                'wavescat.data.Upright.highest': ('lib/data.html#upright.highest', 'wavescat/data.py'),
                                'wavescat.data.Upright.kind': ('lib/data.html#upright.kind', 'wavescat/data.py'),

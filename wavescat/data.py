@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHOTOGRAPHS', 'DATASETS', 'ImageSet', 'textures', 'mixtures', 'Listing', 'Reader', 'cache_dir', 'Upright', 'decode',
-           'looked_at_once', 'read_set', 'files_state', 'load', 'whole_train', 'verify_set']
+           'looked_at_once', 'read_set', 'Unseen', 'files_state', 'load', 'whole_train', 'verify_set']
 
 # %% ../nbs/lib/08_data.ipynb #08-data-2
 import contextlib
@@ -706,6 +706,9 @@ def _only(data, classes):
     return data._replace(classes=tuple(data.classes[n] for n in chosen), info={n: v[kept["train"]] for n, v in data.info.items()}, checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}", **images)
 
 # %% ../nbs/lib/08_data.ipynb #08-data-39
+class Unseen:
+    "What files are that can't be looked at: equal to nothing else."
+
 def files_state(
     name:str, # as in `load`
 )->object:    # can be compared and hashed
@@ -714,7 +717,7 @@ def files_state(
     try:
         path = Path(os.path.abspath(source_folder(name))) if name in _READERS else Path(name).expanduser().resolve(strict=True)
         return str(path), str(Path(os.path.abspath(cache_dir()))), _stamp(path, _READERS.get(name) or _own_reader(path))
-    except (OSError, ValueError): return object()             # `load` says what is wrong
+    except (OSError, ValueError): return Unseen()             # `load` says what is wrong
 
 def load(
     name:str,           # one of `DATASETS`, or a folder of class folders, or a CSV file

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .augment import AUGMENTATIONS, MIXES
 from .backbones import parameter_count, renamed_alexnet, renamed_weights
 from .batches import Batches
-from .data import DATASETS, decode, files_state, load
+from .data import DATASETS, Unseen, decode, files_state, load
 from .distributed import World, launched, leave, world
 from .experiment import Experiment, code_version
 from .filters import LearnedBank
@@ -143,10 +143,16 @@ def _state_of(e):
 def while_unchanged(
     function:Callable, # of an experiment, and more
 )->Callable:
-    "Remember what a function of an experiment gave, until something changes that it depends on."
-    kept = functools.cache(lambda state, *args, **kw: function(*args, **kw))
+    """Remember what a function of an experiment gave, until something changes that it depends on.
+
+    Where its images have gone, what it gave stands: running the experiment says so."""
+    known = {}
     @functools.wraps(function)
-    def asked(e, *args, **kw): return kept(_state_of(e), e, *args, **kw)
+    def asked(*args, **kw):
+        asking, state = (args, *sorted(kw.items())), _state_of(args[0])
+        before = known.get(asking)
+        if before is None or before[0] != state and not isinstance(state[0], Unseen): known[asking] = before = state, function(*args, **kw)
+        return before[1]
     return asked
 
 # %% ../nbs/lib/19_train.ipynb #19-train-10
