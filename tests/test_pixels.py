@@ -568,3 +568,16 @@ def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
     looks.clear()
     plan([experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", seed=s) for s in range(5)])
     assert len(looks) == 1
+
+
+def test_predict_on_grey_images_of_an_embedded_set(tmp_path):
+    e = experiment(model="linear", epochs=2, per_class=20, augment="none", lr=.001)
+    run(e, device=CPU)
+    images, files = data.load("textures").test[::20], []
+    for i, image in enumerate(images):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[0]).save(files[-1])
+    _, values, _ = classify(e.identity, files, CPU)
+    assert values.argmax(1).tolist() == train.test_predictions(e)[::20].tolist()
+    _, _, _, batches = prepared(e.identity, files, CPU)
+    assert (batches.images.numpy() == images).all()

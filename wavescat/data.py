@@ -8,6 +8,7 @@ __all__ = ['PHOTOGRAPHS', 'DATASETS', 'ImageSet', 'textures', 'mixtures', 'Listi
 
 # %% ../nbs/lib/08_data.ipynb #08-data-2
 import contextlib
+import contextvars
 import csv
 import functools
 import gzip
@@ -358,40 +359,40 @@ def _decode_all(name, paths, shape, first, out, progress):
 _TICK = 2e7           # ns: a file written twice within one tick of the clock keeps its time
 _SLOW, _SHARE = .5, 20 # a set whose files take so many seconds to look at, some 100,000, is looked at again only after as many times as long
 _STAMPS:dict[Path, tuple[float, str]] = {} # of sets that take so long: until when, and the stamp
-_ONCE:list[dict[Path, str]] = []           # the stamps of each `looked_at_once`
+_ONCE:contextvars.ContextVar[dict[Path, str]|None] = contextvars.ContextVar("stamps", default=None) # inside `looked_at_once`
 
 @contextlib.contextmanager
 def looked_at_once():
-    "For many experiments in a row: inside, the files of a set are looked at once, and taken not to change."
-    _ONCE.append({})
+    "For a run, or many experiments in a row: inside, the files of a set are looked at once, and taken not to change."
+    before = _ONCE.set({})
     try: yield
-    finally: _ONCE.pop()
+    finally: _ONCE.reset(before)
+
+def _numbers(s): return 0 if stat.S_ISDIR(s.st_mode) else s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 def _mark(path):
     "What changes with a file or folder, of a link with what it leads to: size, and times in ns. Raises `OSError`."
     found = os.lstat(path)
-    marks = [_numbers(found)]
-    if stat.S_ISLNK(found.st_mode): marks.append(_numbers(os.stat(path)))
-    return [str(path), *marks]
-
-def _numbers(s): return 0 if stat.S_ISDIR(s.st_mode) else s.st_size, s.st_mtime_ns, s.st_ctime_ns
+    return _numbers(found) + (_numbers(os.stat(path)) if stat.S_ISLNK(found.st_mode) else ())
 
 def _marks(paths):
-    "The marks of files and folders, and of the files in these folders."
-    marks, inside = [_mark(p) for p in paths], []
-    for folder in paths:
-        if not os.path.isdir(folder): continue
-        for place in sorted(e.path for e in os.scandir(folder)):
-            try: inside.append(_mark(place))
-            except OSError: inside.append([place])                # a link to nowhere: the reader says what it makes of it
-    known = {m[0]: m for m in inside + marks}
-    return [known[place] for place in sorted(known)]
+    "The marks of files and folders, and of the files in these folders, by their paths."
+    marks = {}
+    for path in map(str, paths):
+        marks[path] = _mark(path)
+        if not os.path.isdir(path): continue
+        with os.scandir(path) as places:
+            for place in places:
+                try: marks[place.path] = _mark(place.path)
+                except OSError: marks[place.path] = ()             # a link to nowhere: the reader says what it makes of it
+    return marks
 
-def _newest(marks): return max((t for m in marks for n in m[1:] for t in n[1:]), default=0)
+def _newest(marks): return max((max(m[1:3] + m[4:6]) for m in marks.values() if m), default=0)
 
 def _stamp(folder, reader):
     "SHA-256 of what the files of a set are now. Raises `OSError`, and whatever the reader raises."
-    if _ONCE and folder in _ONCE[-1]: return _ONCE[-1][folder]
+    once = _ONCE.get()
+    if once is not None and folder in once: return once[folder]
     known = _STAMPS.get(folder)
     if known and time.monotonic() < known[0]: return known[1]
     started, busy = time.monotonic(), time.thread_time()
@@ -399,11 +400,11 @@ def _stamp(folder, reader):
     if 0 <= time.time_ns() - _newest(marks) < _TICK:
         time.sleep(_TICK / 1e9)
         marks = _marks(reader.stamp(folder))
-    found = hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    found = hashlib.sha256(os.fsencode(repr(sorted(marks.items())))).hexdigest()
     now = time.monotonic()
     _STAMPS.pop(folder, None)
     if time.thread_time() - busy > _SLOW: _STAMPS[folder] = now + _SHARE * (now - started), found
-    if _ONCE: _ONCE[-1][folder] = found
+    if once is not None: once[folder] = found
     return found
 
 # %% ../nbs/lib/08_data.ipynb #08-data-21

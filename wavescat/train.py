@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .augment import AUGMENTATIONS, MIXES
 from .backbones import parameter_count, renamed_alexnet, renamed_weights
 from .batches import Batches
-from .data import DATASETS, Unseen, decode, files_state, load
+from .data import DATASETS, Unseen, decode, files_state, load, looked_at_once
 from .distributed import World, launched, leave, world
 from .experiment import Experiment, code_version
 from .filters import LearnedBank
@@ -448,6 +448,7 @@ class Fitted(NamedTuple):
     predictions:Tensor|None  # for the test images: classes (N,), or targets (N, T); None if the run diverged
     learning:list[dict[str, Tensor]] # `LearnedBank.snapshot` of learned filters, and the step, in order
 
+@looked_at_once()
 def fit(
     e:Experiment,
     world:World,
