@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 import wavescat.data as data
 import wavescat.sources as sources
 from wavescat.sources import Known, fetch, source_folder, unpack
-from wavescat.splits import split
+from wavescat.splits import save_split, split
 
 CLASSES = [f"c{i}" for i in range(10)]
 
@@ -256,6 +257,7 @@ def _tiny(folder, each=12):
 
 def test_tiny_imagenet(tmp_path):
     folder = source_folder("tiny-imagenet"); _tiny(folder)
+    (folder / "train" / "n02" / "images" / "._n02_3.JPEG").write_bytes(b"what a Mac leaves")
     d = data.load("tiny-imagenet")
     assert d.train.shape == (36, 3, 64, 64) and d.test_labels.tolist() == [0, 1, 2, 0, 1, 2] and d.classes == ("crane (n01)", "crane (n02)", "cat")
     assert (d.train[3, 0] == d.train[3, 1]).all() and (d.train[2, 0] != d.train[2, 1]).any()                    # grey became RGB
@@ -492,6 +494,252 @@ print(s.train.nbytes / 1e6, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     size, grown = map(float, done.stdout.split())
     assert size == 300 and grown < 150, (size, grown)
+
+
+# ------------------------------------------------------------------ the columns of a table
+def _table(folder, text, images=6):
+    for i in range(images): _image(folder / f"{i}.png", 12)
+    path = folder / "list.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def _lines(header, row, n=6): return "\n".join([header, *(row(i) for i in range(n))]) + "\n"
+
+
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "id", "ID", "image_id", "imageId", "index", "level_0", "row"])
+def test_an_index_is_no_target(tmp_path, index):
+    path = _table(tmp_path, _lines(f"{index},path,height", lambda i: f"{i},{i}.png,{i * i}"))
+    said = index or "column 1 (no name)"
+    with pytest.raises(ValueError, match="looks like an index.*take it out, or give it the name") as e: data.load(str(path))
+    assert f": {said} looks" in str(e.value) and "\n" not in str(e.value)
+    path = _table(tmp_path, _lines(f"{index},path,label", lambda i: f"{i},{i}.png,{'ab'[i % 2]}"))
+    assert data.load(str(path)).notes == (f"columns taken: path, label; passed over: {said}",)
+
+
+@pytest.mark.parametrize("text, says", [
+    (_lines("path,label,label", lambda i: f"{i}.png,{'ab'[i % 2]},{'ba'[i % 2]}"), "two columns called label: rename one"),
+    (_lines("path,y,y", lambda i: f"{i}.png,{i},{i}"), "two columns called y"),
+    (_lines("path,label,Label", lambda i: f"{i}.png,{'ab'[i % 2]},x"), "label and Label both mean label"),
+    (_lines("image,label", lambda i: f"{i}.png,{'ab'[i % 2]}"), "has no column path; it has image, label; rename image to path"),
+    (_lines("path\tlabel", lambda i: f"{i}.png\t{'ab'[i % 2]}"), "columns are parted by commas"),
+    (_lines("path,class", lambda i: f"{i}.png,{i % 2}"), "column class may be the classes; call it label"),
+    (_lines("path,height", lambda i: f"{i}.png,3"), "height is 3 in every training row"),
+    (_lines("path,height,species", lambda i: f"{i}.png,{i},oak"), "line 2: species must be a number, got 'oak', and no row has one; call the column label"),
+    (_lines("path,height,width", lambda i: f"{i}.png,{i},{'?' if i == 3 else i}"), "line 5: width must be a number, got .*; mend the line"),
+    (_lines("X,path,height", lambda i: f"{i + 1},{i}.png,{i * i}"), "X numbers the rows, which looks like an index"),
+    (_lines("path,label", lambda i: f"{i}.png,{i / 4}"), "label holds numbers such as 0.25; rename the column"),
+    (_lines("path,label", lambda i: f"{i}.png,{['1', '01'][i % 2]}"), "the classes 01 and 1 are the same number"),
+    (_lines("path,label", lambda i: f"{i}.png,{['a', 'nan'][i % 2]}"), "line 3: label is 'nan', a missing value"),
+    (_lines("path,label,split", lambda i: f"{i}.png,{'aabbcc'[i]},{'test' if i > 3 else 'train'}"), "c is in test rows only"),
+    (_lines("path,label,split", lambda i: f"{i}.png,{'ab'[i % 2]},test"), "has test rows only"),
+    (_lines("path,label,split", lambda i: f"{i}.png,{'ab'[i % 2]},"), "line 2: split must be train or test, got ''"),
+    (_lines("path,label,split", lambda i: f"{i}.png,{'ab'[i % 2]},val"), "split must be train or test, got 'val'; validation images are split off"),
+    (_lines("path,label,subset", lambda i: f"{i}.png,{'ab'[i % 2]},{'test' if i > 3 else 'train'}"), "column subset says test and train; call it split"),
+    (_lines("path,label,split", lambda i: f"{i}.png,{'ab'[i % 2]},train") + "./0.png,a,test\n", "line 8: ./0.png stands on line 2 already"),
+    (_lines("path,label,patient,split", lambda i: f"{i}.png,{'ab'[i % 2]},p{i % 4},{'test' if i > 3 else 'train'}"), "patient p0, p1 has training and test rows"),
+    (_lines("path,label,patient", lambda i: f"{i}.png,{'ab'[i % 2]},"), "line 2: patient is empty"),
+    (_lines("path,label,patient,group", lambda i: f"{i}.png,{'ab'[i % 2]},1,1"), "a column group and a column patient"),
+    (_lines("path,label", lambda i: f"\"{i}.png,{'ab'[i % 2]}" if i == 2 else f"{i}.png,{'ab'[i % 2]}"), "list.csv can't be read|goes on over several lines|expected 2 values"),
+    (_lines("path,label", lambda i: f"sub\\{i}.png,{'ab'[i % 2]}"), "part folders with /"),
+    (_lines("path,label", lambda i: f".,{'ab'[i % 2]}"), "line 2: . is a folder"),
+])
+def test_doubtful_columns_are_refused(tmp_path, text, says):
+    path = _table(tmp_path, text)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: data.load(str(path))
+    assert "\n" not in str(e.value) and _left(data.cache_dir()) == []
+
+
+@pytest.mark.parametrize("text", [
+    _lines(" Path , LABEL ", lambda i: f" {i}.png , {'ab'[i % 2]} "),
+    _lines("path,label", lambda i: f"{i}.png,{'ab'[i % 2]}").replace("\n", "\r\n"),
+    _lines("path,label", lambda i: f"{i}.png,{'ab'[i % 2]}").replace("\n", "\r"),
+    b"\xef\xbb\xbf" + _lines("path,label", lambda i: f"{i}.png,{'ab'[i % 2]}").encode(),
+    _lines('"path","label"', lambda i: f"\"{i}.png\",\"{'ab'[i % 2]}\""),
+    _lines("path,label,,", lambda i: f"{i}.png,{'ab'[i % 2]},,") + ",,,\n\n",
+    _lines("path,label,Split", lambda i: f"{i}.png,{'ab'[i % 2]},Train"),
+])
+def test_tables_as_programs_write_them(tmp_path, text):
+    d = data.load(str(_table(tmp_path, text)))
+    assert d.classes == ("a", "b") and d.train_labels.tolist() == [0, 1] * 3 and len(d.notes) == 1
+
+
+def test_what_the_columns_are_taken_for_is_said_once(tmp_path, capsys):
+    path = _table(tmp_path, _lines("path,height,weight,split", lambda i: f"{i}.png,{i},{i * i},{'test' if i > 3 else 'train'}"))
+    said = "columns taken: path, split; predicted as numbers: height, weight"
+    for _ in range(2):
+        assert data.load(str(path)).notes == (said,)
+        data.load.cache_clear()
+    assert capsys.readouterr().err.splitlines().count(f"list.csv: {said}") <= 1
+    done = _command("data", "info", str(path))
+    assert said in done.stdout.splitlines() and f"list.csv: {said}" in done.stderr
+
+
+def test_small_and_missing_classes_are_said(tmp_path):
+    path = _table(tmp_path, "path,label,split\n0.png,a,train\n1.png,a,train\n2.png,b,train\n3.png,A,train\n4.png,A,train\n5.png,a,test\n")
+    assert data.load(str(path)).notes[1:] == ("one training image only of b", "no test image of A, b", "classes that differ in case only: A, a")
+
+
+# ------------------------------------------------------------------ the order of classes
+@pytest.mark.parametrize("names", [[str(i) for i in range(12)], [f"class{i}" for i in range(12)], ["-1", "0", "1.5", "2", "10"], ["01", "2", "03", "10"], ["a", "a2", "a10", "b"], ["1 cat", "2 dog", "10 cow"]])
+def test_numbers_in_class_names_are_in_order(tmp_path, names):
+    for c in names: _image(tmp_path / "own" / c / "0.png", 8)
+    assert data.load(str(tmp_path / "own")).classes == tuple(names)
+    first = data.load(str(tmp_path / "own"), classes="0-2")
+    assert first.classes == tuple(names[:3]) and first.train_labels.tolist() == [0, 1, 2]
+
+
+def test_integer_labels_of_a_table_are_in_order(tmp_path):
+    path = _table(tmp_path, _lines("path,label", lambda i: f"{i}.png,{11 - i}", 12), 12)
+    d = data.load(str(path), classes="0-4")
+    assert d.classes == ("0", "1", "2", "3", "4") and d.train_labels.tolist() == [4, 3, 2, 1, 0]
+    path.write_text(_lines("path,label", lambda i: f"{i}.png,{i % 3}.0", 12)); data.load.cache_clear()
+    assert data.load(str(path)).classes == ("0.0", "1.0", "2.0")
+
+
+def test_a_run_keeps_the_order_it_was_trained_in(tmp_path, monkeypatch):
+    "Trained on classes sorted as text: the run is stale, and what it says keeps its names."
+    from wavescat.experiment import experiment
+    from wavescat.studies import tested
+    from wavescat.train import found, run
+    monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
+    for c in ("1", "2", "10"):
+        for i in range(4): _image(tmp_path / "own" / c / f"{i}.png", 16)
+    e = experiment(dataset=str(tmp_path / "own"), model="scatresnet18", L=2, width=2, per_class=2, epochs=1, batch_size=4)
+    with monkeypatch.context() as m:
+        m.setattr(data, "_in_order", lambda names: tuple(sorted(names)))
+        run(e)
+        assert data.load(e.dataset).classes == ("1", "10", "2")
+    data.load.cache_clear(); shutil.rmtree(data.cache_dir())
+    assert data.load(e.dataset).classes == ("1", "2", "10") and found(e)["stale"]
+    with pytest.raises(ValueError, match="was trained on the classes 1, 10, 2.*compute it again"): tested(e)
+
+
+# ------------------------------------------------------------------ which files are images
+def test_every_form_that_pillow_reads_is_taken(tmp_path):
+    suffixes = [".jfif", ".jpe", ".JPG", ".jp2", ".tga", ".pnm", ".TIF", ".ico", ".pcx"] + [".avif"] * features.check("avif")
+    for c in "ab":
+        for s in suffixes:
+            (tmp_path / "own" / c).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(RNG.randint(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "own" / c / f"x{s}")
+    d = data.load(str(tmp_path / "own"), size=16)
+    assert len(d.train) == 2 * len(suffixes) and d.notes == ()
+
+
+def test_what_was_passed_over_is_counted_and_named(tmp_path):
+    own = tmp_path / "own"
+    for part in ("Train", "Testing"):
+        for c in "ab":
+            for i in range(2): _image(own / part / c / f"{i}.png", 8)
+    for junk in ("__MACOSX/x/._0.png", ".DS_Store", "Train/a/._0.png", "Train/a/Thumbs.db", "Train/a/new.heic", "Train/a/nosuffix", "Train/.ipynb_checkpoints/0.png", "Testing/b/.ipynb_checkpoints/1.png", "Train/loose.png", "val/a/0.png"):
+        (own / junk).parent.mkdir(parents=True, exist_ok=True); (own / junk).write_bytes(b"x")
+    d = data.load(str(own))
+    assert d.train.shape[0] == d.test.shape[0] == 4 and d.classes == ("a", "b")
+    assert d.notes[0] == "training images are those of Train, test images those of Testing"
+    assert d.notes[1] == "passed over 10 files, no images that Pillow reads or not in a class folder: .DS_Store, __MACOSX (1 inside), val (1 inside) and 7 more"
+
+
+def test_passed_over_names_what_lies_in_a_class(tmp_path):
+    for c in "ab":
+        for i in "05": _image(tmp_path / "own" / c / f"{i}.png", 8)
+    (tmp_path / "own" / "b" / "1.heic").write_bytes(b"x")
+    assert data.load(str(tmp_path / "own")).notes == ("passed over 1 file, no images that Pillow reads or not in a class folder: b/1.heic",)
+    _image(tmp_path / "own" / "b" / "2.png", 8); (tmp_path / "own" / "b" / "1.heic").unlink(); data.load.cache_clear()
+    assert data.load(str(tmp_path / "own")).notes == ()
+    (tmp_path / "own" / "a" / "5.png").unlink(); data.load.cache_clear()
+    assert data.load(str(tmp_path / "own")).notes == ("one image only in own: a",)
+    (tmp_path / "own" / "a" / "0.png").rename(tmp_path / "own" / "a" / "0.heic"); data.load.cache_clear()
+    with pytest.raises(ValueError, match="a holds no images that Pillow reads, but 0.heic"): data.load(str(tmp_path / "own"))
+
+
+def test_folders_that_cannot_be_told(tmp_path):
+    own = tmp_path / "own"
+    for c in "ab": _image(own / "train" / c / "0.png", 8)
+    for i in range(3): _image(own / "test" / f"{i}.png", 8)
+    with pytest.raises(ValueError, match="test holds 3 images and no class folders"): data.load(str(own))
+    shutil.rmtree(own / "test"); (own / "test" / "a").mkdir(parents=True)
+    with pytest.raises(ValueError, match="test holds no images"): data.load(str(own))
+    _image(own / "test" / "a" / "0.png", 8)
+    assert "no image in test: b" in data.load(str(own)).notes
+    (own / "Training").mkdir(); data.load.cache_clear()
+    with pytest.raises(ValueError, match="holds Training and train, which both mean train"): data.load(str(own))
+
+
+def test_links(tmp_path):
+    own = tmp_path / "own"
+    for c in "ab": _image(own / c / "0.png", 8)
+    _image(tmp_path / "elsewhere" / "0.png", 8)
+    (own / "c").symlink_to(tmp_path / "elsewhere"); (own / "a" / "1.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    d = data.load(str(own))
+    assert d.train_labels.tolist() == [0, 0, 1, 2]
+    (own / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png"); data.load.cache_clear()
+    with pytest.raises(FileNotFoundError, match="gone.png is missing, or a link to nowhere"): data.load(str(own))
+    (own / "b" / "gone.png").unlink(); (own / "b" / "loop.png").symlink_to(own / "b" / "loop.png")
+    with pytest.raises(FileNotFoundError, match="loop.png is missing, or a link to nowhere"): data.load(str(own))
+    (own / "b" / "loop.png").unlink(); (own / "b" / "up").symlink_to(own)
+    with pytest.raises(ValueError, match="up is a folder inside a class"): data.load(str(own))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_a_file_that_is_no_image(tmp_path, content):
+    for c in "ab": _image(tmp_path / "own" / c / "0.png", 8)
+    (tmp_path / "own" / "b" / "1.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match="1.jpg can't be decoded .*; replace it, or take it out of the set"): data.load(str(tmp_path / "own"))
+
+
+# ------------------------------------------------------------------ images that belong together
+def _covidx(patients, files_=None):
+    folder, n = source_folder("covidx-cxr"), len(patients)
+    files_ = files_ or [f"{i}.png" for i in range(n)]
+    for part in ("train", "test"):
+        for f in files_: _image(folder / part / f, 12)
+        who = patients if part == "train" else [f"t{p}" for p in patients]
+        (folder / f"{part}.txt").write_text("".join(f"{p} {f} {'positive' if i % 2 else 'negative'} cohen\n" for i, (p, f) in enumerate(zip(who, files_))))
+    return folder
+
+
+@pytest.mark.parametrize("options", [{"validation": 14}, {"per_class": 5, "validation": 14}, {"per_class": 5, "validation": 13, "seed": 3}])
+def test_no_covidx_patient_trains_and_validates(options):
+    _covidx([f"COVID {i // 3}" for i in range(42)])
+    d = data.load("covidx-cxr")
+    assert d.info["patient"].tolist()[:4] == ["COVID 0"] * 3 + ["COVID 1"]
+    s = split(d, **options)
+    assert s.test is None and not set(d.info["patient"][s.train]) & set(d.info["patient"][s.validation])
+    assert 0 < len(s.validation) <= options["validation"] and (split(d, **options).train == s.train).all()
+    if "per_class" in options: assert np.bincount(d.train_labels[s.train]).tolist() == [5, 5]
+
+
+def test_covidx_files_with_blanks_and_beside_the_lists(monkeypatch):
+    folder = _covidx(["5", "COVID 1", "7", "8"], ["my chest  scan.png", "COVID(1).png", "a.png", "b.png"])
+    _image(folder / "train" / "more.png", 12)
+    d = data.load("covidx-cxr")
+    assert d.info["patient"].tolist() == ["5", "COVID 1", "7", "8"] and d.train_labels.tolist() == [0, 1, 0, 1]
+    assert "1 images in train are on no list: more.png" in d.notes and "not whole: 4 of 15,952 training images are here" in d.notes
+    monkeypatch.setitem(data._READERS, "covidx-cxr", data._READERS["covidx-cxr"]._replace(expected=(3, 4)))
+    shutil.rmtree(data.cache_dir()); data.load.cache_clear()
+    assert "not the published split: 4 training images, 3 were published" in data.load("covidx-cxr").notes
+    whole, said = data.verify_set("covidx-cxr")
+    assert not whole and "4 of 3 training images; more than were published" in said and "4 of 4 test images" in said
+    (folder / "train.txt").write_text("5 a.png negative cohen\n5 a.png negative cohen\n"); data.load.cache_clear()
+    with pytest.raises(ValueError, match="line 2: a.png stands on line 1 already"): data.load("covidx-cxr")
+
+
+@pytest.mark.parametrize("column, header, last", [("patient", "label", lambda i: "ab"[i % 2]), ("group", "label", lambda i: "ab"[i % 2]), ("group", "height", str)])
+def test_groups_of_a_table_stay_together(tmp_path, column, header, last):
+    path = _table(tmp_path, _lines(f"path,{column},{header}", lambda i: f"{i}.png,g{i // 4},{last(i)}", 40), 40)
+    d = data.load(str(path))
+    s = split(d, validation=8)
+    parts = [set(d.info[column][part]) for part in s]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2]) and [len(p) for p in s] == [24, 8, 8]
+    torn = s._replace(train=s.train[1:], validation=np.append(s.validation, s.train[0]))
+    save_split(torn, d, tmp_path / "torn.json")
+    with pytest.raises(ValueError, match=f"puts images of one {column} into two parts"): split(d, str(tmp_path / "torn.json"), validation=9)
+
+
+def test_too_few_groups(tmp_path):
+    path = _table(tmp_path, _lines("path,patient,label", lambda i: f"{i}.png,{'pq'[i % 2]},{'ab'[i % 2]}"))
+    with pytest.raises(ValueError, match="class a has 0 images left to train on, as every patient stands in one part only"): split(data.load(str(path)))
+
 
 
 # ------------------------------------------------------------------ the command

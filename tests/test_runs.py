@@ -25,7 +25,7 @@ SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
     (["run", "l_sweep", "-p", "L=a"], "expected whole numbers such as 1-20"),
     (["run", "baseline", "-p", "per_class=1000"], "per_class must be between 1 and 90"),
     (["run", "variance", "-p", "upsample=cubic"], "unknown upsample"),
-    (["run", "variance", "-p", "lr=nan"], "lr must be float"),
+    (["run", "variance", "-p", "lr=nan"], "lr must be a finite number"),
     (["run", "variance", "-p", "seeds="], "expected whole numbers"),
     (["run", "l_sweep", "-p", "validation=0"], "validation must be at least 1"),
     (["run", "baseline", "-p", "per_class=2,2"], "different whole numbers"),

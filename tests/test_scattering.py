@@ -222,3 +222,59 @@ def test_memory_does_not_grow_with_the_batch():
 def test_faster_than_kymatio(case):
     "Half of what the report shows is enough here: test machines are busy."
     assert speedup(times(case, repeats=3))["ratio"] > 2
+
+
+@pytest.mark.parametrize("leading", [(0,), (0, 3), (2, 0)])
+@pytest.mark.parametrize("options", [{}, {"flat": True}, {"pre_pad": True}, {"recompute": True}])
+@pytest.mark.parametrize("learn", [None, "canonical"])
+def test_no_images_have_gradients_of_zero(engine, leading, options, learn):
+    if options.get("flat") and len(leading) == 1: leading = (0, 3)
+    S = Scattering2D(2, (16, 16), 2, learn=learn, **options)
+    x = torch.zeros(*leading, *(S.padded_shape if S.pre_pad else S.shape), requires_grad=True)
+    wanted = [x, *S.parameters()]
+    grads = torch.autograd.grad(S(x).square().sum(), wanted, create_graph=True)
+    for tensor, grad in zip(wanted, grads): assert torch.equal(grad, torch.zeros_like(tensor))
+    for tensor, grad in zip(wanted, torch.autograd.grad(sum(g.sum() for g in grads), wanted)):
+        assert grad.shape == tensor.shape
+
+
+@pytest.mark.parametrize("learn", [None, *LEARN])
+def test_derivatives_forwards(engine, learn):
+    S, x = Scattering2D(2, (8, 8), 2, learn=learn).double(), _images(2, 8, 8, dtype=torch.float64)
+    start = {name: p.detach() for name, p in S.named_parameters()} | {"x": x}
+    step = {name: _images(*p.shape, dtype=p.dtype, seed=1) for name, p in start.items()}
+    def at(values): return torch.func.functional_call(S, {k: v for k, v in values.items() if k != "x"}, (values["x"],))
+    def along(h): return at({name: p + h * step[name] for name, p in start.items()})
+    tangent = torch.func.jvp(at, (start,), (step,))[1]
+    torch.testing.assert_close(tangent, (along(1e-6) - along(-1e-6)) / 2e-6, atol=1e-6, rtol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = at({name: torch.autograd.forward_ad.make_dual(p, step[name]) for name, p in start.items()})
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+    torch.testing.assert_close(torch.func.jacfwd(S)(x[0]), torch.func.jacrev(S)(x[0]))
+    def energy(x): return S(x).square().sum()
+    torch.testing.assert_close(torch.func.hessian(energy)(x[0]), torch.autograd.functional.hessian(energy, x[0]))
+
+
+@pytest.mark.parametrize("learn", [None, "canonical"])
+@pytest.mark.parametrize("way", ["trace", "export"])
+def test_traces_leave_the_batch_free(engine, way, learn):
+    S, x = Scattering2D(2, (16, 16), 2, learn=learn, flat=True), _images(70, 3, 16, 16)
+    batch = {"x": {0: torch.export.Dim("batch", min=1, max=100)}}
+    if way == "trace": graph = torch.jit.trace(S, (x[:3],))
+    else: graph = torch.export.export(S, (x[:3],), dynamic_shapes=batch).module()
+    for n in (1, 2, 7, 70): torch.testing.assert_close(graph(x[:n]), S(x[:n]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("learn, dtype", [(None, torch.float32), (None, torch.float64), ("canonical", torch.float32)])
+def test_onnx_leaves_the_batch_free(engine, tmp_path, learn, dtype):
+    S, x = Scattering2D(2, (16, 16), 2, learn=learn, flat=True).to(dtype), _images(7, 3, 16, 16, dtype=dtype)
+    if learn:
+        with torch.no_grad(): S.bank.theta.add_(.1)          # the filters as they stand, not as they began
+    batch = {"x": {0: torch.export.Dim("batch", min=1, max=100)}}
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(S, (x[:3],), dynamo=True, dynamic_shapes=batch, verbose=False).save(tmp_path / "S.onnx")
+    runtime = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "S.onnx", providers=["CPUExecutionProvider"])
+    name = runtime.get_inputs()[0].name
+    for n in (1, 2, 7):
+        [found] = runtime.run(None, {name: x[:n].numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), S(x[:n]).detach(), atol=1e-5, rtol=1e-4)

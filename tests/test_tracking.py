@@ -314,3 +314,15 @@ def test_a_page_that_is_told_to_end_while_it_starts(store):
     p.communicate(timeout=20)
     assert p.returncode == 0
     until(lambda: subprocess.run(["pgrep", "-f", str(store)], capture_output=True).returncode, 10)
+
+
+def test_a_store_of_any_name(tmp_path, monkeypatch, store):
+    "The database and the files lie in the store, whatever it is called; MLflow's own command reads the address too."
+    shutil.move(store, named := tmp_path / "runs? 50%20#1 'é")
+    monkeypatch.setenv("WAVESCAT_RUNS", str(named))
+    e = put()
+    assert counts(tracking.mirror()) == {"logged": 1, "already": 0, "left": 0, "refused": 0} and tracking.mirror()["already"] == 1
+    assert tracking._file(tracking.uri()) == named / ".mlflow" / "mlflow.db" and "result.json" in files(shown()[e.identity].info.run_id)
+    assert list((named / ".mlflow" / "artifacts").rglob("result.json")) and [p.name for p in tmp_path.iterdir()] == [named.name]
+    said = subprocess.run([sys.executable, "-m", "mlflow", "experiments", "search"], capture_output=True, text=True, timeout=120, env={**os.environ, "MLFLOW_TRACKING_URI": tracking.uri()})
+    assert said.returncode == 0 and "wavescat" in said.stdout, said.stderr

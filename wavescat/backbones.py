@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['STEM_CHANNELS', 'NORMS', 'CONVOLUTIONS', 'PointwiseConv2d', 'BasicBlock', 'conv_stem', 'imagenet_stem', 'ResNet18',
-           'parameter_count', 'architecture', 'field_means', 'maps_stem', 'UniformResNet', 'wide_top', 'resnet14',
-           'PreactivationBlock', 'WideResNet', 'Bottleneck', 'ResNet50', 'DenseLayer', 'DenseNet', 'InceptionResidual',
-           'InceptionReduction', 'InceptionResNet', 'AlexNet', 'alexnet_stem', 'Linear', 'GhostBatchNorm2d', 'Residual',
-           'WyTiny', 'renamed_weights', 'renamed_alexnet']
+           'parameter_count', 'left_as_it_was', 'architecture', 'field_means', 'maps_stem', 'UniformResNet', 'wide_top',
+           'resnet14', 'PreactivationBlock', 'WideResNet', 'Bottleneck', 'ResNet50', 'DenseLayer', 'DenseNet',
+           'InceptionResidual', 'InceptionReduction', 'InceptionResNet', 'AlexNet', 'alexnet_stem', 'Linear',
+           'GhostBatchNorm2d', 'Residual', 'WyTiny', 'renamed_weights', 'renamed_alexnet']
 
 # %% ../nbs/lib/12_backbones.ipynb #12-backbones-2
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +89,27 @@ def parameter_count(model:nn.Module)->int:
     "Number of trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
+# %% ../nbs/lib/12_backbones.ipynb #12-backbones-11b
+@contextlib.contextmanager
+def left_as_it_was(model:nn.Module)->Iterator[nn.Module]:
+    """Evaluation mode for a while. Whatever happens meanwhile, afterwards the mode of every module, every buffer
+    and torch's random numbers are as they were."""
+    modes = {m: m.training for m in model.modules()}
+    buffers = [(m, name, b, b.detach().clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    devices = {b.device for b in model.buffers()} | {p.device for p in model.parameters()}
+    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
+        model.eval()
+        try: yield model
+        finally:
+            for m, training in modes.items(): m.training = training
+            for m, name, buffer, before in buffers: _restore_buffer(m, name, buffer, before)
+
+@torch.no_grad()
+def _restore_buffer(module, name, buffer, before):
+    "Give a module the same buffer with the same numbers."
+    if getattr(module, name) is not buffer: setattr(module, name, buffer)
+    if not buffer.is_meta and not torch.equal(buffer, before): buffer.copy_(before)
+
 # %% ../nbs/lib/12_backbones.ipynb #12-backbones-12
 @torch.no_grad()
 def architecture(
@@ -96,15 +119,13 @@ def architecture(
     "The network as a table, one row a layer group."
     parts = [("stem", model.stem), *((f"stage {i + 1}", s) for i, s in enumerate(model.stages))]
     device = next(model.parameters()).device
-    x, rows, training = torch.zeros(1, *shape, device=device), [], model.training
-    model.eval()
+    x, rows = torch.zeros(1, *shape, device=device), []
     for name, part in parts:
-        x = part(x)
+        with left_as_it_was(part): x = part(x)
         convs = [m for m in part.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) and m.kernel_size != (1, 1)]
         config = ", ".join(f"{c.kernel_size[0]}×{c.kernel_size[1]} {'transposed ' if c.transposed else ''}{'depthwise ' if c.groups > 1 else ''}{c.in_channels}→{c.out_channels}" + (f" /{c.stride[0]}" if c.stride[0] > 1 else "") for c in convs)
         rows.append(dict(layer=name, output="×".join(map(str, x.shape[1:])), configuration=getattr(part, "note", "") + config, parameters=parameter_count(part)))
     rows.append(dict(layer="head", output=str(model.head.out_features), configuration=f"average pool, linear {model.head.in_features}→{model.head.out_features}", parameters=parameter_count(model.head)))
-    model.train(training)
     return rows
 
 # %% ../nbs/lib/12_backbones.ipynb #12-backbones-19

@@ -34,10 +34,12 @@ class Batches:
         device:torch.device|str="cpu",
         chosen:np.ndarray|None=None, # (n,) which images; None: all
         resident:bool|None=None,     # all images on the device at once; None: if they fit
+        channels_last:bool=True,     # how batches lie in memory
     ):
         self.device, chosen = torch.device(device), np.arange(len(labels)) if chosen is None else np.asarray(chosen)
         size = len(chosen) * int(np.prod(images.shape[1:]))
         self.resident = size <= room(self.device) if resident is None else resident
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.labels = torch.from_numpy(np.ascontiguousarray(labels[chosen])).to(self.device)
         if self.resident: self.images = torch.from_numpy(np.ascontiguousarray(images[chosen])).to(self.device)
         else: self._images, self._chosen = images, chosen
@@ -52,7 +54,7 @@ class Batches:
         return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
 
     def _finished(self, x, i, augment):
-        x = x.to(memory_format=torch.channels_last).float() / 255
+        x = x.to(memory_format=self.memory_format).float() / 255
         if augment: x = augment(x)
         return (x - self.mean) / self.std, self.labels[i.to(self.device)]
 

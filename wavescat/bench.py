@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 
+from .backbones import left_as_it_was
 from .experiment import Experiment, code_version
 from .store import runs_dir
 from .fast import Chunk
@@ -169,9 +170,9 @@ def flops(
 )->int:
     "Multiplications and additions of one image on its way forward, in convolutions and matrix products, those of this package's scattering among them; Fourier transforms and what works element by element aren't counted."
     from torch.utils.flop_counter import FlopCounterMode
-    training, device = model.training, next(model.parameters()).device
-    with FlopCounterMode(display=False) as counted: model.eval()(torch.zeros(1, *shape, device=device))
-    model.train(training)
+    device = next(model.parameters()).device
+    with left_as_it_was(model), FlopCounterMode(display=False) as counted:
+        model(torch.zeros(1, *shape, device=device))
     return counted.get_total_flops()
 
 # %% ../nbs/lib/22_bench.ipynb #22-bench-18
@@ -181,14 +182,14 @@ from wavescat.bench import Case, COLOURS, ENGINES
 engine, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
 torch.set_num_threads(1)
 S, x = ENGINES[engine](case), torch.randn(case.batch, COLOURS, case.size, case.size)
-def size(what): return 1024 * int(re.search(what + r":\s*(\d+)", open("/proc/self/status").read())[1])
+def size(what): return 1024 * int(re.search(what + r":\s*(\d+)", open("/proc/self/status", encoding="utf-8").read())[1])
 def call(x):
     if not case.gradients:
         with torch.no_grad(): return S(x)
     y = S(x); y.sum().backward(); return y
 call(x[:1, :1])
 ctypes.CDLL(None).malloc_trim(0)            # give back what is free, so that it can't be used again unseen
-open("/proc/self/clear_refs", "w").write("5") # forget the largest size so far
+open("/proc/self/clear_refs", "w", encoding="utf-8").write("5") # forget the largest size so far
 before = size("VmRSS")
 y = call(x)
 print(json.dumps({"beyond": size("VmHWM") - before - y.numel() * y.element_size(), "output": y.numel() * y.element_size(), "input": x.numel() * x.element_size()}))

@@ -23,21 +23,26 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="wavescat: a reproducible study of wavelet scattering in convolutional networks.\n\nBegin with: wavescat run baseline --preset smoke")
 
+def _at_home(path:Path|None):
+    "A path with ~ as the home folder; a shell leaves it as it is in --option=~/folder."
+    return path and Path(os.path.expanduser(path))
+
 def _placed(variable, option=None):
     "What sets a variable of the environment to the folder of an option; one that is named must be there."
     def place(folder:Path|None):
         if folder is None: return
+        folder = _at_home(folder)
         with _refusing():
-            if option and not folder.expanduser().is_dir(): raise ValueError(f"{option} {folder} isn't a folder: make it, or name the one that holds the data sets")
-        os.environ[variable] = str(folder.expanduser())
+            if option and not folder.is_dir(): raise ValueError(f"{option} {folder} isn't a folder: make it, or name the one that holds the data sets")
+        os.environ[variable] = str(folder)
     return place
 
 Data = Annotated[Path|None, typer.Option(metavar="FOLDER", callback=_placed("WAVESCAT_DATA", "--data"), help="Where data sets lie, in place of WAVESCAT_DATA.")]
 Store = Annotated[Path|None, typer.Option("--runs", metavar="FOLDER", callback=_placed("WAVESCAT_RUNS"), help="Where runs are stored, in place of WAVESCAT_RUNS.")]
-Given = Annotated[list[str], typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Override a parameter; may be repeated.")]
+Given = Annotated[list[str], typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Override a parameter; may be repeated. In a list, a path with a comma or a space stands in double quotes.")]
 Preset = Annotated[str, typer.Option(help="Section of settings.ini: smoke (seconds), quick (minutes, no network), cpu (hours), paper (the published protocol).")]
-Reports = Annotated[Path|None, typer.Option(help="Where pages go; the checkout's reports/ if left out, or ./reports.")]
-Figures = Annotated[Path|None, typer.Option(metavar="FOLDER", help="Keep every figure there too, as SVG and PDF, and every film, in STUDY/PRESET/.")]
+Reports = Annotated[Path|None, typer.Option(callback=_at_home, help="Where pages go; the checkout's reports/ if left out, or ./reports.")]
+Figures = Annotated[Path|None, typer.Option(metavar="FOLDER", callback=_at_home, help="Keep every figure there too, as SVG and PDF, and every film, in STUDY/PRESET/.")]
 Scheduler = Annotated[str|None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786, whose workers compute.")]
 Protocol = Annotated[str|None, typer.Option(metavar="NAME", help="Begin with the settings of a published protocol; wavescat list names them.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that compute; 0 takes one a CPU core, or one on a GPU.")]
@@ -49,7 +54,8 @@ def _refusing():
     try: yield
     except BrokenPipeError: raise           # whoever read the output has seen enough; typer ends quietly
     except (ValueError, OSError) as e:
-        _complain(str(e))
+        said = str(e)
+        _complain(said if len(said) < 5000 else f"{said[:2000]} … {said[-1000:]}")
         raise typer.Exit(2) from None
 
 def _complain(what):
@@ -110,9 +116,14 @@ def _stability(directory):
 # %% ../nbs/lib/33_cli.ipynb #33-cli-6
 def _pairs(texts):
     "KEY=VALUE texts as a dict."
+    from wavescat.names import shown
+    found = {}
     for t in texts:
-        if "=" not in t: raise ValueError(f"expected -p KEY=VALUE, got -p {t}")
-    return {k.strip(): v for k, _, v in (t.partition("=") for t in texts)}
+        key, sign, value = t.partition("=")
+        if not sign or not key.strip(): raise ValueError(f"expected -p KEY=VALUE, got -p {shown(t)[1:-1]}")
+        if key.strip() in found: raise ValueError(f"{key.strip()} is given twice: leave one out")
+        found[key.strip()] = value
+    return found
 
 def _settings(protocol):
     from wavescat.studies import protocol as read
@@ -128,11 +139,13 @@ def _writable(place, setting):
     if not os.access(place, os.W_OK): raise ValueError(f"{place} can't be written to; choose another with {setting}")
     return place
 
-def _reports(folder):
-    "Where pages go; refuses it, or a store, that can't be written to, before anything is computed."
+def _reports(folder, computes=True):
+    "Where pages go; refuses it, or a store that runs shall go to, that can't be written to, before anything is computed."
     from wavescat.store import project_dir, runs_dir
     folder = _writable(folder or (project_dir() or Path.cwd()) / "reports", "--reports")
-    _writable(runs_dir(), "WAVESCAT_RUNS")
+    if computes: _writable(runs_dir(), "WAVESCAT_RUNS")
+    try: str(folder).encode()
+    except UnicodeEncodeError: raise ValueError(f"{folder} isn't UTF-8, which pages are written in; choose another with --reports") from None
     return folder
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-7
@@ -183,6 +196,7 @@ def run(
     runs:Store=None,
 ):
     "Run studies: compute what isn't stored, and write their pages."
+    from wavescat.report import check_kernel
     from wavescat.sweep import default_workers, sweep
     with _refusing(): chosen, experiments, plans, total = _chosen(studies, preset, _pairs(parameter), estimate=dry_run)
     n = workers or default_workers()
@@ -191,7 +205,9 @@ def run(
             print(f"{name}: no runs; it measures this machine while its page is made" if not p["runs"] else f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
                   + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
         return
-    with _refusing(): folder, figures = _reports(reports), figures and _writable(figures, "--figures")
+    with _refusing():
+        folder, figures = _reports(reports), figures and _writable(figures, "--figures")
+        if total["stored"] < total["runs"]: check_kernel()      # a page that can't be made is said before there are runs
     with _failing(), _refusing():
         planned = []
         while len(set(planned)) < len(set(experiments)):       # a plan may follow from results: it is made again until nothing is new
@@ -219,7 +235,7 @@ def report(
         train = [name for name, p in plans.items() if p["runs"]]
         empty = [name for name in train if not plans[name]["stored"] + plans[name]["stale"]]
         if empty and (empty == train or studies and "all" not in studies): raise ValueError(f"no run of {empty[0]} is stored; compute with: wavescat run {empty[0]} --preset {preset}")
-        folder, figures = _reports(reports), figures and _writable(figures, "--figures")
+        folder, figures = _reports(reports, computes=False), figures and _writable(figures, "--figures")
     if empty: _complain(f"left out, since no run is stored: {', '.join(empty)}; compute with: wavescat run {' '.join(empty)} --preset {preset}")
     for name in empty: del chosen[name]
     _render(chosen, folder, figures=figures)
@@ -243,7 +259,7 @@ def train(
     runs:Store=None,
     cpu:Annotated[bool, typer.Option("--cpu", help="Compute on the CPU even where there is a GPU.")]=False,
     log_every:Annotated[int, typer.Option(min=0, metavar="N", help="Say the loss and the accuracy of every Nth epoch, as it ends; 0 says none.")]=0,
-    err:Annotated[Path|None, typer.Option(metavar="FILE", help="Draw the error analysis, the classes misclassified most and least: a PNG, SVG or PDF.")]=None,
+    err:Annotated[Path|None, typer.Option(metavar="FILE", callback=_at_home, help="Draw the error analysis, the classes misclassified most and least: a PNG, SVG or PDF.")]=None,
     copy:Annotated[str|None, typer.Option(metavar="PREFIX", help="Copy what is stored of the run to PREFIXresult.json, PREFIXweights.safetensors and so on.")]=None,
 ):
     "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. With -p weights=FILE -p epochs=0 it only evaluates. On several GPUs or machines: accelerate launch -m wavescat.cli train …"
@@ -255,7 +271,7 @@ def train(
     from wavescat.distributed import leads
     with _refusing():
         speaks = leads()                                       # of the processes that accelerate launched
-        if copy is not None and not Path(f"{copy}x").expanduser().parent.is_dir(): raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
+        if copy is not None and not Path(os.path.expanduser(f"{copy}x")).parent.is_dir(): raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
         settings = {**_settings(protocol), **_pairs(parameter)}
         e, = grid(**settings)
         check(e)
@@ -277,7 +293,7 @@ def train(
         if err and result["status"] == "diverged": _complain("the run diverged, so that it has no errors to draw")
         elif err: _draw_errors(e, err)
         if copy is not None:
-            for file in sorted(run_dir(e).iterdir()): shutil.copyfile(file, Path(f"{copy}{file.name}").expanduser())
+            for file in sorted(run_dir(e).iterdir()): shutil.copyfile(file, Path(os.path.expanduser(f"{copy}{file.name}")))
     print(run_dir(e))
     _mirror()
 
@@ -325,7 +341,7 @@ def _say(name, value):
 # %% ../nbs/lib/33_cli.ipynb #33-cli-12
 @app.command()
 def sweep(
-    axes:Annotated[list[str], typer.Argument(metavar="SETTING=VALUES...", help="A grid: L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01.")],
+    axes:Annotated[list[str], typer.Argument(metavar="SETTING=VALUES...", help="A grid: L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01. A value with a comma stands in double quotes: 'dataset=\"/data/a,b\"'; classes=0,1,3 is one value, 'classes=\"0,1\",\"2,3\"' are two.")],
     workers:Workers=0,
     scheduler:Scheduler=None,
     dry_run:Annotated[bool, typer.Option("--dry-run", help="Say how many runs there are, how many are stored and about how long the rest takes; compute nothing.")]=False,
@@ -354,7 +370,7 @@ def predict(
     run:Annotated[str, typer.Argument(help="A stored run: its identity, or the first letters of it.")],
     images:Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, read as those that the model was trained on: squashed or stretched to the same size.")],
     top:Annotated[int, typer.Option(min=1, help="How many classes to say.")]=3,
-    gradcam:Annotated[Path|None, typer.Option(metavar="FILE", help="Draw where in each image the decision comes from: a PNG, SVG or PDF.")]=None,
+    gradcam:Annotated[Path|None, typer.Option(metavar="FILE", callback=_at_home, help="Draw where in each image the decision comes from: a PNG, SVG or PDF.")]=None,
     layer:Annotated[str|None, typer.Option(help="Layer that --gradcam looks at; left out: the last one, and both branches of a hybrid's first layer.")]=None,
     target:Annotated[str|None, typer.Option(metavar="CLASS", help="Class that --gradcam explains; left out: the one that the model names.")]=None,
 ):
@@ -364,6 +380,7 @@ def predict(
         for option, value in (("--layer", layer), ("--target", target)):
             if value is not None and not gradcam: raise ValueError(f"{option} goes with --gradcam FILE")
         if gradcam and len(images) > 50: raise ValueError(f"--gradcam draws at most 50 images, got {len(images)}: give it fewer at a time")
+        images = [os.path.expanduser(i) for i in images]
         names, values, classes = classify(run, images)
         if gradcam: _draw_gradcam(run, images, gradcam, layer, target)
     for path, row in zip(images, values):
@@ -374,8 +391,8 @@ def predict(
 @app.command()
 def weights(
     model:Annotated[str, typer.Argument(help="A model that torchvision has too: resnet50, resnet18-imagenet, alexnet-imagenet.")],
-    out:Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write them.")],
-    file:Annotated[Path|None, typer.Option("--from", metavar="FILE", help="torchvision's file; left out: torchvision fetches it, if it is installed.")]=None,
+    out:Annotated[Path, typer.Argument(metavar="OUT.safetensors", callback=_at_home, help="Where to write them.")],
+    file:Annotated[Path|None, typer.Option("--from", metavar="FILE", callback=_at_home, help="torchvision's file; left out: torchvision fetches it, if it is installed.")]=None,
 ):
     "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
     from wavescat.store import replace
@@ -482,7 +499,7 @@ def rm(run:Annotated[list[str]|None, typer.Argument(metavar="RUN...", help="Iden
 @runs_app.command("film")
 def runs_film(
     run:Annotated[str, typer.Argument(help="A stored run with learned filters: its identity, or the first letters of it.")],
-    file:Annotated[Path, typer.Argument(help="The GIF to write, at most 1.5 MB.")],
+    file:Annotated[Path, typer.Argument(callback=_at_home, help="The GIF to write, at most 1.5 MB.")],
     every:Annotated[int, typer.Option(min=1, help="A frame every so many records; a short run has a record a step.")]=1,
     fps:Annotated[float, typer.Option(help="Frames a second, at most 50.")]=10.,
     part:Annotated[list[str], typer.Option(help="fourier, real, imaginary or phase; may be repeated.")]=["fourier", "real", "imaginary"],
@@ -605,6 +622,8 @@ def list_(
 # %% ../nbs/lib/33_cli.ipynb #33-cli-21
 def main():
     "The `wavescat` command. A pipe that closes or Ctrl-C ends it quietly; finished runs are kept."
+    for stream in (sys.stdout, sys.stderr):                    # a terminal that can't show a letter, or a file's name that is no text
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try: app()
     except (KeyboardInterrupt, SystemExit) as e:              # typer makes 130 of a Ctrl-C
         if isinstance(e, SystemExit) and e.code != 130: raise

@@ -10,6 +10,7 @@ __all__ = ['PHOTOGRAPHS', 'DATASETS', 'ImageSet', 'textures', 'mixtures', 'Listi
 import contextlib
 import contextvars
 import csv
+import errno
 import functools
 import gzip
 import hashlib
@@ -32,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .names import choose
+from .names import choose, shown
 from .sources import SOURCES, check_file, check_source, fetch, how_to_get, source_folder
 
 # %% ../nbs/lib/08_data.ipynb #08-data-5
@@ -154,7 +155,7 @@ class Reader(NamedTuple):
 # %% ../nbs/lib/08_data.ipynb #08-data-19
 def cache_dir()->Path:
     "Where decoded sets lie: `$WAVESCAT_CACHE`, or the user's cache directory."
-    if os.environ.get("WAVESCAT_CACHE"): return Path(os.environ["WAVESCAT_CACHE"])
+    if os.environ.get("WAVESCAT_CACHE"): return Path(os.path.expanduser(os.environ["WAVESCAT_CACHE"]))
     from platformdirs import user_cache_path
     return user_cache_path("wavescat") / "decoded"
 
@@ -461,6 +462,15 @@ def _several(paths):
     if not paths: return ()
     return (f"{len(paths):,} file{'s' * (len(paths) > 1)} with several pictures, such as {paths[0].name}: the first is taken",)
 
+def _beside_published(listing, expected):
+    "Notes on a set that has fewer or more images than the published one."
+    notes = []
+    for part, here, published in zip(("training", "test"), map(len, (listing.train, listing.test)), expected):
+        if published and here < published: notes.append(f"not whole: {here:,} of {published:,} {part} images are here")
+        if published and here > published:
+            notes.append(f"not the published split: {here:,} {part} images, {published:,} were published")
+    return notes
+
 def read_set(
     name:str,           # what messages call it
     folder:Path,        # where its files lie, or the file that lists them
@@ -472,26 +482,30 @@ def read_set(
     "A set from its cache, which is made first if files are new or changed. Raises `ValueError` or `FileNotFoundError`, naming the file."
     from filelock import FileLock
     try: stamps = _stamp(folder, reader)
-    except FileNotFoundError as e:
+    except OSError as e:
+        gone = e.errno in (errno.ENOENT, errno.ELOOP)
         remedy = "put it back, or take it off" if name not in SOURCES else f"move {folder} away and fetch it again: wavescat data fetch {name}" if SOURCES[name].url else how_to_get(name)
+        if not gone: raise ValueError(f"{name}: {e.filename} can't be read ({e.strerror}); make it readable, or take it off") from None
         raise FileNotFoundError(f"{name}: {e.filename} is missing, or a link to nowhere; {remedy}") from None
     key = hashlib.sha256(json.dumps([_LAYOUT, name, size, stamps]).encode()).hexdigest()[:24]
     cache = Path(os.path.abspath(cache_dir()))                 # other processes decode too, which may have begun in another folder
+    known = cache / f"{key}.json"
+    def found():
+        try:
+            said = json.loads(known.read_text(encoding="utf-8"))
+            return _open(cache / said["place"], name, source)._replace(notes=tuple(said["notes"]))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile): return None
+    if opened := found(): return opened                      # of a cache that can only be read, too
     try: cache.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE") from e
     if not os.access(cache, os.W_OK): raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
-    known = cache / f"{key}.json"
-    def found():
-        try: return _open(cache / json.loads(known.read_text(encoding="utf-8"))["place"], name, source)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile): return None
-    if opened := found(): return opened
     with FileLock(cache / f".{key}.lock"):
         if opened := found(): return opened
         for left in cache.glob(f".{key}-*"): shutil.rmtree(left)                      # by a process that was killed
         listing = reader.read(folder)
         if not len(listing.train): raise ValueError(f"{name}: {folder} holds no training images; {how_to_get(name) if name in SOURCES else 'put some there'}")
         if size: listing = listing._replace(shape=(size, size))
-        if reader.expected[0] and len(listing.train) < reader.expected[0]: listing = listing._replace(notes=(*listing.notes, f"not whole: {len(listing.train):,} of {reader.expected[0]:,} training images are here"))
+        listing = listing._replace(notes=(*listing.notes, *_beside_published(listing, reader.expected)))
         if isinstance(listing.train, np.ndarray) and listing.shape and listing.train.shape[2:] != listing.shape: raise ValueError(f"{name} has images of {listing.train.shape[2]}×{listing.train.shape[3]}: leave size out")
         tmp = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
         try:
@@ -505,10 +519,10 @@ def read_set(
                     shutil.rmtree(place)
                     os.rename(tmp, place)
             part = known.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps({"place": place.name}), encoding="utf-8")
+            part.write_text(json.dumps({"place": place.name, "notes": listing.notes}), encoding="utf-8")
             os.replace(part, known)
         finally: shutil.rmtree(tmp, ignore_errors=True)
-        return _open(place, name, source)
+        return _open(place, name, source)._replace(notes=tuple(listing.notes))
 
 # %% ../nbs/lib/08_data.ipynb #08-data-23
 def _checked(name):
@@ -545,25 +559,44 @@ def _read_mnist(folder):
 def _number(path): return int("".join(filter(str.isdigit, path.stem.rsplit("_", 1)[-1])) or 0)
 
 def _read_tiny_imagenet(folder):
-    ids = (folder / "wnids.txt").read_text().split()
+    ids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
     words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines() if "\t" in line)
     names = [words.get(i, i).split(",")[0] for i in ids]
     names = [n if names.count(n) == 1 else f"{n} ({i})" for n, i in zip(names, ids)]    # "crane" is a bird and a machine
-    train = [sorted((folder / "train" / i / "images").glob("*.JPEG"), key=_number) for i in ids]
+    images = [(folder / "train" / i / "images").glob("*.JPEG") for i in ids]
+    train = [sorted((p for p in paths if not _hidden(p)), key=_number) for paths in images]
     place = {i: c for c, i in enumerate(ids)}
-    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines() if line]
+    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines() if line]
     if unknown := [r[1] for r in rows if r[1] not in place]: raise ValueError(f"{folder / 'val' / 'val_annotations.txt'} names the class {unknown[0]}, which wnids.txt doesn't; fetch the set again")
     return Listing(tuple(names), [p for ps in train for p in ps], np.repeat(np.arange(len(ids)), list(map(len, train))),
                    [folder / "val" / "images" / r[0] for r in rows], np.array([place[r[1]] for r in rows], np.int64), shape=(64, 64))
 
 def _stamp_tiny_imagenet(folder):
     lists = [folder / "wnids.txt", folder / "words.txt", folder / "val" / "val_annotations.txt", folder / "val" / "images"]
-    return lists + [folder / "train" / i / "images" for i in lists[0].read_text().split()]
+    return lists + [folder / "train" / i / "images" for i in lists[0].read_text(encoding="utf-8").split()]
 
 # %% ../nbs/lib/08_data.ipynb #08-data-29
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-def _pictures(folder): return sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES and not p.name.startswith("."))
-def _folders(folder): return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+_NO_PHOTOGRAPHS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"} # Pillow names them, and needs more to read them
+_SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
+
+@functools.cache
+def _suffixes():
+    "File name endings of the images that this Pillow can read."
+    from PIL import Image, features
+    codecs = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+    lacking = {form for form, codec in codecs.items() if not features.check(codec)}
+    known = Image.registered_extensions()
+    readable = {*Image.OPEN, "MPO"} - _NO_PHOTOGRAPHS - lacking
+    return frozenset(suffix for suffix, form in known.items() if form in readable)
+
+def _hidden(path): return path.name.startswith(".") or path.name.lower() in _SYSTEM
+
+def _is_picture(path):
+    if _hidden(path) or path.suffix.lower() not in _suffixes(): return False
+    return path.is_file() or path.is_symlink() and not path.is_dir()   # a link to nowhere is refused later
+
+def _pictures(folder): return sorted(filter(_is_picture, folder.iterdir()))
+def _folders(folder): return sorted(p for p in folder.iterdir() if p.is_dir() and not _hidden(p))
 
 def _samples_kth(folder): return [s for c in _folders(folder / "KTH-TIPS2-b") for s in _folders(c)]
 
@@ -575,32 +608,65 @@ def _read_kth(folder):
                    info={"sample": np.array([p.parent.name.removeprefix("sample_") for p in paths])})
 
 # %% ../nbs/lib/08_data.ipynb #08-data-31
-def _list_covidx(folder, part):
-    rows, path = [], folder / f"{part}.txt"
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split()
-        if not words: continue
-        if len(words) < 4 or words[-2] not in ("negative", "positive"): raise ValueError(f"{path}, line {n}: expected patient, file, negative or positive, collection; got {line!r}")
-        rows.append((folder / part / words[-3], words[-2] == "positive"))
-    return [r[0] for r in rows], np.array([r[1] for r in rows], np.int64)
+def _file_of(path, n, head, here):
+    "Patient and file of a line, either of which may have blanks in it; `here`: the files of the folder."
+    parts = [(head[:m.start()], head[m.end():]) for m in re.finditer(r"\s+", head)]
+    fitting = [p for p in parts if p[1] in here]
+    if len(fitting) > 1: raise ValueError(f"{path}, line {n}: {' and '.join(p[1] for p in fitting)} are both there; take away the one that isn't meant")
+    return (fitting or parts)[-1]
 
-def _read_covidx(folder): return Listing(("negative", "positive"), *_list_covidx(folder, "train"), *_list_covidx(folder, "test"), shape=(260, 260))
+def _list_covidx(folder, part):
+    "Files, labels and patients of a list."
+    path, rows, seen = folder / f"{part}.txt", [], {}
+    here = set(os.listdir(folder / part)) if (folder / part).is_dir() else set()
+    for n, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip(): continue
+        head, *rest = line.strip().rsplit(None, 2)
+        if len(rest) < 2 or rest[0] not in ("negative", "positive") or not re.search(r"\s", head): raise ValueError(f"{path}, line {n}: expected patient, file, negative or positive, collection; got {line!r}")
+        patient, file = _file_of(path, n, head, here)
+        if file in seen: raise ValueError(f"{path}, line {n}: {file} stands on line {seen[file]} already; an image may be there once")
+        seen[file] = n
+        rows.append((folder / part / file, rest[0] == "positive", patient))
+    unlisted = sorted(f for f in here - set(seen) if _is_picture(folder / part / f))
+    notes = [f"{len(unlisted):,} images in {part} are on no list: {_first(unlisted)}"] if unlisted else []
+    files_, labels, patients = zip(*rows) if rows else ((), (), ())
+    return list(files_), np.array(labels, np.int64), np.array(patients, str), notes
+
+def _first(names, most=3):
+    "The first of many names."
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+def _read_covidx(folder):
+    train, labels, patients, notes = _list_covidx(folder, "train")
+    test, test_labels, tested, more = _list_covidx(folder, "test")
+    both = sorted({*patients.tolist()} & {*tested.tolist()})
+    if both: more.append(f"{len(both):,} patients have training and test images: {_first(both)}")
+    return Listing(("negative", "positive"), train, labels, test, test_labels, (260, 260), info={"patient": patients}, notes=(*notes, *more))
 
 # %% ../nbs/lib/08_data.ipynb #08-data-33
 _BIOMASS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
 
-def _rows(path, *columns):
-    "Rows of a CSV as dicts, from line 2 on; refuses one without these columns."
+def _table(path):
+    "Columns of a CSV, and its rows as (line, dict); rows without any value are passed over."
     rows = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
-            table = csv.DictReader(f)
-            table.fieldnames = [(c or "").strip() for c in table.fieldnames or ()]
-            if missing := [c for c in columns if c not in table.fieldnames]: raise ValueError(f"{path} has no column {missing[0]}; it has {', '.join(table.fieldnames) or 'none'}; columns are parted by commas")
+            table = csv.DictReader(f, strict=True)
+            names = [c.strip() for c in table.fieldnames or ()]
+            table.fieldnames = names = [c or f"column {i} (no name)" for i, c in enumerate(names, 1)]
+            if twice := [c for c in names if names.count(c) > 1]: raise ValueError(f"{path} has two columns called {twice[0]}: rename one, or take it out")
             for r in table:
-                if None in r or None in r.values(): raise ValueError(f"{path}, line {table.line_num}: expected {len(table.fieldnames)} values, got {len(r) - 1 + len(r[None]) if None in r else sum(v is not None for v in r.values())}")
-                rows.append((table.line_num, {k: v.strip() for k, v in r.items()}))
+                if None in r or None in r.values(): raise ValueError(f"{path}, line {table.line_num}: expected {len(names)} values, got {len(r) - 1 + len(r[None]) if None in r else sum(v is not None for v in r.values())}")
+                r = {k: v.strip() for k, v in r.items()}
+                if any("\n" in v or "\r" in v for v in r.values()): raise ValueError(f"{path}, line {table.line_num}: a value goes on over several lines; close its quotes")
+                if any(r.values()): rows.append((table.line_num, r))
     except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"{path} can't be read ({' '.join(str(e).split())}); save it as CSV in UTF-8") from e
+    return names, rows
+
+def _rows(path, *columns):
+    "Rows of a CSV as (line, dict); refuses one without these columns."
+    names, rows = _table(path)
+    if missing := [c for c in columns if c not in names]: raise ValueError(f"{path} has no column {missing[0]}; it has {', '.join(names) or 'none'}; columns are parted by commas")
     return rows
 
 def _target(path, line, column, text):
@@ -625,44 +691,184 @@ def _read_biomass(folder):
                    notes=tuple(f"{what} holds to 0.01 g in {ok.sum()} of {len(ok)} images" for what, ok in holds))
 
 # %% ../nbs/lib/08_data.ipynb #08-data-35
+_PARTS = {"train": ("train", "training"), "test": ("test", "testing")}
+_VALIDATION = ("val", "valid", "validation", "dev")
+
+def _number_of(name):
+    "The number that a class is called by; None for another name."
+    return float(name) if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", name) else None
+
+def _in_order(names):
+    "Class names in the order of their numbers: 2 before 10, class2 before class10."
+    def key(name):
+        pieces = re.split(r"([0-9]+)", name)
+        return [int(p) if i % 2 else p for i, p in enumerate(pieces)], name
+    numbers = {name: _number_of(name) for name in names}
+    if None in numbers.values(): return tuple(sorted(names, key=key))
+    return tuple(sorted(names, key=lambda name: (numbers[name], name)))
+
+def _class_names(place, names):
+    "The names in order; refuses two that are the same number."
+    ordered, seen = _in_order(names), {}
+    for name in ordered:
+        number = _number_of(name)
+        if number is not None and number in seen: raise ValueError(f"{place}: the classes {seen[number]} and {name} are the same number; write them alike, or give them other names")
+        seen[number] = name
+    return ordered
+
+def _part_folders(folder):
+    "The folders of training and of test images; none where the class folders lie in `folder` itself."
+    found = {part: [p for p in _folders(folder) if p.name.lower() in names] for part, names in _PARTS.items()}
+    if not all(found.values()): return ()
+    for part, places in found.items():
+        if len(places) > 1: raise ValueError(f"{folder} holds {' and '.join(p.name for p in places)}, which both mean {part}: move their images into one of them")
+    return tuple(places[0] for places in found.values())
+
+def _passed_over(folder, places, taken):
+    "A note on the files in `places` that aren't among `taken`, if there are any."
+    names, n = [], 0
+    for place in places:
+        for p in sorted(place.iterdir()):
+            if p in taken: continue
+            inside = sum(len(files_) for *_, files_ in os.walk(p)) if p.is_dir() else 1
+            n += inside
+            if inside: names.append(f"{p.relative_to(folder)}" + (f" ({inside} inside)" if p.is_dir() else ""))
+    if not n: return ()
+    return (f"passed over {n:,} file{'s' * (n > 1)}, no images that Pillow reads or not in a class folder: {_first(names)}",)
+
 def _own_folder(folder):
-    parts = ["train", "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else ["."]
-    classes = tuple(p.name for p in _folders(folder / parts[0]))
-    if set(classes) <= {"train", "training", "val", "valid", "validation", "test"} and classes: raise ValueError(f"{folder} holds {' and '.join(classes)}: training and test images must lie in train and test (validation images are split off); rename the folders, or name one of them")
-    if len(classes) < 2: raise ValueError(f"{folder / parts[0]} must hold a folder for each class, two at least; it holds {', '.join(classes) or 'none'}")
-    found = []
+    parts = _part_folders(folder) or (folder,)
+    classes = _class_names(parts[0], [p.name for p in _folders(parts[0])])
+    partlike = {*_PARTS["train"], *_PARTS["test"], *_VALIDATION}
+    if classes and {c.lower() for c in classes} <= partlike: raise ValueError(f"{parts[0]} holds {' and '.join(classes)}: training and test images must lie in train and test (validation images are split off); rename the folders, or name one of them")
+    if len(classes) < 2: raise ValueError(f"{parts[0]} must hold a folder for each class, two at least; it holds {', '.join(classes) or 'none'}")
+    found, notes, taken = [], [], set(parts)
     for part in parts:
-        if extra := [p.name for p in _folders(folder / part) if p.name not in classes]: raise ValueError(f"{folder / part / extra[0]} is a class that {folder / parts[0]} hasn't got")
+        testing = part != parts[0]
+        if testing and not _folders(part): raise ValueError(f"{part} holds {len(_pictures(part))} images and no class folders, so that nobody knows their classes: put them into class folders, or move {part.name} away")
+        if extra := [p.name for p in _folders(part) if p.name not in classes]: raise ValueError(f"{part / extra[0]} is a class that {parts[0]} hasn't got")
         pictures = []
-        for place in (folder / part / name for name in classes):
+        for place in (part / name for name in classes):
             pictures.append(_pictures(place) if place.is_dir() else [])
             if place.is_dir() and (deeper := _folders(place)): raise ValueError(f"{deeper[0]} is a folder inside a class: move its images up, or take it out")
-            if part != "test" and not pictures[-1]: raise ValueError(f"{place} holds no images: put some there, or take it away")
-        found += [[p for ps in pictures for p in ps], np.repeat(np.arange(len(classes)), list(map(len, pictures)))]
-    return Listing(classes, *found)
+            if not testing and not pictures[-1]:
+                there = [p.name for p in sorted(place.iterdir())]
+                raise ValueError(f"{place} holds no images" + (f" that Pillow reads, but {_first(there)}" if there else "") + ": put some there, or take it away")
+        counts = list(map(len, pictures))
+        if testing and not sum(counts): raise ValueError(f"{part} holds no images: put some there, or take it away")
+        for many, what in ((0, "no image"), (1, "one image only")):
+            if few := [c for c, n in zip(classes, counts) if n == many]: notes.append(f"{what} in {part.name}: {_first(few)}")
+        taken |= {part / c for c in classes} | {p for ps in pictures for p in ps}
+        found += [[p for ps in pictures for p in ps], np.repeat(np.arange(len(classes)), counts)]
+    if len(parts) > 1 and any(p.name not in _PARTS for p in parts): notes.append(f"training images are those of {parts[0].name}, test images those of {parts[1].name}")
+    places = [folder, *(parts if len(parts) > 1 else ()), *(d for part in parts for d in _folders(part))]
+    return Listing(classes, *found, notes=(*notes, *_passed_over(folder, places, taken)))
+
+_ROLES = ("path", "label", "split", "group", "patient")
+_PATH_LIKE = {"file", "files", "filename", "file_name", "filepath", "file_path", "image", "images", "image_file", "image_name", "image_path", "img", "img_path"}
+_LABEL_LIKE = {"class", "classes", "class_id", "class_name", "classname", "category", "categories", "labels", "label_id"}
+_MISSING = {"nan", "<na>", "n/a", "#n/a", "null"}
+_INDEX_LIKE = re.compile(r"column \d+ \(no name\)|unnamed.*|level_\d+|(.*[_ ])?(id|idx|index|uuid|guid)|row|row[_ ]?(number|names?|nr)|nr|no\.?|#|\w+id", re.IGNORECASE)
+
+def _own_table(path):
+    "Columns and rows of a list of images, the columns that are looked for by their own names."
+    names, rows = _table(path)
+    names = [c for c in names if not c.endswith("(no name)") or any(r[c] for _, r in rows)]   # a table program's empty columns
+    role = {c: c.lower() if c.lower() in _ROLES else c for c in names}
+    for r in _ROLES:
+        if len(same := [c for c in names if role[c] == r]) > 1: raise ValueError(f"{path}: the columns {' and '.join(same)} both mean {r}: rename one, or take it out")
+    if "path" not in role.values():
+        likely = [c for c in names if c.lower() in _PATH_LIKE]
+        remedy = f"rename {likely[0]} to path" if likely else "columns are parted by commas, and the one of the image files is called path"
+        raise ValueError(f"{path} has no column path; it has {', '.join(names) or 'none'}; {remedy}")
+    rows = [(n, {role[c]: r[c] for c in names}) for n, r in rows]
+    for n, r in rows:
+        if "\\" in r["path"] and not (path.parent / r["path"]).exists(): raise ValueError(f"{path}, line {n}: {r['path']} is missing; part folders with / instead of \\")
+    return [role[c] for c in names], rows
+
+def _is_number(text):
+    try: float(text)
+    except ValueError: return False
+    return True
+
+def _counts(values):
+    "Whether values number the rows, from 0 or 1."
+    return any(values == [str(i) for i in range(start, start + len(values))] for start in (0, 1))
+
+def _columns_of(path, columns, rows):
+    "Targets, the column of groups or None, and a note on what the columns are taken for; refuses doubtful ones."
+    groups = [c for c in columns if c in ("group", "patient")]
+    if len(groups) > 1: raise ValueError(f"{path} has a column group and a column patient: leave the one by which images belong together")
+    group = groups[0] if groups else None
+    rest = [c for c in columns if c not in _ROLES]
+    if "split" not in columns:
+        words = {w for names in _PARTS.values() for w in names} | {*_VALIDATION}
+        for c in rest:
+            said = {r[c].lower() for _, r in rows}
+            if said <= words and said & {"train", "training"}: raise ValueError(f"{path}: column {c} says {' and '.join(sorted(said))}; call it split, or take it out")
+    taken = [c for c in columns if c in _ROLES]
+    if "label" in columns: return (), group, f"columns taken: {', '.join(taken)}" + (f"; passed over: {', '.join(rest)}" if rest else "")
+    if not rest: raise ValueError(f"{path} has neither a column label nor columns of numbers; it has {', '.join(columns)}")
+    for c in rest:
+        if c.lower() in _LABEL_LIKE: raise ValueError(f"{path}: column {c} may be the classes; call it label, or give it another name if it is a number to predict")
+        if _INDEX_LIKE.fullmatch(c): raise ValueError(f"{path}: {c} looks like an index, and every column beside {', '.join(_ROLES)} is a number to predict; take it out, or give it the name of what it measures")
+        line, first = next((n, r[c]) for n, r in rows)
+        if not any(map(_is_number, (r[c] for _, r in rows))): raise ValueError(f"{path}, line {line}: {c} must be a number, got {first!r}, and no row has one; call the column label if it says the classes, or take it out")
+    if columns[0] in rest and _counts([r[columns[0]] for _, r in rows]): raise ValueError(f"{path}: {columns[0]} numbers the rows, which looks like an index; take it out, or put it behind path if it is to be predicted")
+    return tuple(rest), group, f"columns taken: {', '.join(taken)}; predicted as numbers: {', '.join(rest)}"
+
+def _own_labels(path, rows, test):
+    "Classes in order, and the notes on them; refuses labels that look like measurements or are missing."
+    for line, r in rows:
+        if r["label"].lower() in _MISSING: raise ValueError(f"{path}, line {line}: label is {r['label']!r}, a missing value; write the class, or take the line out")
+    classes = _class_names(path, {r["label"] for _, r in rows})
+    if len(classes) < 2: raise ValueError(f"{path} has one label only, {classes[0]}: two at least are needed")
+    numbers = [_number_of(c) for c in classes]
+    if None not in numbers and any(n % 1 for n in numbers): raise ValueError(f"{path}: label holds numbers such as {next(c for c, n in zip(classes, numbers) if n % 1)}; rename the column to predict them as numbers, or write the classes as names")
+    train = [r["label"] for (_, r), t in zip(rows, test) if not t]
+    if only := [c for c in classes if c not in set(train)]: raise ValueError(f"{path}: {_first(only)} is in test rows only, so that it can't be learned; add training rows, or take its rows out")
+    tested = {r["label"] for (_, r), t in zip(rows, test) if t}
+    few = [c for c in classes if train.count(c) == 1]
+    absent = [c for c in classes if tested and c not in tested]
+    lower = [c.lower() for c in classes]
+    alike = [c for c in classes if lower.count(c.lower()) > 1]
+    said = ((few, "one training image only of"), (absent, "no test image of"), (alike, "classes that differ in case only:"))
+    return classes, tuple(f"{what} {_first(names)}" for names, what in said if names)
 
 def _own_csv(path):
-    rows = _rows(path, "path")
+    columns, rows = _own_table(path)
     if not rows: raise ValueError(f"{path} lists no images")
-    columns, seen = list(rows[0][1]), {}
-    targets = () if "label" in columns else tuple(c for c in columns if c not in ("path", "split"))
-    if "label" not in columns and not targets: raise ValueError(f"{path} has neither a column label nor columns of numbers; it has {', '.join(columns)}")
+    targets, group, note = _columns_of(path, columns, rows)
+    seen = {}
     for line, r in rows:
-        at = os.path.normpath(path.parent / r["path"])
+        if not r["path"] or ("label" in r and not r["label"]): raise ValueError(f"{path}, line {line}: path or label is empty; mend the line, or take it out")
+        at = os.path.realpath(path.parent / r["path"])
         if at in seen: raise ValueError(f"{path}, line {line}: {r['path']} stands on line {seen[at]} already; an image may be there once")
         seen[at] = line
-        if not r["path"] or ("label" in r and not r["label"]): raise ValueError(f"{path}, line {line}: path or label is empty; mend the line, or take it out")
-        if r.get("split") not in (None, "", "train", "test"): raise ValueError(f"{path}, line {line}: split must be train or test, got {r['split']!r}")
-    classes = tuple(sorted({r["label"] for _, r in rows})) if not targets else ()
-    if not targets and len(classes) < 2: raise ValueError(f"{path} has one label only, {classes[0]}: two at least are needed")
+        if os.path.isdir(at): raise ValueError(f"{path}, line {line}: {r['path']} is a folder; name an image file")
+        if "split" in r and r["split"].lower() not in ("train", "test"): raise ValueError(f"{path}, line {line}: split must be train or test, got {r['split']!r}; validation images are split off from the training images")
+        if group and not r[group]: raise ValueError(f"{path}, line {line}: {group} is empty; mend the line, or take the column out")
+    test = np.array([r.get("split", "").lower() == "test" for _, r in rows])
+    if test.all(): raise ValueError(f"{path} has test rows only: mark the training rows with split train")
+    classes, notes = ((), ()) if targets else _own_labels(path, rows, test)
     label = {c: i for i, c in enumerate(classes)}
     y = np.array([[_target(path, n, t, r[t]) for t in targets] for n, r in rows], np.float32) if targets else np.array([label[r["label"]] for _, r in rows], np.int64)
-    test = np.array([r.get("split") == "test" for _, r in rows])
+    for t, values in zip(targets, y[~test].T):
+        if len(values) > 1 and np.ptp(values) == 0: raise ValueError(f"{path}: {t} is {values[0]:g} in every training row, so that there is nothing to predict; take the column out")
     paths = [path.parent / r["path"] for _, r in rows]
-    return Listing(classes, [p for p, t in zip(paths, test) if not t], y[~test], [p for p, t in zip(paths, test) if t], y[test], targets=targets)
+    info = {}
+    if group:
+        of = np.array([r[group] for _, r in rows])
+        if both := sorted({*of[test].tolist()} & {*of[~test].tolist()}): raise ValueError(f"{path}: {group} {_first(both)} has training and test rows; put all its rows into one part")
+        info = {group: of[~test]}
+    return Listing(classes, [p for p, t in zip(paths, test) if not t], y[~test], [p for p, t in zip(paths, test) if t], y[test], targets=targets, info=info, notes=(note, *notes))
 
-def _stamp_own_folder(folder): return sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and (p.is_dir() or p.suffix.lower() in _PICTURES))
-def _stamp_own_csv(path): return [path, *sorted({path.parent / r["path"] for _, r in _rows(path, "path") if r["path"]})]
+def _stamp_own_folder(folder):
+    parts = _part_folders(folder) or (folder,)
+    places = [p for part in parts for p in _folders(part)]
+    return [*dict.fromkeys((folder, *parts, *places)), *(p for place in places for p in _pictures(place))]
+
+def _stamp_own_csv(path): return [path, *sorted({path.parent / r["path"] for _, r in _own_table(path)[1] if r["path"]})]
 
 # %% ../nbs/lib/08_data.ipynb #08-data-37
 _READERS:dict[str, Reader] = {
@@ -685,7 +891,14 @@ def _named(name, size=None):
 def _own_reader(path): return Reader(_own_folder, _stamp_own_folder) if path.is_dir() else Reader(_own_csv, _stamp_own_csv)
 
 def _own(path, size=None):
-    return read_set(str(path), path, _own_reader(path), f"own images, {path}", size)
+    data = read_set(str(path), path, _own_reader(path), f"own images, {path}", size)
+    for note in data.notes: _say(f"{path.name}: {note}")
+    return data
+
+@functools.cache
+def _say(note):
+    "Said once in a process."
+    print(note, file=sys.stderr)
 
 def _embedded(make, size=None):
     data = make()
@@ -697,11 +910,14 @@ DATASETS:dict[str, Callable[..., ImageSet]] = {"textures": functools.partial(_em
 # %% ../nbs/lib/08_data.ipynb #08-data-38
 def _only(data, classes):
     "The images of some classes, with labels from 0 in the order of their numbers."
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", classes): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {classes!r}")
-    ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
-    chosen = sorted({n for e in ends for n in range(e[0], e[-1] + 1)})
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", classes, re.ASCII): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {shown(classes)}")
     if data.targets: raise ValueError(f"{data.name} has targets, not classes: leave classes out")
-    if len(chosen) < 2 or chosen[-1] >= len(data.classes): raise ValueError(f"classes={classes}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
+    ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
+    rising = all(e[0] <= e[-1] < len(data.classes) for e in ends)
+    listed = [n for e in ends for n in range(e[0], e[-1] + 1)] if rising else []
+    chosen = sorted(set(listed))
+    if len(listed) > len(chosen): raise ValueError(f"classes={classes} names a class twice: list each once")
+    if len(chosen) < 2: raise ValueError(f"classes={shown(classes)[1:-1]}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
     kept = {part: np.isin(getattr(data, f"{part}_labels"), chosen) for part in ("train", "test")}
     images = {part: getattr(data, part)[k] for part, k in kept.items()} | {f"{part}_labels": np.searchsorted(chosen, getattr(data, f"{part}_labels")[k]) for part, k in kept.items()}
     return data._replace(classes=tuple(data.classes[n] for n in chosen), info={n: v[kept["train"]] for n, v in data.info.items()}, checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}", **images)
@@ -733,11 +949,11 @@ def _loaded(name, size, classes, state):
     "The set of this name while its files stay what they are."
     if classes is not None: return _only(_loaded(name, size, None, state), classes)
     if name in DATASETS: return DATASETS[name](size=size)
-    path = Path(name).expanduser()
-    if path.is_dir() or path.suffix.lower() == ".csv":
-        if not path.exists(): raise FileNotFoundError(f"{path} is missing: dataset= takes a name, a folder of class folders, or a CSV with the columns path and label")
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path) or path.suffix.lower() == ".csv":
+        if not os.path.exists(path): raise FileNotFoundError(f"{path} is missing: dataset= takes a name, a folder of class folders, or a CSV with the columns path and label")
         return _own(path.resolve(), size)
-    if os.sep in name: raise FileNotFoundError(f"{name} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV")
+    if os.sep in name: raise FileNotFoundError(f"{name if len(name) < 300 else shown(name)} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV")
     return choose(name, DATASETS, "dataset")
 
 def _forget():
@@ -780,7 +996,7 @@ def verify_set(
         missing = [] if isinstance(given, np.ndarray) else [p for p in given if not p.is_file()]
         here = len(given) - len(missing)
         if missing: said.append(f"{missing[0]} is missing" + (f", and {len(missing) - 1} more that the lists name" if missing[1:] else ""))
-        if expected or here: said.append(f"{here:,} of {expected:,} {part} images" + ("" if here == expected else f"; {how_to_get(name)}"))
+        if expected or here: said.append(f"{here:,} of {expected:,} {part} images" + ("" if here == expected else "; more than were published" if here > expected else f"; {how_to_get(name)}"))
         whole = whole and here == expected
     if not s.inside: said.append("no checksums of single files are published: names and numbers were compared")
     return whole, [*said, *listing.notes]

@@ -18,18 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .backbones import left_as_it_was
+from .metrics import class_numbers
 from .names import choose
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-5
-@contextlib.contextmanager
-def _evaluating(model):
-    "Evaluation mode for a while; every module's mode is as before afterwards."
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try: yield
-    finally:
-        for m, training in modes.items(): m.training = training
-
 @contextlib.contextmanager
 def _hooked(modules, hook):
     "A forward hook on modules for a while: hook(name, output) → what goes on instead, or None."
@@ -38,22 +31,44 @@ def _hooked(modules, hook):
     finally:
         for h in handles: h.remove()
 
+def _check_images(x):
+    "Refuse what is no batch of images; they come back as they may be computed with."
+    if not isinstance(x, Tensor) or x.ndim != 4 or not len(x):
+        given = f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+        kind = "" if isinstance(x, Tensor) or not hasattr(x, "shape") else f" of {type(x).__name__}"
+        raise ValueError(f"expected images, a tensor (B, C, H, W), one at least, got {given}{kind}")
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
+
+def _call(model, x):
+    "The model's output; of a model that was made in inference mode by copies of its tensors, through which gradients may pass."
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if torch.is_inference_mode_enabled() or not any(t.is_inference() for t in tensors.values()): return model(x)
+    return torch.func.functional_call(model, {n: t.clone() if t.is_inference() else t for n, t in tensors.items()}, x)
+
 def _scores(model, x):
     "What a model says of images; a `ValueError` where it doesn't take them."
-    if not isinstance(x, Tensor) or x.ndim != 4 or not len(x): raise ValueError(f"expected images, a tensor (B, C, H, W), one at least, got {f'shape {tuple(x.shape)}' if hasattr(x, 'shape') else type(x).__name__}")
-    try: scores = model(x)
+    x = _check_images(x)
+    try: scores = _call(model, x)
     except torch.OutOfMemoryError: raise
     except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f"{type(model).__name__} doesn't take images of shape {tuple(x.shape[1:])} (C, H, W), {x.dtype}: {str(e).splitlines()[0]}") from None
     if not isinstance(scores, Tensor) or scores.ndim != 2: raise ValueError(f"expected a model that gives scores (B, classes), {type(model).__name__} gives {f'shape {tuple(scores.shape)}' if isinstance(scores, Tensor) else type(scores).__name__}")
     return scores
+
+def _gradients(score, of):
+    "Gradients of a score, None where it doesn't depend on a tensor; a `ValueError` under reentrant checkpointing."
+    if not score.requires_grad: return (None,) * len(of)
+    try: return torch.autograd.grad(score, of, allow_unused=True)
+    except RuntimeError as e:
+        if "use_reentrant" not in str(e): raise
+        raise ValueError("the model uses reentrant checkpointing, which gives gradients of no layer: call checkpoint with use_reentrant=False") from None
 
 def layers(
     model:nn.Module,
     x:Tensor,          # (B, C, H, W) images that it takes
 )->dict[str, tuple[int, int, int]]: # name → (channels, h, w), in the order of computation
     "The layers whose outputs are maps. Raises `ValueError` for a model that has none, or doesn't take these images."
-    found = {}
-    with _evaluating(model), torch.no_grad(), _hooked({n: m for n, m in model.named_modules() if n and not isinstance(m, (nn.Sequential, nn.ModuleList))}, lambda n, out: found.update({n: (out.shape[1:-2].numel(), *out.shape[-2:])}) if isinstance(out, Tensor) and out.ndim >= 4 and out.shape[-2:].numel() > 1 else None):
+    found, x = {}, _check_images(x)
+    with left_as_it_was(model), torch.no_grad(), _hooked({n: m for n, m in model.named_modules() if n and not isinstance(m, (nn.Sequential, nn.ModuleList))}, lambda n, out: found.update({n: (out.shape[1:-2].numel(), *out.shape[-2:])}) if isinstance(out, Tensor) and out.ndim >= 4 and out.shape[-2:].numel() > 1 else None):
         _scores(model, x[:1])
     if not found: raise ValueError(f"{type(model).__name__} has no layer with maps: Grad-CAM needs a convolution or a scattering")
     return found
@@ -62,10 +77,10 @@ def default_layer(model:nn.Module, x:Tensor)->str:
     "The last layer with maps that the scores depend on."
     names, seen, modules = list(layers(model, x)), {}, dict(model.named_modules())
     if len(names) == 1: return names[0]
-    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _hooked({n: modules[n] for n in names}, lambda n, out: seen.update({n: out})):
-        scores = _scores(model, x[:1].clone().requires_grad_())
+    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _hooked({n: modules[n] for n in names}, lambda n, out: seen.update({n: out})):
+        scores = _scores(model, x[:1].detach().clone().requires_grad_())
         of = [n for n in names if seen[n].requires_grad]
-        grads = torch.autograd.grad(scores.sum(), [seen[n] for n in of], allow_unused=True) if of and scores.requires_grad else ()
+        grads = _gradients(scores.sum(), [seen[n] for n in of]) if of else ()
     return next((n for n, g in reversed(list(zip(of, grads))) if g is not None), names[-1])
 
 def branches(
@@ -77,9 +92,18 @@ def branches(
     if hasattr(stem, "scattering") and hasattr(stem, "conv"): return {"convolution": "stem.conv", "scattering": "stem.scattering"}
     return {"last layer": default_layer(model, x)}
 
-def _layer(model, x, name):
-    if name is None: name = default_layer(model, x)
+def _layer(model, x, layer):
+    "Name and module of a layer that is named or given; None is the default one."
+    if isinstance(layer, (list, tuple)):
+        if len(layer) != 1: raise ValueError(f"layer must be one layer, got {len(layer)}: ask for the map of each and average them")
+        layer, = layer
     modules = dict(model.named_modules())
+    if isinstance(layer, nn.Module):
+        name = next((n for n, m in modules.items() if m is layer), "")
+        if not name: raise ValueError(f"this {type(layer).__name__} is no layer of the model; explain.layers lists those that have maps")
+    elif layer is None: name = default_layer(model, x)
+    elif isinstance(layer, str): name = layer
+    else: raise ValueError(f"layer must be the name of a layer, or the layer itself, got {layer!r}")
     if name not in modules or not name: choose(name, layers(model, x), "layer")
     return name, modules[name]
 
@@ -100,23 +124,26 @@ def gradcam(
     model:nn.Module,
     x:Tensor,                 # (B, C, H, W) images as the model takes them
     target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
-    layer:str|None=None,      # its name; None: `default_layer`
+    layer:str|nn.Module|None=None, # its name, or itself; None: `default_layer`. Of one that is used again and again, the last use
     method:str="gradcam",     # one of `METHODS`
     resized:bool=True,        # to the images' size, bilinear; otherwise the layer's
     relu:bool=True,           # only what speaks for the class
 )->Tensor:                    # (B, H, W), or (B, h, w)
     "Where in each image a layer speaks for a class. Raises `ValueError` for a layer or class that isn't there, or a layer without maps."
     choose(method, dict.fromkeys(METHODS), "method")
+    x = _check_images(x)
     name, module = _layer(model, x, layer)
-    seen = []
+    seen, taught = [], []
     def hook(_, out):
         if not isinstance(out, Tensor) or out.ndim < 4: return None
+        taught.append(torch.is_grad_enabled())
         seen.append(out.detach().requires_grad_())            # nothing before it needs a gradient
         return seen[-1].clone()                               # what follows may change it in place
-    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _hooked({name: module}, hook):
-        scores = _scores(model, x.clone() if x.is_inference() else x)
-        if seen: g, = torch.autograd.grad(scores.gather(1, _targets(scores, target)[:, None]).sum(), seen[-1], allow_unused=True)
+    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _hooked({name: module}, hook):
+        scores = _scores(model, x)
+        if seen: g, = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), seen[-1:])
     if not seen: raise ValueError(f"layer {name} gives no maps, or isn't used; {default_layer(model, x)} gives some, and so do others that explain.layers lists")
+    if g is None and not taught[-1]: raise ValueError(f"layer {name} is computed without gradients, as under reentrant checkpointing or torch.no_grad: call checkpoint with use_reentrant=False, or leave torch.no_grad out")
     if g is None: raise ValueError(f"layer {name} has no influence on the scores")
     if not torch.isfinite(scores).all(): raise ValueError("the model's scores aren't finite, so nothing speaks for a class: did its training diverge?")
     A, g = (v.flatten(1, -3) for v in (seen[-1].detach(), g))  # (B, K, h, w); colours and paths alike
@@ -155,18 +182,18 @@ def guided_backpropagation(
     target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
 )->Tensor:                       # (B, C, H, W)
     "The gradient of a score to the pixels through ReLUs that pass positive gradients only."
-    _scores(model, x[:1])                                     # refuses what it doesn't take
-    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _Guided():
-        x = x.detach().clone().requires_grad_()
+    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _Guided():
+        x = _check_images(x).detach().clone().requires_grad_()
         scores = _scores(model, x)
-        g, = torch.autograd.grad(scores.gather(1, _targets(scores, target)[:, None]).sum(), x)
+        g, = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), [x])
+    if g is None: raise ValueError(f"the scores of {type(model).__name__} have no gradient to the images: does it compute under torch.no_grad?")
     return g
 
 def guided_gradcam(
     model:nn.Module,
     x:Tensor,                    # (B, C, H, W)
     target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
-    layer:str|None=None,         # its name; None: `default_layer`
+    layer:str|nn.Module|None=None, # its name, or itself; None: `default_layer`
 )->Tensor:                       # (B, C, H, W)
     "Guided backpropagation times Grad-CAM, which is resized to the nearest of its places."
     maps = gradcam(model, x, target, layer, resized=False)
@@ -186,7 +213,7 @@ def coefficients(
     "The scattering coefficients inside a model. Raises `ValueError` if it has none."
     name, module = _scattering(model)
     seen = []
-    with _evaluating(model), torch.no_grad(), _hooked({name: module}, lambda _, out: seen.append(out)): _scores(model, x)
+    with left_as_it_was(model), torch.no_grad(), _hooked({name: module}, lambda _, out: seen.append(out)): _scores(model, x)
     return seen[-1].reshape(len(x), -1, len(module.paths), *seen[-1].shape[-2:])
 
 def path_attribution(
@@ -198,7 +225,11 @@ def path_attribution(
 )->tuple[Tensor, Tensor]:        # (B, P) contributions; (B,) what they miss of s(c) − s(b)
     "How much each scattering path contributed to a score. Raises `ValueError` for a model without scattering, a class that isn't there, or a baseline of another shape."
     if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}")
+    with torch.inference_mode(False): return _integrated_gradients(model, x, target, baseline, steps)
+
+def _integrated_gradients(model, x, target, baseline, steps):
     name, module = _scattering(model)
+    x = _check_images(x)
     c = coefficients(model, x)
     if baseline is None: b = torch.zeros_like(c)
     else:
@@ -206,16 +237,18 @@ def path_attribution(
         except RuntimeError: raise ValueError(f"the baseline must be coefficients of shape {tuple(c.shape[1:])}, got {tuple(baseline.shape)}") from None
     points, weights = (torch.tensor(v, dtype=c.dtype, device=c.device) for v in np.polynomial.legendre.leggauss(steps))
     def score(at, classes=None):
-        with _hooked({name: module}, lambda _, out: at.reshape(out.shape)): scores = model(x)
+        with _hooked({name: module}, lambda _, out: at.reshape(out.shape)): scores = _scores(model, x)
         return scores if classes is None else scores.gather(1, classes[:, None])[:, 0]
-    with _evaluating(model):
+    with left_as_it_was(model):
         with torch.no_grad():
             classes = _targets(score(c), target)
             apart = score(c, classes) - score(b, classes)
         total = torch.zeros_like(c)
         for t, w in zip((points + 1) / 2, weights / 2):
             at = (b + t * (c - b)).requires_grad_()
-            with torch.enable_grad(): total += w * torch.autograd.grad(score(at, classes).sum(), at)[0]
+            with torch.enable_grad(): g, = _gradients(score(at, classes).sum(), [at])
+            if g is None: raise ValueError(f"the scores of {type(model).__name__} have no gradient to its scattering: does it compute under torch.no_grad?")
+            total += w * g
     per_path = ((c - b) * total).sum((1, 3, 4))
     return per_path, per_path.sum(1) - apart
 
@@ -248,9 +281,11 @@ def by_orientation(
 
 # %% ../nbs/lib/25_explain.ipynb #25-explain-21
 def _check_probabilities(probabilities, labels):
+    "Probabilities (N, K) and labels (N,) int64, as arrays; `ValueError` for what aren't."
     p = np.asarray(probabilities)
     if p.ndim != 2 or len(p) != len(labels): raise ValueError(f"expected probabilities (N, K) of the {len(labels)} labelled images, got shape {p.shape}")
     if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1 + 1e-5).all()): raise ValueError("expected probabilities between 0 and 1: these aren't, or aren't finite (a diverged run?)")
+    return p, class_numbers(labels, p.shape[1])
 
 def misclassified(
     probabilities:np.ndarray, # (N, K)
@@ -258,7 +293,7 @@ def misclassified(
     most:int=20,              # so many at most
 )->list[dict]:                # index, true, predicted, confidence in %; the most confident first
     "The images that were most confidently called what they aren't; empty for a perfect model. Raises `ValueError` for what aren't probabilities of these images."
-    _check_probabilities(probabilities, labels)
+    probabilities, labels = _check_probabilities(probabilities, labels)
     called = probabilities.argmax(1)
     wrong = np.flatnonzero(called != labels)
     wrong = wrong[np.argsort(-probabilities[wrong, called[wrong]], kind="stable")][:most]
@@ -269,7 +304,11 @@ def class_errors(
     labels:np.ndarray,    # (N,)
     classes:Sequence[str],
 )->list[dict]:            # class, images, errors, error rate, precision and recall in %; the most misclassified first
-    "How each class fares, those without an error included; a class without images, or never called, has None where nothing can be said."
+    "How each class fares, those without an error included; a class without images, or never called, has None where nothing can be said. Raises `ValueError` for a label or prediction that is no class."
+    labels = class_numbers(labels, len(classes))
+    predicted = class_numbers(predicted, len(classes), "predictions")
+    if len(predicted) != len(labels):
+        raise ValueError(f"expected a prediction for each of the {len(labels)} labels, got {len(predicted)}")
     rows = []
     for k, name in enumerate(classes):
         of, said, right = int((labels == k).sum()), int((predicted == k).sum()), int(((labels == k) & (predicted == k)).sum())
@@ -317,7 +356,7 @@ def calibration(
     bins:int=10,              # of confidence, equally wide
 )->tuple[list[dict], float]:  # of each bin that has images: from, to, images, confidence, accuracy; the expected calibration error; all in %
     "How often the model is right against how sure it is. Raises as `misclassified` does. Source: Guo et al. 2017."
-    _check_probabilities(probabilities, labels)
+    probabilities, labels = _check_probabilities(probabilities, labels)
     if bins < 1: raise ValueError(f"bins must be at least 1, got {bins}")
     sure, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((sure * bins).astype(int), bins - 1)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from .filters import FilterBank
@@ -93,6 +94,27 @@ class _Modulus(torch.autograd.Function):
         ratio = g / u.masked_fill(u == 0, math.inf)         # 0 where u is 0, in the second derivative too
         return w * ratio.unsqueeze(ctx.dim), None
 
+class _ModulusBothWays(_Modulus):
+    "`_Modulus` with derivatives forwards as well, which compilers can't trace."
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Modulus.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        w, u = ctx.saved_tensors
+        along = (w * tangent).sum(ctx.dim)
+        return along / u.masked_fill(u == 0, math.inf)
+
+def _modulus(w, dim):
+    "Modulus of numbers whose parts lie along dimension `dim`."
+    if torch.jit.is_tracing(): return torch.linalg.vector_norm(w, dim=dim)
+    function = _Modulus if torch.compiler.is_compiling() else _ModulusBothWays
+    return function.apply(w, dim)
+
 # %% ../nbs/lib/02_fast.ipynb #02-fast-18
 def _modulus_of(re, im, out):
     "|re + i·im| into `out`; `re` is overwritten."
@@ -145,6 +167,23 @@ class _FilterFold(torch.autograd.Function):
         gpsi = torch.stack([(g * b).sum(0) for b in x]) if ctx.needs_input_grad[1] else None
         return gx, gpsi
 
+class _FilterFoldBothWays(_FilterFold):
+    "`_FilterFold` with derivatives forwards as well, which compilers can't trace."
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, x_tangent, psi_tangent):
+        x, psi = ctx.saved_tensors
+        parts = []
+        if x_tangent is not None: parts.append((x_tangent * psi[:, None]).sum(0))
+        if psi_tangent is not None: parts.append((x * psi_tangent[:, None]).sum(0))
+        return sum(parts)
+
 # %% ../nbs/lib/02_fast.ipynb #02-fast-22
 def _blocks(x_f, k, kept, scratch):
     "The kept ones of the k×k blocks of spectra (n, M, N, 2), each contiguous: (q, n, 1, M/k, N/k, 2)."
@@ -160,7 +199,10 @@ def _blocks(x_f, k, kept, scratch):
 # %% ../nbs/lib/02_fast.ipynb #02-fast-23
 def _filter_fold(x, psi, scratch):
     "`_FilterFold`, into scratch memory where there is some."
-    if scratch is None: return _FilterFold.apply(x, psi)
+    if scratch is None:
+        if torch.jit.is_tracing(): return (x * psi[:, None]).sum(0)
+        function = _FilterFold if torch.compiler.is_compiling() else _FilterFoldBothWays
+        return function.apply(x, psi)
     y = torch.mul(x[0], psi[0], out=scratch("product", x.shape[1], *psi.shape[1:]))
     for block, p in zip(x[1:], psi[1:]): y.addcmul_(block, p)
     return y
@@ -303,7 +345,7 @@ class _Run:
         if self.c.slots:
             r, c, L, n = u.shape
             v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "slots", m, c * L * n)).view(m, c, L * n)
-            v = torch.bmm(v.mT, cols.expand(m, c, mm), out=_into(s, "columns", m, L * n, mm))
+            v = torch.bmm(v.transpose(1, 2), cols.expand(m, c, mm), out=_into(s, "columns", m, L * n, mm))
             return v.view(m, L, n, mm).permute(2, 1, 0, 3)
         n, L, r, c = u.shape
         v = torch.mm(u.reshape(n * L * r, c), cols, out=_into(s, "rows", n * L * r, mm)).view(n * L, r, mm)
@@ -321,15 +363,15 @@ class _Run:
     def by_slots(self, coefficients, step):
         "Moduli of a step's wavelets, from coefficients (R, C, h, n): (r, c, L, h·n)."
         f, A, s, L = self.c.phases_after(step), self.o[f"psi{step.a}_{step.j}"], self.scratch, self.c.L
-        columns, synthesis = getattr(self.c, f"basis{step.j + f - 1}_1").mT, getattr(self.c, f"synthesis{step.j + f - 1}")
+        columns, synthesis = getattr(self.c, f"basis{step.j + f - 1}_1").T, getattr(self.c, f"synthesis{step.j + f - 1}")
         (r, c), (P, Q), n = (len(synthesis), len(columns)), A.shape[2:4], coefficients.shape[2] * coefficients.shape[3]
         x = coefficients.unflatten(1, (Q, -1)).unflatten(0, (P, -1)).transpose(1, 2)
         if s is None:
-            x, u = x.reshape(P * Q, -1, n), []
+            x, u, each = x.reshape(P * Q, A.shape[-1], n), [], 2 * f * L * n
             for parts in A.unbind(1):
-                y = torch.stack([torch.bmm(a.flatten(0, 1), x) for a in parts]).view(r, c, -1)
-                w = synthesis @ torch.bmm(columns.expand(r, c, c), y).view(r, -1)
-                u.append(_Modulus.apply(w.view(r, c, f, 2, L, n), 3))
+                y = torch.stack([torch.bmm(a.flatten(0, 1), x) for a in parts]).view(r, c, each)
+                w = synthesis @ torch.bmm(columns.expand(r, c, c), y).view(r, c * each)
+                u.append(_modulus(w.view(r, c, f, 2, L, n), 3))
             return torch.stack(u, 1).view(r * f, c * f, L, n) if f > 1 else u[0].view(r, c, L, n)
         x = s("gathered", *x.shape).copy_(x).view(P * Q, -1, n)
         each = f * 2 * L * n                                 # numbers a column
@@ -359,8 +401,8 @@ class _Run:
         psi, k, s = self.o[f"psi{step.a}_{step.j}"][:, made], 2**(step.j - step.a), self.scratch
         x_f, kept = spectra.flatten(0, 1), self.c.kept[step]
         def convolve(x, psi): return torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(_filter_fold(x, psi, s))))
-        if s is None: return _Modulus.apply(convolve(_blocks(x_f, k, kept, s), psi), -1)
-        n, L, r, c = len(x_f), *psi.shape[1:4]
+        if s is None: return _modulus(convolve(_blocks(x_f, k, kept, s), psi), -1)
+        n, L, r, c = x_f.shape[0], *psi.shape[1:4]
         u = s("moduli", n, L, r, c)
         fit = max(1, self.cache // (32 * r * c))             # complex maps in a quarter of the cache
         for i in range(0, n, max(1, fit // L)):
@@ -381,7 +423,7 @@ class _Run:
 
     def __call__(self, x, size, pad=None, out=None):
         "Coefficients of images (n, H, W), `size` orientations at a time; written to `out` if given, returned otherwise."
-        c, L, n = self.c, self.c.L, len(x)
+        c, L, n = self.c, self.c.L, x.shape[0]
         image = self.maps(x, pad)
         orders, k2 = {0: [self.average(image, 0)], 1: [], 2: []}, 1 + c.J * L
         if out is not None: out[:, :1] = orders[0][0]
@@ -412,8 +454,11 @@ class _Run:
 
 # %% ../nbs/lib/02_fast.ipynb #02-fast-33
 def _plain(x):
-    "Whether this is an ordinary tensor with memory of its own, rather than one that torch.func or a compiler traces."
-    if torch.compiler.is_compiling(): return False
+    """Whether this is an ordinary tensor with memory of its own.
+
+    It isn't where torch.func, a compiler or an exporter traces, nor where it carries a tangent."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
+    if forward_ad.unpack_dual(x).tangent is not None: return False
     try: x.data_ptr()
     except RuntimeError: return False
     return True
@@ -444,6 +489,16 @@ class _Recomputed(torch.autograd.Function):
                 if total is not None: total.add_(next(grads))
         return None, None, *sums
 
+def _exporting():
+    "Whether a graph is made that must hold for other batch sizes too."
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+def _nothing(x, operators, shape):
+    "The coefficients of no image, (0, *shape): their derivatives of any order are zeros, not missing."
+    if not operators: return x.new_zeros(0, *shape)
+    total = x.sum() + sum(o.mean().to(x.dtype) for o in operators)
+    return total.square().expand(0, *shape)
+
 def fast_scattering2d(
     x:Tensor,                    # images, (n, H, W) real
     cascade:Cascade,             # the arrangement
@@ -457,11 +512,13 @@ def fast_scattering2d(
     L, J = cascade.L, cascade.J
     K = [1, 1 + J * L, 1 + J * L + L * L * J * (J - 1) // 2][cascade.max_order]
     shape = K, operators["low0_0"].shape[0], operators["low0_1"].shape[1]
-    if not len(x): return x.new_zeros(0, *shape)
     cache = cascade.cache if x.device.type == "cpu" else _ON_DEVICE
     chunk = chunk or cascade.chunk(cache)
+    if _exporting(): return _Run(cascade, operators, cache)(x, L, pad)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(o.requires_grad for o in operators.values()))
-    plain, few = all(map(_plain, (x, *operators.values()))), _evenly(len(x), _IMAGES[0] if cascade.slots else chunk.images)
+    plain = all(map(_plain, (x, *operators.values())))
+    if not len(x): return _nothing(x, [] if plain and not needs_grad else operators.values(), shape)
+    few = _evenly(len(x), _IMAGES[0] if cascade.slots else chunk.images)
     if needs_grad and recompute and plain:
         again = lambda images, *values: fast_scattering2d(images, cascade, dict(zip(operators, values)), chunk, pad=pad)
         return _Recomputed.apply(again, few, x, *operators.values())

@@ -121,7 +121,7 @@ def precision_here(
 # %% ../nbs/lib/17_optim.ipynb #17-optim-19
 _BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", ("hinge", "squared-hinge")), "target_scale": ("loss", ("mse",)), "ghost": ("norm", ("ghost-batch",)), "points": ("schedule", ("steps", "piecewise")),
             "step_factor": ("schedule", ("steps",)), **dict.fromkeys(("pct_start", "div_factor", "final_div_factor", "base_momentum", "max_momentum"), ("schedule", ("one-cycle",))), "beta2": ("optimizer", tuple(_ADAM)),
-            **dict.fromkeys(("filter_lr", "theta_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise")))}
+            **dict.fromkeys(("filter_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise"))), "theta_lr": ("learn", ("canonical", "equivariant"))} # pixelwise filters have no orientation
 
 def _check_points(e):
     "Refuse points that no training can follow, and a learning rate that they would silently replace."

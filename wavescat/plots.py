@@ -113,9 +113,10 @@ def show_film(
 def _kept(caption, *suffixes):
     "The files to keep a picture in, numbered in the order of the page; none if nobody asked."
     if not (folder := os.environ.get("WAVESCAT_FIGURES")): return []
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = Path(os.path.expanduser(folder))
+    folder.mkdir(parents=True, exist_ok=True)
     name = "-".join([f"{next(_SHOWN):02}", *re.findall(r"[a-z0-9]+", caption.lower())[:6]])
-    return [Path(folder) / f"{name}{suffix}" for suffix in suffixes]
+    return [folder / f"{name}{suffix}" for suffix in suffixes]
 
 def _embedded(data, kind, caption, size="", of=""):
     src = base64.b64encode(data).decode()

@@ -12,6 +12,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .fast import Cascade, Chunk, _plain, fast_scattering2d, prepare
 from .filters import LEARN, FilterBank, LearnedBank, SvdBank, UnboundedBank, fourier_bank, initial_morlets
@@ -29,10 +30,13 @@ def _check(J, shape, L, max_order):
     if 2**J > min(shape): raise ValueError(f"2**J = {2**J} is larger than the image, {shape[0]}×{shape[1]} pixels: lower J to {int(math.log2(max(min(shape), 1)))} or less")
 
 # %% ../nbs/lib/03_scattering.ipynb #03-scattering-6
+def _remember_loaded(layer, _): layer._remember()
+
 class Scattering2D(nn.Module):
     """Scattering transform, (..., H, W) → (..., K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋), or (..., C, H, W) → (..., C·K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋) if `flat`.
 
     Computes in its own dtype: float32 by default, and under autocast too; `.double()` is exact, `.to(torch.bfloat16)` on request.
+    `torch.jit.trace` and ONNX keep learned filters as they stand; `torch.export` keeps their parameters.
     NaN and infinity pass through to the coefficients of the image that has them.
     Raises `ValueError` for a J, L, order, shape or option that can't be, `TypeError` for images that aren't real floating-point numbers.
     Source: Bruna & Mallat 2013; filters as kymatio 0.3.0's; learned filters as in arXiv 2107.09539."""
@@ -62,9 +66,11 @@ class Scattering2D(nn.Module):
         self.pre_pad, self.flat, self.learn, self.init, self.seed, self.recompute = pre_pad, flat, learn, init, seed, recompute
         self.padded_shape = tuple(padded_size(n, J) for n in shape)
         self.chunk = Chunk(*chunk) if chunk else None
-        self._built = None
+        self._built = self._own = None
         wanted = torch.get_default_device()
         with torch.device("cpu"), torch.inference_mode(False): self._make(init, seed, learn_phi)    # constants need real numbers, in float64
+        self._remember()
+        self.register_load_state_dict_post_hook(_remember_loaded)           # with assign=True, other tensors
         if wanted.type != "cpu": self.to(wanted)
 
     def _make(self, init, seed, learn_phi):
@@ -108,13 +114,32 @@ class Scattering2D(nn.Module):
         "The operators of the bank as it stands: of a learned one built anew where a gradient must flow, or where parameters changed."
         if self.bank is None: return {name: getattr(self, name) for name in self.cascade.operator_names}
         tensors = self.bank.tensors()
+        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing(): return self._constants()
         if torch.compiler.is_compiling(): return prepare(self.cascade, self.bank(), dtype=self.dtype)
+        if all(_plain(t) and t.is_leaf for t in tensors): self._remember()
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) or torch.is_inference_mode_enabled() or not all(map(_plain, tensors)):
             self._built = None
             return prepare(self.cascade, self.bank(), dtype=self.dtype)
         if self._built is None or not all(a.device == b.device and torch.equal(a, b) for a, b in zip(tensors, self._built[0])):
             self._built = [t.detach().clone() for t in tensors], prepare(self.cascade, self.bank(), dtype=self.dtype)
         return self._built[1]
+
+    def _remember(self):
+        "Hold on to what decides learned filters: an exporter puts tensors without values in its place."
+        if self.bank is None: return
+        self._own = {**dict(self.bank.named_parameters()), **dict(self.bank.named_buffers())}
+
+    def _constants(self):
+        "The operators of learned filters as they stand: neither ONNX nor TorchScript computes filters."
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            with _disable_current_modes():
+                values = {name: t.detach() for name, t in self._own.items()}
+                bank = self.bank() if state else torch.func.functional_call(self.bank, values, ())
+                operators = prepare(self.cascade, bank, dtype=self.dtype)
+                return {name: o.detach() for name, o in operators.items()}
+        finally: torch._C._set_tracing_state(state)
 
     def _replicate_for_data_parallel(self):
         replica = super()._replicate_for_data_parallel()
@@ -142,10 +167,12 @@ class Scattering2D(nn.Module):
         before = self.like
         super()._apply(fn, recurse)
         self._built = None
+        self._remember()
         appeared = before.is_meta and not self.like.is_meta  # nothing was there to be moved
         if appeared:
             for name, n in zip(("rows", "cols"), self.shape): setattr(self, name, reflection(n, self.J).to(self.like.device))
             if self.bank is not None and "raw_phi_sigma" in self.bank._buffers: self.bank.raw_phi_sigma = torch.full((), 0.8 * 2**(self.J - 1)).to(self.like)
+            self._remember()
         if self.bank is None and not self.like.is_meta and (appeared or self.dtype != before.dtype or self.dtype.itemsize < 4):  # from float64 again, so that .double() is exact
             with torch.device("cpu"):
                 for name, o in self._fixed(self.dtype).items(): setattr(self, name, o.to(self.like.device))

@@ -91,7 +91,7 @@ SOURCES:dict[str, Source] = {
 # %% ../nbs/lib/07_sources.ipynb #07-sources-8
 def data_dir()->Path:
     "Where data sets lie: `$WAVESCAT_DATA`, or the user's cache directory."
-    if os.environ.get("WAVESCAT_DATA"): return Path(os.environ["WAVESCAT_DATA"])
+    if os.environ.get("WAVESCAT_DATA"): return Path(os.path.expanduser(os.environ["WAVESCAT_DATA"]))
     from platformdirs import user_cache_path
     return user_cache_path("wavescat") / "data"
 
@@ -127,7 +127,7 @@ def digest(
     "Checksum of a file's content; of what a .gz unpacks to."
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            h = hashlib.new(algorithm)
+            h = hashlib.new(algorithm, usedforsecurity=False)   # a machine under FIPS has no md5 for security
             while block := f.read(2**20): h.update(block)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise ValueError(f"{path} is damaged ({e}); delete it and fetch it again") from e
     return f"{algorithm}:{h.hexdigest()}"
@@ -198,14 +198,20 @@ def unpack(
 _TRIES = 3
 
 def _download(url, file, known, folder, progress):
-    "One file by pooch, verified where its checksum is known."
+    "One file by pooch, verified where its checksum is known. Raises `ValueError` for another file."
     import pooch
     import requests
     pooch.get_logger().setLevel("ERROR")
     for attempt in range(1, _TRIES + 1):
-        try: return Path(pooch.retrieve(url, known.checksum or None, file, folder, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60)))
+        try: path = Path(pooch.retrieve(url, None, file, folder, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60)))
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
             if attempt == _TRIES: raise
+        else: break
+    if known.checksum:
+        algorithm, _, expected = known.checksum.partition(":")     # not by pooch, whose md5 counts as security
+        with open(path, "rb") as f: found = hashlib.file_digest(f, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        if found != expected: raise ValueError(f"expected {algorithm} {expected}, found {found}")
+    return path
 
 def _record(file, path, url):
     "Hold a file without a known checksum against the record of its first fetch, or begin the record."

@@ -91,9 +91,61 @@ def permuted(
 # %% ../nbs/lib/09_splits.ipynb #09-splits-13
 _TEST = 5 # one image in so many is for the test, in a set without test images
 
+_TOGETHER = ("patient", "group") # what images of one may not stand in two parts
+
+def _groups(data):
+    "Of each training image, the number of the group that it belongs to; None in a set without groups."
+    for by in _TOGETHER:
+        if by in data.info: return by, np.unique(data.info[by], return_inverse=True)[1]
+    return None
+
+def _whole_groups(labels, of, wanted, rng):
+    """Images of whole groups, drawn at random: `wanted` (K,) of each class, or fewer where no group fits.
+
+    A class of which no group is small enough gives its smallest one.
+    """
+    table = np.zeros((of.max(initial=-1) + 1, len(wanted)), np.int64)
+    np.add.at(table, (of, labels), 1)
+    left, taken = np.array(wanted), []
+    order = [g for g in rng.permutation(len(table)) if table[g].any()]
+    for g in order:
+        if (table[g] <= left).all():
+            taken.append(g)
+            left -= table[g]
+    for c in np.flatnonzero((left == wanted) & (left > 0)):
+        others = [g for g in order if g not in taken and table[g, c]]
+        if others and not table[taken, c].any(): taken.append(min(others, key=lambda g: table[g].sum()))
+    return np.flatnonzero(np.isin(of, taken))
+
+def _by_group(data, per_class, validation, seed):
+    "As `_stratified`, but a group's images all train, or all validate, or all test."
+    by, of = _groups(data)
+    labels = np.zeros(len(of), np.int64) if data.targets else data.train_labels
+    classes = data.classes or ("the targets",)
+    rng, here = np.random.RandomState(seed), np.arange(len(of))
+    test = None
+    if not len(data.test):
+        test = _whole_groups(labels, of, np.maximum(1, np.bincount(labels, minlength=len(classes)) // _TEST), rng)
+        here = np.setdiff1d(here, test)
+    if not 0 <= validation < max(1, len(here)): raise ValueError(f"validation must be between 0 and {len(here) - 1} images, got {validation}")
+    if per_class is None: among, wanted = np.zeros(len(here), np.int64), np.array([validation])
+    else:
+        share, more = divmod(validation, len(classes))
+        among, wanted = labels[here], share + (np.arange(len(classes)) < more)
+    val = here[_whole_groups(among, of[here], wanted, rng)]
+    rest = np.setdiff1d(here, val)
+    counts = np.bincount(labels[rest], minlength=len(classes))
+    least = counts.argmin()
+    if counts[least] < (per_class or 1): raise ValueError(f"{data.name}: class {classes[least]} has {counts[least]} images left to train on, as every {by} stands in one part only; ask for fewer validation images, or a smaller per_class")
+    if per_class is None: return Split(rng.permutation(rest), val, test)
+    if per_class < 1: raise ValueError(f"per_class must be 1 at least, got {per_class}")
+    train = [rng.permutation(rest[labels[rest] == c])[:per_class] for c in range(len(classes))]
+    return Split(np.concatenate(train), val, test)
+
 def _stratified(data, per_class, validation, seed):
     labels = data.train_labels
     if data.targets and per_class is not None: raise ValueError(f"{data.name} has targets, no classes: leave per_class out")
+    if _groups(data): return _by_group(data, per_class, validation, seed)
     if len(data.test): return Split(*stratified(labels, per_class, validation, seed))
     if data.targets: test, rest = np.split(np.random.RandomState(seed).permutation(len(labels)), [len(labels) // _TEST])
     else:
@@ -159,7 +211,7 @@ def read_split(
 )->Split:
     "A split from a file. Raises `ValueError` if it is damaged or of another set."
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
         split = Split(*(None if found[k] is None else np.array(found[k], np.int64) for k in Split._fields))
         said, of = found["checksum"], found["data"]
     except FileNotFoundError: raise FileNotFoundError(f"{path} is missing: split= takes {', '.join(SPLITS)}, or a file that save_split wrote") from None
@@ -180,13 +232,23 @@ def split(
         found = read_split(Path(how), data)
         if per_class is not None: raise ValueError(f"{how} says which images train: leave per_class out")
         if validation != len(found.validation): raise ValueError(f"{how} has {len(found.validation)} validation images: set validation={len(found.validation)}")
-        return found
-    return checked(choose(how, SPLITS, "split")(data, per_class, validation, seed), len(data.train))
+    else: found = checked(choose(how, SPLITS, "split")(data, per_class, validation, seed), len(data.train))
+    return _apart(found, data, how)
+
+def _apart(found, data, how):
+    "The split, if no group has images in two of its parts."
+    if grouped := _groups(data):
+        by, of = grouped
+        parts = [set(of[part].tolist()) for part in found if part is not None]
+        shared = sum(len(a & b) for i, a in enumerate(parts) for b in parts[:i])
+        if shared: raise ValueError(f"split={how} puts images of one {by} into two parts, for {shared} of them; use split=stratified, which keeps every {by} in one")
+    return found
 
 def repeated(
     a:np.ndarray, # (N, C, H, W) uint8
     b:np.ndarray, # (n, C, H, W) uint8
 )->int:
     "How many images of `b` are, pixel by pixel, in `a` too."
-    seen = {hashlib.md5(x.tobytes()).digest() for x in a}
-    return sum(hashlib.md5(x.tobytes()).digest() in seen for x in b)
+    def digest(x): return hashlib.sha256(x.tobytes()).digest()
+    seen = {digest(x) for x in a}
+    return sum(digest(x) in seen for x in b)

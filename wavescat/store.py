@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from .experiment import Experiment, code_version
-from .names import unknown
+from .names import printable, shown, split_list, unknown, unquoted
 
 # %% ../nbs/lib/15_store.ipynb #15-store-5
 def project_dir()->Path|None:
@@ -39,7 +39,7 @@ def project_dir()->Path|None:
 # %% ../nbs/lib/15_store.ipynb #15-store-6
 def runs_dir()->Path:
     "Where runs are stored: `$WAVESCAT_RUNS`, `.runs` in a checkout (which git ignores), or the user's data directory."
-    if os.environ.get("WAVESCAT_RUNS"): return Path(os.environ["WAVESCAT_RUNS"])
+    if os.environ.get("WAVESCAT_RUNS"): return Path(os.path.expanduser(os.environ["WAVESCAT_RUNS"]))
     if project_dir(): return project_dir() / ".runs"
     from platformdirs import user_data_path
     return user_data_path("wavescat") / "runs"
@@ -270,10 +270,12 @@ def _row(identity, result):
 def _holds(run, condition, known):
     "Whether a run has the value that a condition such as `L=1-4` or `test_accuracy>50` asks for."
     match = re.fullmatch(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
-    if not match: raise ValueError(f"expected a condition such as L=8, model!=resnet18 or test_accuracy>50, got {condition!r}")
+    if not match: raise ValueError(f"expected a condition such as L=8, model!=resnet18 or test_accuracy>50, got {shown(condition)}")
     field, sign, text = match.groups()
     if not text or text[0] in "=<>!": raise ValueError(f"expected a value after {field}{sign}, such as L=8, model!=resnet18 or test_accuracy>50, got {condition!r}")
-    if any((ends := re.fullmatch(r"(\d+)-(\d+)", part.strip())) and int(ends[1]) > int(ends[2]) for part in text.split(",")): raise ValueError(f"{condition}: a range rises, such as {field}=1-9")
+    for part in split_list(text):
+        ends = _range(part)
+        if ends and ends[0] > ends[1]: raise ValueError(f"{shown(condition)}: a range rises, such as {field}=1-9")
     if known and field not in known: raise unknown(field, sorted(known), "field of a run")
     value = run.get(field)
     if sign in ("=", "!="): return _is_one_of(value, text) == (sign == "=")
@@ -282,14 +284,20 @@ def _holds(run, condition, known):
     if not isinstance(value, (int, float)): return False
     return {"<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit}[sign]
 
+def _range(part):
+    "First and last of a range such as 1-9, or None."
+    ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", part, re.ASCII)
+    return ends and (int(ends[1]), int(ends[2]))
+
 def _is_one_of(value, text):
-    for part in text.split(","):
-        part = part.strip()
-        if str(value).lower() == part.lower(): return True
+    "Whether a value is the text as it stands, or stands in the list that the text is."
+    if str(value).lower() == text.lower(): return True
+    for part in split_list(text):
+        if str(value).lower() == unquoted(part).lower(): return True
         if isinstance(value, bool) or not isinstance(value, (int, float)): continue
         with contextlib.suppress(ValueError):
             if float(part) == value: return True
-        if (ends := re.fullmatch(r"(\d+)-(\d+)", part)) and int(ends[1]) <= value <= int(ends[2]): return True
+        if (ends := _range(part)) and ends[0] <= value <= ends[1]: return True
     return False
 
 # %% ../nbs/lib/15_store.ipynb #15-store-24
@@ -298,7 +306,8 @@ def table(
 ):                          # pandas.DataFrame, one row a run
     "The runs as a table of pandas. Raises `ImportError` where that isn't installed."
     import pandas as pd
-    return pd.DataFrame(runs(where))
+    rows = [{k: printable(v) if isinstance(v, str) else v for k, v in r.items()} for r in runs(where)]
+    return pd.DataFrame(rows)
 
 # %% ../nbs/lib/15_store.ipynb #15-store-25
 def find(

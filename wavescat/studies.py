@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['MIME', 'studies_dir', 'study_names', 'cells', 'Parameter', 'parameters', 'settings_file', 'presets', 'resolve',
-           'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given', 'usable', 'diverged',
-           'condition', 'cost', 'provenance', 'images_of_class', 'trained_on', 'notes_of', 'spec', 'arms', 'row_name',
-           'Tested', 'tested', 'command']
+           'read_parameters', 'experiments_of', 'published', 'protocols', 'protocol', 'give', 'effect', 'given',
+           'usable', 'diverged', 'condition', 'cost', 'provenance', 'images_of_class', 'listed', 'can_be_read',
+           'trained_on', 'notes_of', 'spec', 'arms', 'row_name', 'Tested', 'tested', 'command']
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-2
 import ast
 import configparser
 import json
+import os
+import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
@@ -21,8 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .experiment import Experiment
-from .names import choose, unknown
+from .experiment import Experiment, read_value
+from .names import choose, shown, split_list, unknown, unquoted
+from .sources import SOURCES, is_here
 from .store import project_dir
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-5
@@ -65,15 +68,50 @@ def parameters(
             found[node.target.id] = Parameter(ast.unparse(node.annotation), ast.literal_eval(node.value), note)
     return found
 
+# %% ../nbs/lib/29_studies.ipynb #29-studies-read
+_KINDS = {"bool": bool, "int": int, "float": float}
+_FROM_0 = ("size", "validation", "validation_all", "split_seed", "seed", "draw_seed", "corruption_seed", "compiled_up_to", "images") # how many images there are, plans know
+_APART = {"points": "/", "weights": ";"} # between the values of a list, where that is no comma
+
 def _read(study, name, value):
-    "Text as the type of the parameter."
-    kind = parameters(study)[name].type
-    if not isinstance(value, str): return value
-    value = value.strip()
-    if kind == "str": return value
-    if kind == "bool" and value.lower() in ("true", "false"): return value.lower() == "true"
-    try: return {"int": int, "float": float}[kind](value)
-    except (KeyError, ValueError): raise ValueError(f"{study}: {name} must be {kind} ({parameters(study)[name].help}), got {value!r}") from None
+    "What YAML, JSON, a shell or Python gives, as the type of the parameter."
+    kind, note = parameters(study)[name].type, parameters(study)[name].help
+    try:
+        if kind == "str": return _text(name, value, _APART.get(name, ","))
+        read = read_value(name, value, (_KINDS[kind],))
+        may_be_0 = name in _FROM_0 or re.search(r"\b0(:| takes)", note)
+        if kind == "int" and not may_be_0 and read < 1: raise ValueError(f"{name} must be at least 1, got {shown(read)}")
+    except ValueError as e: raise ValueError(f"{study}: {e} ({note})") from None
+    return read
+
+def _text(name, value, apart):
+    "A text, a number, or a list of them, as text; None is empty."
+    if value is None: return ""
+    if isinstance(value, (list, tuple, range)):
+        return apart.join(_quoted(_text(name, v, apart), apart) for v in value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15: value = int(value)
+    if isinstance(value, (bool, dict)): raise ValueError(f"{name} must be text, a number or a list of these, got {shown(value)}")
+    text = str(value).strip()
+    try: text.encode()
+    except UnicodeEncodeError: raise ValueError(f"{name} must be text in UTF-8, which pages are written in, got {shown(text)}: name a link to that file or folder") from None
+    return text
+
+def _quoted(part, apart): return f'"{part}"' if apart in part and '"' not in part else part
+
+# %% ../nbs/lib/29_studies.ipynb #29-studies-set-by-cells
+def _set_by_cells(sources, known):
+    "The parameters that executed cells set after the cell that declares them. Raises `ValueError` for a name of papermill's cell that no parameter has."
+    names = set()
+    for source in sources:
+        try: body = ast.parse(source).body
+        except (SyntaxError, ValueError): continue             # a magic, such as %time
+        declares = {n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+        if "preset" in declares: names.clear()
+        assigned = {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        if source.startswith("# Parameters\n"):                # papermill's own cell
+            for name in sorted(assigned - set(known)): raise unknown(name, known, "parameter")
+        names |= assigned & set(known)
+    return names
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-10
 def settings_file()->Path:
@@ -88,13 +126,14 @@ def presets()->dict[str, dict[str, str]]: # preset → setting → text
     parser.optionxform = str
     try: parser.read_string(settings_file().read_text(encoding="utf-8"), str(settings_file()))
     except (configparser.Error, UnicodeDecodeError) as e: raise ValueError(f"{settings_file()}: {' '.join(str(e).split())}") from e
-    known = {name for s in study_names() for name in parameters(s)} - {"preset"}
+    declared = {s: parameters(s) for s in study_names()}
+    known = {name for names in declared.values() for name in names} - {"preset"}
     for section, keys in {"DEFAULT": parser.defaults(), **{s: parser[s] for s in parser.sections()}}.items():
         for key in keys:
             study, _, name = key.rpartition(".")
             try:
-                if study: choose(study, dict.fromkeys(study_names()), "study")
-                if name not in (parameters(study) if study else known): raise unknown(name, parameters(study) if study else known, "setting")
+                names = choose(study, declared, "study") if study else known
+                if name not in names: raise unknown(name, names, "setting")
             except ValueError as e: raise ValueError(f"{settings_file()}, section [{section}]: {e}") from None
     return {s: dict(parser[s]) for s in parser.sections()}
 
@@ -115,6 +154,21 @@ def resolve(
         if name not in declared or name == "preset": raise unknown(name, [n for n in declared if n != "preset"], f"parameter of {study}")
         values[name] = _read(study, name, value)
     return values
+
+# %% ../nbs/lib/29_studies.ipynb #29-studies-read-parameters
+def read_parameters(
+    study:str,
+    space:Mapping[str, object], # of a notebook after its cell of parameters: its `globals()`
+)->dict[str, object]:           # every parameter of the study
+    """The parameters of a study that a notebook runs, whoever set them: papermill, the command, an edited cell.
+
+    Those that nobody set are the preset's. Set is what another cell than the template's assigned, and what differs from
+    the template. Raises `ValueError` as `resolve` does."""
+    declared = parameters(study)
+    changed = {n for n, p in declared.items() if n in space and space[n] != p.default}
+    chosen = changed | _set_by_cells(space.get("In", ()), declared)
+    preset = _read(study, "preset", space.get("preset", declared["preset"].default))
+    return resolve(study, preset, {n: space[n] for n in declared if n in chosen and n != "preset"})
 
 # %% ../nbs/lib/29_studies.ipynb #29-studies-14
 def experiments_of(
@@ -245,8 +299,25 @@ def images_of_class(
 )->int|None:  # None: all
     "Training images of each class, as a study that has one number of them says it. Raises `ValueError` for a list."
     if text.strip() == "all": return None
-    if not text.strip().isdecimal(): raise ValueError(f"per_class must be one whole number or all here, got {text!r}")
+    if not re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII): raise ValueError(f"per_class must be one whole number or all here, got {shown(text)}")
     return int(text)
+
+def listed(
+    name:str,      # of the parameter, for messages
+    text:str,      # its value
+    apart:str=",", # what stands between the parts
+)->list[str]:
+    "The parts of a list of names or paths; one that holds a comma stands in double quotes. Raises `ValueError` for a part that is there twice."
+    parts = [unquoted(part) for part in split_list(text, apart) if part]
+    for part in parts:
+        if parts.count(part) > 1: raise ValueError(f"{name} has {shown(part)} twice: list each once")
+    return parts
+
+def can_be_read(
+    dataset:str, # as an experiment names it
+)->bool:
+    "Whether a set is here, or needs no fetching, so that a plan may look at it."
+    return dataset not in SOURCES or is_here(dataset)
 
 def trained_on(
     data,        # an `ImageSet`
@@ -269,11 +340,11 @@ def spec(
     text:str, # "scatresnet18 L:8 learn:canonical"; = for : too
 )->tuple[str, dict[str, object]]: # the first word, and the options with their numbers read
     "A name with options. Raises `ValueError` for a word that isn't OPTION:VALUE, or an option that is there twice."
-    name, *words = text.split() or [""]
+    name, *words = [unquoted(word) for word in split_list(text, " ") if word] or [""]
     found = {}
     for word in words:
-        option, _, value = word.replace("=", ":").partition(":")
-        if not (option and value) or option in found: raise ValueError(f"expected NAME OPTION:VALUE, each option once, such as scatresnet18 L:8, got {text.strip()!r}")
+        option, value = (re.split("[:=]", word, maxsplit=1) + [""])[:2]
+        if not (option and value) or option in found: raise ValueError(f"expected NAME OPTION:VALUE, each option once, such as scatresnet18 L:8, got {shown(text.strip())}; a path with a space or a comma stands in double quotes")
         for kind in (int, float, str):
             try: found[option] = kind(value); break
             except ValueError: pass
@@ -286,14 +357,16 @@ def arms(
     from wavescat.hybrids import MODELS
     from wavescat.train import own_model
     found = {}
-    for part in text.split(","):
+    for part in split_list(text):
         name, options = spec(part)
         if ".py:" in name and not Path(name.rpartition(":")[0]).is_file() and (studies_dir() / name.rpartition(":")[0]).is_file(): name = str(studies_dir() / name)
         name = own_model(name)
         choose(name, MODELS, "model")
         for option in ("dataset", "size", "classes", "split", "per_class", "seed", "split_seed", "top_k"):
             if option in options: raise ValueError(f"{part.strip()}: {option} is the study's, the same for all models: leave it out there, and set it with -p if the study has it")
-        title = ", ".join([_TITLES.get(name, name.partition("@")[0]), *({"learn": f"{v} filters", "init": f"{v} start", "upsample": f"{v} up"}.get(k, f"{k}={v}") for k, v in options.items())])
+        if "weights" in options: options["weights"] = os.path.expanduser(str(options["weights"]))
+        if options.get("epochs", 1) == 0: raise ValueError(f"{part}: a study trains its models: epochs must be at least 1")
+        title = ", ".join([_TITLES.get(name, name.rpartition("@")[0] or name), *({"learn": f"{v} filters", "init": f"{v} start", "upsample": f"{v} up"}.get(k, f"{k}={v}") for k, v in options.items())])
         if title in found: raise ValueError(f"{part.strip()} is there twice: list each model once")
         found[title] = {"model": name, **options}
     return found
@@ -326,11 +399,16 @@ def tested(
     from wavescat.augment import AUGMENTATIONS
     from wavescat.batches import Batches
     from wavescat.data import load
+    from wavescat.store import run_dir
     from wavescat.train import load_model, predict, split_of
     data, parts, model, prepare = load(e.dataset, e.size, e.classes), split_of(e), load_model(e), AUGMENTATIONS[e.augment].evaluate
     if data.targets: raise ValueError(f"{e.dataset} has targets, not classes, so that there are no probabilities to speak of")
+    trained = json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))["classes"]
+    if trained != list(data.classes):
+        names = ", ".join(trained[:4])
+        raise ValueError(f"{e.identity} was trained on the classes {names}, …, in an order that is not the set's now; compute it again")
     images, labels = (data.test, data.test_labels) if parts.test is None else (data.train[parts.test], data.train_labels[parts.test])
-    batches = Batches(images, labels, data.mean, data.std)
+    batches = Batches(images, labels, data.mean, data.std, channels_last=e.channels_last)
     scores, _ = predict(model, batches, prepare)
     return Tested(model, data.classes, np.asarray(images, np.float32).transpose(0, 2, 3, 1) / 255, np.asarray(labels), scores.softmax(1).numpy(), lambda places: batches.batch(torch.as_tensor(places), prepare)[0])
 

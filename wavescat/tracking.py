@@ -27,18 +27,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from .experiment import Experiment
+from .names import printable
 from .store import runs, runs_dir, write_json
 
 # %% ../nbs/lib/21_tracking.ipynb #21-tracking-5
 def uri()->str:
     "Where MLflow keeps runs: `$MLFLOW_TRACKING_URI`, or an SQLite database in the store."
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(_home() / 'mlflow.db').as_posix()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(_home() / "mlflow.db")
 
 def _home(): return runs_dir().resolve() / ".mlflow"
-def _file(address): return Path(address.removeprefix("sqlite:///").partition("?")[0]).resolve() if address.startswith("sqlite:///") else None
+
+def _sqlite(path):
+    "The address of a database's file. A name with ?, # or % is quoted twice: SQLAlchemy reads it, then SQLite does."
+    plain = path.as_posix()
+    return f"sqlite:///file:{quote(quote(os.fsencode(plain)))}?uri=true" if re.search("[?#%\udc80-\udcff]", plain) else f"sqlite:///{plain}"
+
+def _file(address):
+    "The file of a database of SQLite, or None."
+    if not address.startswith("sqlite:///"): return None
+    name = unquote(address.removeprefix("sqlite:///").partition("?")[0])
+    return Path(unquote(name.removeprefix("file:"), errors="surrogateescape") if name.startswith("file:") else name).resolve()
 
 # %% ../nbs/lib/21_tracking.ipynb #21-tracking-8
 class Unreachable(ConnectionError):
@@ -115,7 +126,7 @@ def _experiment(client, address):
 _COMMON = ("model", "seed", "L", "per_class", "dataset", "size", "split", "split_seed", "validation", "width", "epochs", "batch_size", "lr", "eval_every") # said elsewhere, or the same in a whole study
 
 def _changed(config): return {f.name: config[f.name] for f in fields(Experiment) if f.name in config and config[f.name] != f.default}
-def _text(value): return "none" if value is None else str(value)
+def _text(value): return "none" if value is None else printable(str(value))
 
 def run_name(
     config:Mapping, # settings, as `asdict` gives them
@@ -208,7 +219,7 @@ def _mirror_one(client, place, identity, failed, digest, known, figures):
         if old.info.run_id != run.info.run_id: client.delete_run(old.info.run_id)
     return run.info.run_id, not done
 
-def _store(): return hashlib.sha256(f"{platform.node()}:{runs_dir().resolve()}".encode()).hexdigest()[:16]
+def _store(): return hashlib.sha256(os.fsencode(f"{platform.node()}:{runs_dir().resolve()}")).hexdigest()[:16]
 def _close(figures):
     if "matplotlib.pyplot" in sys.modules:
         for f in figures.values(): sys.modules["matplotlib.pyplot"].close(f)
@@ -341,5 +352,5 @@ def _wait_for(server, page, seconds=90):
     while server.poll() is None and time.monotonic() < limit:
         with contextlib.suppress(OSError), opener.open(f"{page}/health", timeout=2): return
         time.sleep(.1)
-    said = (_home() / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
+    said = (_home() / "server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     raise Unreachable(f"MLflow's server didn't start: {said[0] if said else 'no answer'}; see {_home() / 'server.log'}")

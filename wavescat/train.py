@@ -10,17 +10,21 @@ __all__ = ['build_model', 'own_model', 'split_of', 'image_counts', 'found', 'whi
 # %% ../nbs/lib/19_train.ipynb #19-train-2
 import atexit
 import contextlib
+import dis
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import json
 import math
 import os
 import platform
+import random
 import re
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -59,16 +63,36 @@ def build_model(
 
 def _model(e, shape, outputs): return build(e.model, AUGMENTATIONS[e.augment].shape(tuple(shape)), outputs, **{k: getattr(e, k) for k in model_options(e.model)})
 
+# %% ../nbs/lib/19_train.ipynb #19-train-chance
+def _seed(seed):
+    "Start the random numbers of torch, NumPy and Python."
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+@contextlib.contextmanager
+def _chance(seed=None):
+    """What runs inside draws random numbers of its own, from a seed where one is given.
+
+    The caller's go on afterwards as if nothing had been drawn."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        if seed is not None: _seed(seed)
+        try: yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
 # %% ../nbs/lib/19_train.ipynb #19-train-7
 def own_model(
     name:str, # FILE.py:FUNCTION; or any other name of a model, which stays as it is
 )->str:       # for `model` of an experiment: FILE.py:FUNCTION@CHECKSUM
     """A model of one's own: FUNCTION(shape, num_classes, ...) returns a module, (B, C, H, W) → (B, num_classes); further arguments are settings of `Experiment`, with the same defaults.
 
-    The file may import what is installed, not what lies beside it. Raises `FileNotFoundError` or `ValueError` where that isn't so."""
+    The file may import what is installed, not what lies beside it. It is run anew for every network that is built, and what it draws by torch, NumPy or random is the same every time; what the function draws follows the seed. Raises `FileNotFoundError` or `ValueError` where that isn't so."""
     given = re.fullmatch(r"(.+\.py):(\w+)", name)
     if not given: return name
-    path = Path(given[1]).expanduser()
+    path = Path(os.path.expanduser(given[1]))
     if not path.is_file(): raise FileNotFoundError(f"{path} is missing: model= takes a name ({', '.join(list(MODELS)[:3])}, …) or FILE.py:FUNCTION")
     source = path.read_bytes()
     checksum = hashlib.sha256(source).hexdigest()[:12]
@@ -88,19 +112,92 @@ def _enter(name, source=None):
         try: source = path.read_bytes()
         except OSError: raise FileNotFoundError(f"the source of model={name} isn't in {path.parent}: name the file again, model={own[1]}:{own[2]}") from None
     if hashlib.sha256(source).hexdigest()[:12] != own[3]: raise ValueError(f"{path} was changed: it isn't what {name} was computed with; delete it and name the file again, model={own[1]}:{own[2]}")
-    module = types.ModuleType(f"wavescat_model_{own[3]}")
+    MODELS[name] = _built_anew(name, source)
+
+# %% ../nbs/lib/19_train.ipynb #19-train-guard
+class _Refused(ValueError):
+    "A network of one's own that can't be used; its text says why."
+
+def _in_a_line(error): return " ".join(str(error).split())[:300]
+
+def _is_interrupt(error):
+    "Whether somebody pressed Ctrl-C; a `raise KeyboardInterrupt` in somebody's code is an error of it."
+    if not isinstance(error, KeyboardInterrupt): return False
+    place = error.__traceback__
+    while place.tb_next: place = place.tb_next
+    return dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]] != "RAISE_VARARGS"
+
+@contextlib.contextmanager
+def _guarded(doing, quiet=False):
+    """Somebody's own code: whatever ends it is a `ValueError` of one line that begins with `doing`.
+
+    It sees no command line. What it prints goes to stderr when it is through, or nowhere if `quiet`; what it changes of this process is put back."""
+    argv, folder, threads, dtype = sys.argv, os.getcwd(), torch.get_num_threads(), torch.get_default_dtype()
+    sys.argv, printed = argv[:1], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.set_grad_enabled(torch.is_grad_enabled()): yield
+    except (_Refused, GeneratorExit, torch.OutOfMemoryError): raise
+    except BaseException as error:
+        if _is_interrupt(error): raise
+        raise _Refused(f"{doing}: {_ended(error, printed.getvalue())}") from error
+    else:
+        if not quiet: sys.stderr.write(printed.getvalue())
+    finally:
+        sys.argv = argv
+        if os.getcwd() != folder: os.chdir(folder)
+        if torch.get_num_threads() != threads: torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+
+def _ended(error, printed):
+    "What ended somebody's own code, in a line; of a `sys.exit` also the last that was printed, which says why."
+    if isinstance(error, KeyboardInterrupt): return "it raises KeyboardInterrupt, which ends the program"
+    if not isinstance(error, SystemExit): return f"{type(error).__name__}: {_in_a_line(error)}"
+    last = (printed.strip().splitlines() or [""])[-1]
+    return f"it ends the program, sys.exit({error.code!r}){f' after it said {last!r}' if last else ''}"
+
+# %% ../nbs/lib/19_train.ipynb #19-train-anew
+def _own_function(name, source, quiet=False):
+    "The function that FILE.py:FUNCTION@CHECKSUM names, from a fresh run of its file."
+    file, function, checksum = re.fullmatch(r"(.+\.py):(\w+)@([0-9a-f]{12})", name).groups()
+    module = types.ModuleType(f"wavescat_model_{checksum}")
     space = sys.modules[module.__name__] = module            # dataclasses and pickle look there
-    try: exec(compile(source, own[1], "exec"), space.__dict__)
-    except Exception as e: raise ValueError(f"{own[1]} can't be read: {type(e).__name__}: {' '.join(str(e).split())}") from e
-    function = getattr(space, own[2], None)
-    if not callable(function): raise ValueError(f"{own[1]} has no function {own[2]}: expected def {own[2]}(shape, num_classes, ...), which returns a torch module")
-    first, second, *rest = [*inspect.signature(function).parameters.values(), None, None]
+    with _guarded(f"{file} can't be read", quiet), _chance(int(checksum, 16) % 2**32):
+        exec(compile(source, file, "exec"), space.__dict__)
+    return getattr(space, function, None)
+
+def _check_signature(name, function):
+    "Refuse what can't be called as FUNCTION(shape, num_classes, SETTING=ITS DEFAULT, ...)."
+    file, function_name = name.partition("@")[0].rsplit(":", 1)
+    if not callable(function): raise ValueError(f"{file} has no function {function_name}: expected def {function_name}(shape, num_classes, ...), which returns a torch module")
+    with _guarded(f"{file}: {function_name} can't be called"): parameters = inspect.signature(function).parameters
+    first, second, *rest = [*parameters.values(), None, None]
     rest, defaults = [p for p in rest if p], {f.name: f.default for f in fields(Experiment)}
-    if first is None or second is None or (first.name, second.name) != ("shape", "num_classes"): raise ValueError(f"{own[1]}: {own[2]} must take (shape, num_classes, ...), shape being (C, H, W) of an image")
+    if first is None or second is None or (first.name, second.name) != ("shape", "num_classes"): raise ValueError(f"{file}: {function_name} must take (shape, num_classes, ...), shape being (C, H, W) of an image")
     for p in rest:
-        if p.name not in defaults: raise ValueError(f"{own[1]}: {own[2]}'s {p.name} must be a setting of an experiment, such as width, L or learn")
-        if p.default != defaults[p.name]: raise ValueError(f"{own[1]}: {own[2]}'s {p.name} must have an experiment's default, {p.name}={defaults[p.name]!r}: that is what it gets where nobody says otherwise")
-    MODELS[name] = function
+        if p.name not in defaults: raise ValueError(f"{file}: {function_name}'s {p.name} must be a setting of an experiment, such as width, L or learn")
+        if p.default != defaults[p.name]: raise ValueError(f"{file}: {function_name}'s {p.name} must have an experiment's default, {p.name}={defaults[p.name]!r}: that is what it gets where nobody says otherwise")
+
+def _built_anew(name, source):
+    """The maker of a model of one's own. The file is run anew for every network that is built.
+
+    So what the file keeps for itself, such as a generator of random numbers, always starts alike."""
+    function = _own_function(name, source)
+    _check_signature(name, function)
+    def made(shape, num_classes, **options):
+        own = name.partition("@")[0]
+        with _guarded(f"{own} doesn't work on images of shape {tuple(shape)}"):
+            model = _own_function(name, source, quiet=True)(tuple(shape), num_classes, **options)
+            if not isinstance(model, nn.Module): raise _Refused(f"{own} returned {type(model).__name__}, expected a torch module")
+            if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])): _materialise(model, shape)
+        return model
+    made.__signature__, made.__doc__ = inspect.signature(function), function.__doc__
+    return made
+
+def _materialise(model, shape):
+    "Give lazy modules the sizes that they take from their first images."
+    training = model.training
+    with torch.no_grad(): model.eval()(torch.zeros(2, *shape))
+    model.train(training)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-8
 def split_of(
@@ -137,7 +234,7 @@ def _state_of(e):
     "What lies outside an experiment and decides whether it can be run: its images, its split's file, its weights, variables."
     try: weights = e.weights and _file_state(_weights_path(e))
     except (OSError, ValueError): weights = object()          # equal to nothing: it is looked for anew
-    split_file = None if e.split in SPLITS else _file_state(e.split)
+    split_file = None if e.split in SPLITS else _file_state(os.path.expanduser(e.split))
     return files_state(e.dataset), split_file, weights, *map(os.environ.get, ("WAVESCAT_CHECKPOINT_SECONDS", "WORLD_SIZE"))
 
 def while_unchanged(
@@ -159,8 +256,12 @@ def while_unchanged(
 @while_unchanged
 def check(
     e:Experiment,
+    device:torch.device|None=None, # where it would be run; None takes `default_device`
 )->None:
     "Raise `ValueError` or `FileNotFoundError`, in one line, if this experiment can't be run."
+    with _chance(e.seed): _check(e, device)
+
+def _check(e, device):
     _enter(e.model)
     choose(e.augment, AUGMENTATIONS, "augment")
     if e.mix: choose(e.mix, MIXES, "mix")
@@ -168,6 +269,7 @@ def check(
     split_of(e)
     data = load(e.dataset, e.size, e.classes)
     if data.targets and (e.loss != "mse" or e.mix): raise ValueError(f"{e.dataset} has targets ({', '.join(data.targets)}), not classes: use loss=mse, and no mix")
+    if "top_k" in e.changed and data.targets: raise ValueError(f"top_k counts guesses of a class, and {e.dataset} has targets: leave top_k out")
     if "top_k" in e.changed and e.top_k > len(data.classes) > 0: raise ValueError(f"top_k must be at most the number of classes, {len(data.classes)}, got {e.top_k}")
     if e.target_scale != 1 and not data.targets: raise ValueError(f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out")
     if e.norm == "ghost-batch" and launched() > 1: raise ValueError("norm=ghost-batch splits a batch that one process sees, not one that several share: choose norm=batch, or compute in one process")
@@ -175,12 +277,16 @@ def check(
         raise ValueError(f"norm=ghost-batch with ghost={e.ghost} needs at least two ghost batches, {2 * e.ghost} images at once, and there are {part}: it would be batch norm; lower ghost, or raise batch_size")
     if e.engine == "kymatio" and importlib.util.find_spec("kymatio") is None:
         raise ValueError("engine=kymatio needs kymatio: pip install kymatio==0.3.0, or use engine=wavescat")
+    if e.split.endswith(".json") and "split_seed" in e.changed: raise ValueError(f"{e.split} says which images train: leave split_seed out")
     options = model_options(e.model)
+    for name in ("slant", "init"):
+        if name in e.changed and name in options and e.order == 0: raise ValueError(f"order=0 has no wavelets, and {name} is of them: leave {name} out")
     for name in e.changed:
         if name not in options and any(name in model_options(m) for m in MODELS): raise ValueError(f"{e.model} has no {name}: leave {name} out, or choose another model")
-    if ".py:" in e.model: _check_own(e, data)
-    _check_fits(e, data)
-    _check_smallest(e, data)
+    if ".py:" in e.model: _check_own(e, data, device or default_device())
+    else:
+        _check_fits(e, data)
+        _check_smallest(e, data)
     seconds = os.environ.get("WAVESCAT_CHECKPOINT_SECONDS", "0")
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", seconds): raise ValueError(f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more")
     if e.weights:
@@ -193,19 +299,6 @@ def _check_drawn(e):
     if not re.fullmatch("[0-9a-f]{6,16}", e.weights): raise ValueError(f"weights={e.weights}: random filters that stay fixed aren't in a file of weights; start from the run that it comes from, weights=IDENTITY")
     seed = experiment_of(e.weights).seed
     if seed != e.seed: raise ValueError(f"weights={e.weights}: its random filters stay fixed, aren't among its weights and are drawn from the seed; set seed={seed}")
-
-def _check_own(e, data):
-    "Refuse a model of one's own that can't be built, isn't a module, or doesn't score every class."
-    name, wanted = e.model.partition("@")[0], (2, len(data.targets or data.classes))
-    shape = AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(e.seed)
-        try:
-            model = MODELS[e.model](tuple(shape), wanted[1], **{k: getattr(e, k) for k in model_options(e.model)})
-            found = tuple(y.shape) if isinstance(model, nn.Module) and isinstance(y := model.eval()(torch.zeros(2, *shape)), Tensor) else None
-        except Exception as error: raise ValueError(f"{name} doesn't work on images of shape {tuple(shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(model, nn.Module): raise ValueError(f"{name} returned {type(model).__name__}, expected a torch module")
-    if found != wanted: raise ValueError(f"{name} makes {found or 'no tensor'} of two images of shape {tuple(shape)}, expected {wanted}: a score for each of {wanted[1]} {'targets' if data.targets else 'classes'}")
 
 def _check_fits(e, data): _takes_images(e.model, tuple(AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))), len(data.targets or data.classes), tuple((k, getattr(e, k)) for k in model_options(e.model)))
 
@@ -222,12 +315,144 @@ def _takes_images(name, shape, outputs, options):
 def _check_smallest(e, data):
     "Refuse a part of a batch that is a single image where maps shrink to one pixel: batch norm has nothing to compare it with."
     n = len(split_of(e).train)
-    sizes = {min(n, e.batch_size)} | ({n % e.batch_size} if not (e.drop_last and n >= e.batch_size) else set()) - {0}
-    if e.epochs == 0 or all(b > 1 and len(torch.arange(b).chunk(e.accumulate)[-1]) > 1 for b in sizes): return
+    if 1 not in _learning_sizes(e, n, 1): return
     with torch.random.fork_rng():
         model = build_model(e).train()
         try: model(torch.zeros(1, *AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))))
-        except ValueError: raise ValueError(f"{n} images in batches of {e.batch_size}{f' in {e.accumulate} parts' if e.accumulate > 1 else ''} leave one image alone, and {e.model} shrinks it to a pixel, which batch norm can't take: use drop_last=true or another batch_size") from None
+        except ValueError: raise _one_alone(e, n) from None
+def _one_alone(e, n):
+    parts = f" in {e.accumulate} parts" if e.accumulate > 1 else ""
+    return _Refused(f"{n} images in batches of {e.batch_size}{parts} leave one image alone, and {e.model.partition('@')[0]} shrinks it to a pixel, "
+                    "which batch norm can't take: use drop_last=true or another batch_size")
+
+def _learning_sizes(e, n, processes)->list[int]: # largest first
+    "How many of n training images a network sees at once."
+    if e.epochs == 0: return []
+    batches = {min(n, e.batch_size)} | ({n % e.batch_size} if not (e.drop_last and n >= e.batch_size) else set()) - {0}
+    parts = {len(part) for b in batches for part in torch.arange(b).chunk(e.accumulate)}
+    shares = {len(s) for p in parts for s in torch.arange(p).tensor_split(processes if p >= processes else 1)}
+    return sorted(shares - {1} | parts & {1}, reverse=True)      # one image of several is normalised with the others
+
+# %% ../nbs/lib/19_train.ipynb #19-train-own
+def _check_own(e, data, device):
+    "Refuse a network of one's own that its run couldn't build, train, test, store and load."
+    parts = split_of(e)
+    tested = len(data.test if parts.test is None else parts.test)
+    most = e.test_batch_size or _TEST_SIZES[device.type == "cpu"]
+    testing = {1, 2} | {size for n in (tested, len(parts.validation)) for size in (min(n, most), n % most)} - {0}
+    n = len(parts.train)
+    tried = Experiment(**{"epochs": min(e.epochs, 1), "lr": 1e-6} | {k: getattr(e, k) for k in (*_TRIED, *model_options(e.model))})
+    _try_own(tried, n, tuple(_learning_sizes(e, n, launched())), tuple(sorted(testing, key=lambda size: (size != 2, size))), str(device))
+
+_TRIED = ("dataset", "size", "classes", "augment", "mix", "mix_beta", "model", "loss", "label_smoothing", "margin", "target_scale", "optimizer", "precision", "channels_last", "compile", "deterministic") # what decides whether a network works
+
+@while_unchanged
+def _try_own(e, n, learning, testing, device):
+    "Once for all seeds, rates and the like."
+    data, device = load(e.dataset, e.size, e.classes), torch.device(device)
+    own, shape, outputs = e.model.partition("@")[0], tuple(data.train.shape[1:]), len(data.targets or data.classes)
+    def build_again():
+        with _chance(e.seed):
+            return _model(e, shape, outputs)
+    first, again = (_storable(own, build_again()) for _ in range(2))
+    changed = [k for k in first if not _same_bits(first[k], again[k])]
+    del first, again
+    if changed: raise _Refused(f"{own} starts with other weights when it is built again from the same seed ({', '.join(changed[:3])}): draw them by torch's, NumPy's or random's own functions, not by a generator without a seed")
+    few = torch.arange(min(len(data.train), max(learning + testing))).numpy()
+    try:
+        with _chance(e.seed), _algorithms(e, device), _guarded(f"{own} can't be trained"):
+            t = Training(e, World(device), Split(few, few[:0], few))
+            for size in testing: _try_test(t, own, outputs, size)
+            for size in learning: _try_learning(t, own, outputs, size, n)
+            _try_storing(t, own, build_again, min(max(learning + (2,)), len(few)))
+    except torch.OutOfMemoryError: return                        # the run says what to lower
+
+def _images(t, batches, size, augment=None):
+    "So many images, some of them several times where there are too few."
+    order = torch.arange(size) % len(batches)
+    return next(iter(batches.inorder(size, augment or t.prepare, order)))
+
+def _so_many(t, size):
+    shape = AUGMENTATIONS[t.e.augment].shape(tuple(t.data.train.shape[1:]))
+    return f"{ {1: 'one', 2: 'two'}.get(size, size)} image{'s' * (size > 1)} of shape {tuple(shape)}"
+
+def _try_test(t, own, outputs, size):
+    "Test on so many images at once."
+    said = _so_many(t, size)
+    with _guarded(f"{own} doesn't work on {said}"), _remedy(t.e), torch.no_grad(), autocast(t.e, t.device):
+        scores = t.taught.eval()(_images(t, t.test, size)[0])
+    _check_scores(scores, own, said, size, outputs, t)
+
+def _check_scores(scores, own, said, size, outputs, t):
+    "Refuse what isn't a score for each class or target of each image."
+    each = f"a score for each of {outputs} {'targets' if t.data.targets else 'classes'}"
+    if not isinstance(scores, Tensor): raise _Refused(f"{own} makes {type(scores).__name__} of {said}, expected a tensor of shape {(size, outputs)}: return the scores alone")
+    if tuple(scores.shape) != (size, outputs): raise _Refused(f"{own} makes {tuple(scores.shape)} of {said}, expected {(size, outputs)}: {each}")
+    if not scores.is_floating_point(): raise _Refused(f"{own} makes {str(scores.dtype).removeprefix('torch.')} of {said}, expected floating-point numbers: {each}")
+
+def _try_learning(t, own, outputs, size, n):
+    "A step on so many images at once."
+    x, y = _images(t, t.train, size, lambda x: t.augment(x, t.generator))
+    said = f"{_so_many(t, size)} while it learns"
+    forward = t.forward
+    def checked(x):
+        scores = forward(x)
+        _check_scores(scores, own, said, size, outputs, t)
+        if not scores.requires_grad: raise _Refused(f"the scores that {own} makes of {said} have no gradient: something on the way is detached, or computed under no_grad or by NumPy")
+        return scores
+    t.model.train()
+    try:
+        t.forward = checked
+        with _guarded(f"{own} can't be trained on {said}"), _remedy(t.e): t.step(x, y)
+    except _Refused as error:
+        if size == 1 and "Expected more than 1 value per channel" in str(error): raise _one_alone(t.e, n) from None
+        raise
+    finally: t.forward = forward
+
+@contextlib.contextmanager
+def _remedy(e):
+    "Say what to do about an order of memory that the code inside can't take."
+    try: yield
+    except RuntimeError as error:
+        if e.channels_last and "view size is not compatible" in str(error):
+            raise RuntimeError("a view of channels-last memory: use flatten or reshape in place of view, or channels_last=false") from error
+        raise
+
+def _try_storing(t, own, build_again, size):
+    "Store the network, load it into one that is built anew, as an interrupted run does too, and compare what they say."
+    _storable(own, t.model)
+    with tempfile.TemporaryDirectory() as folder, _guarded(f"{own} can't be stored and loaded"):
+        _save_tensors(t.model.state_dict(), Path(folder) / "weights")
+        model = build_again()
+        model.load_state_dict(read_weights(_tensor_file(Path(folder), "weights")))
+        _placed(model, t.e, t.device)
+        batches = t.test if isinstance(t.test, Batches) else Batches(t.data.train, t.data.train_labels, t.data.mean, t.data.std, t.device, channels_last=t.e.channels_last)
+        images = _images(t, batches, size)[0]
+        same = {learning: _say_the_same(t, (t.model, model), images, learning) for learning in ([True, False] if t.e.epochs and size > 1 else [False])}
+    for learning, equal in same.items():
+        if not equal: raise _Refused(f"{own} says something else {'while it learns, ' * learning}after it was stored and loaded: keep all that changes in parameters and buffers, and draw by torch's, NumPy's or random's own functions, not by a generator of its own")
+
+def _say_the_same(t, models, images, learning):
+    "Whether models say the same of images, learning or tested."
+    scores = []
+    for model in models:
+        with _chance(0), torch.no_grad(), autocast(t.e, t.device): scores.append(model.train(learning)(images).float())
+    return torch.allclose(*scores, rtol=1e-2, atol=1e-3, equal_nan=True)
+
+def _storable(own, model)->dict[str, Tensor]:
+    "The network's state, refused where a file of weights can't hold it."
+    with _guarded(f"{own} can't be stored"): state = model.state_dict()
+    for name, t in state.items():
+        what = type(t).__name__ if not isinstance(t, Tensor) else "on the meta device, without numbers" if t.is_meta else str(t.layout) if t.layout != torch.strided else "quantized" if t.is_quantized else str(t.dtype) if t.dtype in (torch.complex128, torch.complex32) else None
+        if what: raise _Refused(f"{own} can't be stored: {name} is {what.replace('torch.', '')}, and a file of weights holds plain tensors: {'return a tensor from get_extra_state' if 'extra_state' in name else 'make it one, or keep it out of the state (persistent=False)'}")
+    for name, p in model.named_parameters():
+        if any(step == 0 and side > 1 for step, side in zip(p.stride(), p.shape)): raise _Refused(f"{own} can't be trained: {name} is expanded, several of its numbers are one in memory: use .clone()")
+    if not any(p.requires_grad for p in model.parameters()): raise _Refused(f"{own} has no parameters to learn")
+    return state
+
+def _same_bits(a, b):
+    a, b = (t.detach().resolve_conj().resolve_neg().contiguous().view(-1) for t in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 # %% ../nbs/lib/19_train.ipynb #19-train-11
 def default_device()->torch.device:
@@ -243,8 +468,10 @@ def read_weights(
     if not path.is_file(): raise FileNotFoundError(f"no weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            state = load_file(path)
+            from safetensors import safe_open
+            with safe_open(path, "pt") as file:
+                state, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            state |= {name: state[kept] for name, kept in notes.items() if kept in state and name not in state}    # shared tensors, stored once
         else: state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError: raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
     except Exception as e: raise ValueError(f"{path} isn't a file of tensors alone ({type(e).__name__}); nothing in it was run: save the weights as safetensors") from None
@@ -278,7 +505,7 @@ def pretrained(
 def _tensor_file(directory, name): return next((p for p in (directory / f"{name}.safetensors", directory / f"{name}.pt") if p.is_file()), directory / f"{name}.safetensors")
 
 def _weights_path(e):
-    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): return Path(e.weights)
+    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): return Path(os.path.expanduser(e.weights))
     identity, directory = find(e.weights)
     if directory.suffix == ".work": raise ValueError(f"weights={e.weights}: run {identity} isn't whole yet, it has no weights: compute it to its end first")
     return _tensor_file(directory, "weights")
@@ -288,10 +515,18 @@ def _weights_checksum(e): return hashlib.sha256(_weights_path(e).read_bytes()).h
 def _start_from(e, model):
     "Load the weights that an experiment starts from; raises `ValueError` where they don't fit."
     state, own = read_weights(_weights_path(e)), model.state_dict()
+    _check_head(e, own)
     if e.new_head: state = {**{k: v for k, v in state.items() if not k.startswith("head.")}, **{k: v for k, v in own.items() if k.startswith("head.")}}
     wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
     if wrong: raise ValueError(f"weights={e.weights} don't fit {e.model}: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} missing, unknown, or of another shape{'' if e.new_head else '; new_head=true leaves the head out'}")
     model.load_state_dict(state)
+def _check_head(e, own):
+    "Refuse a new head for a model that has none, or whose head is tied to the rest."
+    if not e.new_head: return
+    head = {k: v for k, v in own.items() if k.startswith("head.")}
+    if not head: raise ValueError(f"new_head=true: {e.model} has no head to renew, no parameters under the name head: leave new_head out")
+    tied = [k for k, v in own.items() if k not in head and any(_place(v) == _place(h) for h in head.values())]
+    if tied: raise ValueError(f"new_head=true: the head of {e.model} is tied to {tied[0]}, which would be renewed with it: leave new_head out")
 
 # %% ../nbs/lib/19_train.ipynb #19-train-17
 class Features:
@@ -312,6 +547,15 @@ class _Rest(nn.Module):
         self.model, self.folds = model.eval(), hasattr(model, "with_moments") and world.size == 1
     def front(self, x): return self.model.with_moments(self.model.front(x)) if self.folds else self.model.front(x)
     def forward(self, x): return self.model.rest_with_moments(x) if self.folds else self.model.rest(x)
+def _placed(model, e, device):
+    "The model on a device, its weights in the experiment's order of memory."
+    return model.to(device, **({"memory_format": torch.channels_last} if e.channels_last else {}))   # convolutions are faster so, on every device
+
+def _fixed_front(model):
+    "Whether a model of this package, as it is, has a front that never changes; in one's own, the names `front` and `rest` may mean anything."
+    front = getattr(model, "front", None) if type(model).__module__.partition(".")[0] == "wavescat" else None
+    if front is None or list(front.parameters()): return False
+    return not any(isinstance(m, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)) for m in front.modules())
 
 # %% ../nbs/lib/19_train.ipynb #19-train-18
 class _Learning:
@@ -334,21 +578,24 @@ def finite_gradients(model:nn.Module)->bool:
 # %% ../nbs/lib/19_train.ipynb #19-train-19
 class Training:
     "A run on its way: model, optimiser, random numbers, place in the data, what was seen."
-    def __init__(self, e:Experiment, world:World):
+    def __init__(self,
+        e:Experiment,
+        world:World,
+        parts:Split|None=None, # images that train, validate and test; None: the experiment's
+    ):
         device = world.device
-        data, parts = load(e.dataset, e.size, e.classes), split_of(e)
+        data, parts = load(e.dataset, e.size, e.classes), parts or split_of(e)
         self.e, self.world, self.device, self.data = e, world, device, data
         self.augment, self.prepare = AUGMENTATIONS[e.augment]
-        torch.manual_seed(e.seed)
+        _seed(e.seed)
         self.model = build_model(e)
         if e.weights: _start_from(e, self.model)
-        self.model.to(device, **({"memory_format": torch.channels_last} if e.channels_last else {}))   # convolutions are faster so, on every device
-        def batches(images, labels, chosen=None): return Batches(images, (labels / e.target_scale).astype(np.float32) if data.targets else labels, data.mean, data.std, device, chosen)
+        _placed(self.model, e, device)
+        def batches(images, labels, chosen=None): return Batches(images, (labels / e.target_scale).astype(np.float32) if data.targets else labels, data.mean, data.std, device, chosen, channels_last=e.channels_last)
         self.train, self.val = (batches(data.train, data.train_labels, chosen) for chosen in (parts.train, parts.validation))
         self.test = batches(data.test, data.test_labels) if parts.test is None else batches(data.train, data.train_labels, parts.test)
         self.taught = self.model
-        front = getattr(self.model, "front", None)
-        if front is not None and not list(front.parameters()) and e.augment == "none" and not e.mix:
+        if _fixed_front(self.model) and e.augment == "none" and not e.mix:
             self.taught = _Rest(self.model, world)
             self.train, self.val, self.test = (Features(self.taught.front, b, self.prepare, world, e.accumulate) for b in (self.train, self.val, self.test))
         self.joined = world.join(self.taught)
@@ -361,14 +608,18 @@ class Training:
 
     def state(self)->dict:
         "Everything that the next step depends on, as tensors, numbers and text."
-        random = {"generator": self.generator.get_state(), "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "random": random, "now": self.now}
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        _, keys, *places = np.random.get_state()
+        chance = {"generator": self.generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda, "numpy": ["MT19937", keys.tolist(), *places], "python": random.getstate()}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "random": chance, "now": self.now}
 
     def load(self, state:dict)->None:
         "Go on from a state."
         for part in ("model", "optimizer", "scaler"): getattr(self, part).load_state_dict(state[part])
         self.generator.set_state(state["random"]["generator"])
         torch.set_rng_state(state["random"]["torch"])
+        np.random.set_state(tuple(state["random"]["numpy"]))
+        random.setstate(state["random"]["python"])
         if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["random"]["cuda"])
         self.now = {**state["now"], "resumed": state["now"]["resumed"] + 1}
 
@@ -425,19 +676,21 @@ class Training:
         return {f"{prefix}_loss": loss, f"{prefix}_rmse": dict(zip(self.data.targets, rmse(out, labels))), f"{prefix}_r2": dict(zip(self.data.targets, r2(out, labels)))}, out
 
     def weights(self)->dict: return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-    def finite(self)->bool: return all(bool(torch.isfinite(v).all()) for v in self.model.state_dict().values() if v.is_floating_point())
+    def finite(self)->bool: return all(bool(torch.isfinite(v).all()) for v in self.model.state_dict().values() if v.is_floating_point() or v.is_complex())
 
 # %% ../nbs/lib/19_train.ipynb #19-train-20
+_TEST_SIZES = (1000, 64) # images at a time: on a GPU, on a CPU
+
 @torch.no_grad()
 def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None, batch_size=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
     "Scores of every image, in order, after `prepare`; `batch_size` at a time, or what stays in a CPU's cache, or fills a GPU."
     model.eval()
-    batch_size = batch_size or (64 if batches.device.type == "cpu" else 1000)
+    batch_size = batch_size or _TEST_SIZES[batches.device.type == "cpu"]
     def scores(order):
         def score(x):
             with context(): return model(x).float()
         return torch.cat([score(x) for x, _ in batches.inorder(batch_size, prepare, order)])
-    return (world or World(batches.device)).rows(len(batches), scores).cpu(), batches.labels.cpu()
+    with _chance(0): return (world or World(batches.device)).rows(len(batches), scores).cpu(), batches.labels.cpu()    # one's own network may draw numbers
 
 # %% ../nbs/lib/19_train.ipynb #19-train-22
 class Fitted(NamedTuple):
@@ -457,7 +710,7 @@ def fit(
     stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`
 )->Fitted:
     "Train and test, from the checkpoint if there is one; publishes nothing."
-    with torch.random.fork_rng(), _algorithms(e, world.device):
+    with _chance(), _algorithms(e, world.device):
         t = Training(e, world)
         made_with = {"code": code_version(e), "data": t.data.checksum, "split": split_of(e).checksum, "weights": _weights_checksum(e)}
         kept = world.lead(lambda: load_checkpoint(work) if work else None)
@@ -553,10 +806,21 @@ def _save_model(e:Experiment, model:nn.Module, directory)->None:
 
 def _save_tensors(tensors, path):
     "As safetensors, or by torch where that isn't installed."
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    kept, tied = _each_once(tensors)
     try: from safetensors.torch import save_file
-    except ImportError: torch.save(tensors, path.with_suffix(".pt"))
-    else: save_file(tensors, path.with_suffix(".safetensors"))
+    except ImportError: torch.save(kept | {name: kept[first] for name, first in tied.items()}, path.with_suffix(".pt"))
+    else: save_file(kept, path.with_suffix(".safetensors"), tied or None)      # as safetensors' own save_model notes them
+
+def _place(t): return t.device, t.data_ptr(), t.dtype, t.shape, t.stride()
+
+def _each_once(tensors)->tuple[dict[str, Tensor], dict[str, str]]:
+    "Copies of tensors, a shared one under its first name only; its other names, and the first of each."
+    kept, tied, first = {}, {}, {}
+    for name, t in tensors.items():
+        known = first.setdefault(_place(t), name) if t.numel() else name
+        if known != name: tied[name] = known
+        else: kept[name] = t.detach().resolve_conj().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return kept, tied
 
 # %% ../nbs/lib/19_train.ipynb #19-train-27
 def load_model(
@@ -565,8 +829,7 @@ def load_model(
     "The stored model of an experiment, without its data set; loading runs no code from the file of weights, of a model of one's own that of its source. Raises `FileNotFoundError` if it isn't stored."
     _enter(e.model)
     state, images = read_weights(_tensor_file(run_dir(e), "weights")), json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
-    with torch.random.fork_rng():
-        torch.manual_seed(e.seed)                              # random filters that stayed fixed aren't among the weights: they are drawn as they were
+    with _chance(e.seed):                                      # random filters that stayed fixed aren't among the weights: they are drawn as they were
         model = _model(e, images["shape"], len(images["targets"] or images["classes"]))
     model.load_state_dict(state)
     return model.eval()
@@ -600,7 +863,7 @@ def run(
     if result and not result["stale"] and not again:
         w.lead(lambda: clear_left(e))
         return result
-    check(e)
+    check(e, w.device)
     with contextlib.ExitStack() as until:
         work = w.lead(lambda: until.enter_context(claim(e, wait and w.size == 1)))
         result = w.lead(lambda: found(e))
@@ -612,6 +875,7 @@ def run(
         try: model, history, numbers, predictions, learnt = fit(e, w, *([] if w.rank else [told, work, stop]))
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size or test_batch_size ({str(error).splitlines()[0]})") from None
+        except SystemExit as error: raise RuntimeError(f"{e.model.partition('@')[0]} ended the program in the middle of its run, sys.exit({error.code!r})") from error
         seconds = max(time.perf_counter() - started, numbers.pop("trained"))
         result = {"experiment": asdict(e), "identity": e.identity, **numbers, "parameters": parameter_count(model), **_provenance(e, w, seconds)}
         def save(directory):
@@ -652,7 +916,7 @@ def prepared(
         except OSError as error: raise ValueError(f"no image could be read at {path}: {error.strerror}") from None
         pixels = decode(content, Path(path), (H, W), images.get("white") or None)
         return pixels if C == 3 else np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
-    return e, model, images, Batches(np.stack([read(p) for p in paths]), np.zeros(len(paths), np.int64), images["mean"], images["std"], device)
+    return e, model, images, Batches(np.stack([read(p) for p in paths]), np.zeros(len(paths), np.int64), images["mean"], images["std"], device, channels_last=e.channels_last)
 
 # %% ../nbs/lib/19_train.ipynb #19-train-32
 def test_predictions(
