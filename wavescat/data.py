@@ -280,11 +280,13 @@ def _sized(picture, shape):
     if shape and picture.size != tuple(shape[::-1]): picture = picture.resize(shape[::-1], Image.Resampling.BILINEAR)
     return np.asarray(picture).transpose(2, 0, 1)
 
-def _undecoded(path, e): return ValueError(f"{path} can't be decoded ({' '.join(str(e).split())}); replace it, or leave it out")
+_REPLACE = "replace it, or take it out of the set"
 
-def _read_image(content, path):
+def _undecoded(path, e, remedy): return ValueError(f"{path} can't be decoded ({' '.join(str(e).split())}); {remedy}")
+
+def _read_image(content, path, remedy=_REPLACE):
     try: return _upright(content)
-    except Exception as e: raise _undecoded(path, e) from e
+    except Exception as e: raise _undecoded(path, e, remedy) from e
 
 # %% ../nbs/lib/08_data.ipynb #08-data-20
 def decode(
@@ -296,10 +298,10 @@ def decode(
     """An image as RGB: grey, palette, CMYK, 16-bit ones too, turned as its camera says, the first of several, on white where it is transparent.
 
     This is how every image file is read. Raises `ValueError` naming the file."""
-    image = _read_image(content, path)
+    image = _read_image(content, path, "replace it")
     if white == "own": white = _white_of([(path, image.kind, image.highest)])
     try: return _sized(_picture(image, white), shape)
-    except Exception as e: raise _undecoded(path, e) from e
+    except Exception as e: raise _undecoded(path, e, "replace it") from e
 
 def _content(path):
     try: return path.read_bytes()
@@ -319,7 +321,7 @@ def _decode_block(paths, shape, out, rows, white=None):
         content = _content(path)
         image = _read_image(content, path)
         try: picture = _picture(image, white or {image.kind: max(1, image.highest)})
-        except ValueError as e: raise _undecoded(path, e) from e
+        except ValueError as e: raise _undecoded(path, e, _REPLACE) from e
         pixels = _sized(picture, shape)
         if pixels.shape != images.shape[1:]: raise ValueError(f"{path} is {pixels.shape[1]}×{pixels.shape[2]} pixels where the first is {images.shape[2]}×{images.shape[3]}; choose one size for all with size=64, say")
         images[i] = pixels
@@ -433,7 +435,8 @@ def _build(name, listing, reader, tmp, progress):
     parts, seen, images = {}, {}, {"train": listing.train, "test": listing.test}
     first = None
     if not (listing.shape or isinstance(listing.train, np.ndarray)):
-        first = decode(_content(listing.train[0]), listing.train[0], None, "own").shape[1:]
+        image = _read_image(_content(listing.train[0]), listing.train[0])
+        first = image.values.shape[:2] if image.picture is None else image.picture.size[::-1]
     for part, given in images.items():
         if isinstance(given, np.ndarray): np.save(tmp / f"{part}.npy", given)
         else: parts[part], seen[part] = _decode_all(name, given, listing.shape, first, tmp / f"{part}.npy", progress)

@@ -342,13 +342,13 @@ def _check_own(e, data, device):
     testing = {1, 2} | {size for n in (tested, len(parts.validation)) for size in (min(n, most), n % most)} - {0}
     n = len(parts.train)
     tried = Experiment(**{"epochs": min(e.epochs, 1), "lr": 1e-6} | {k: getattr(e, k) for k in (*_TRIED, *model_options(e.model))})
-    _try_own(tried, n, tuple(_learning_sizes(e, n, launched())), tuple(sorted(testing, key=lambda size: (size != 2, size))), str(device))
+    _try_own(tried, n, tuple(_learning_sizes(e, n, launched())), tuple(sorted(testing, key=lambda size: (size != 2, size))), str(device), data.checksum)
 
 _TRIED = ("dataset", "size", "classes", "augment", "mix", "mix_beta", "model", "loss", "label_smoothing", "margin", "target_scale", "optimizer", "precision", "channels_last", "compile", "deterministic") # what decides whether a network works
 
-@while_unchanged
-def _try_own(e, n, learning, testing, device):
-    "Once for all seeds, rates and the like."
+@functools.cache
+def _try_own(e, n, learning, testing, device, checksum):
+    "Once for all seeds, rates and the like; again where images have another checksum."
     data, device = load(e.dataset, e.size, e.classes), torch.device(device)
     own, shape, outputs = e.model.partition("@")[0], tuple(data.train.shape[1:]), len(data.targets or data.classes)
     def build_again():
