@@ -368,7 +368,7 @@ def sweep(
 @app.command()
 def predict(
     run:Annotated[str, typer.Argument(help="A stored run: its identity, or the first letters of it.")],
-    images:Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, resized to what the model was trained on.")],
+    images:Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, read as those that the model was trained on: squashed or stretched to the same size.")],
     top:Annotated[int, typer.Option(min=1, help="How many classes to say.")]=3,
     gradcam:Annotated[Path|None, typer.Option(metavar="FILE", callback=_at_home, help="Draw where in each image the decision comes from: a PNG, SVG or PDF.")]=None,
     layer:Annotated[str|None, typer.Option(help="Layer that --gradcam looks at; left out: the last one, and both branches of a hybrid's first layer.")]=None,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import PHOTOGRAPHS
+from .data import PHOTOGRAPHS, decode
 from .filters import FilterBank, Morlets, littlewood_paley, morlet, turned
 from .names import choose
 from .scattering import Scattering2D
@@ -186,11 +186,9 @@ def grey_square(
 )->Tensor:         # (side, side) float32 in 0–1
     "The middle of an image, square and grey. Raises `ValueError` in one line for what isn't one."
     from PIL import Image, ImageOps
-    try:
-        image = Image.open(io.BytesIO(content))
-        if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        image = ImageOps.fit(ImageOps.exif_transpose(image).convert("L"), (side, side), Image.Resampling.BOX)
-    except Exception: raise ValueError(f"{name} can't be read as an image: choose a PNG or JPEG file") from None
+    try: pixels = decode(content, Path(name), None, "own")
+    except ValueError: raise ValueError(f"{name} can't be read as an image: choose a PNG or JPEG file") from None
+    image = ImageOps.fit(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"), (side, side), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(image).astype(np.float32)) / 255
 
 def photograph(

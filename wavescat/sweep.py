@@ -9,7 +9,6 @@ __all__ = ['values', 'check_number', 'grid', 'read_grid', 'plan', 'default_worke
 import collections
 import concurrent.futures
 import contextlib
-import functools
 import importlib.util
 import itertools
 import math
@@ -30,14 +29,14 @@ import torch
 from tqdm import tqdm
 
 from .augment import AUGMENTATIONS
-from .data import load
+from .data import load, looked_at_once
 from .distributed import launched
 from .experiment import Experiment, code_version, experiment
 from .hybrids import model_options
 from .names import shown, split_list, unquoted
 from .optim import precision_here
 from .store import Busy, claim, failure, owned, runs_dir
-from .train import Stopped, build_model, check, default_device, found, image_counts, own_model, run
+from .train import Stopped, build_model, check, default_device, found, image_counts, own_model, run, while_unchanged
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-5
 _MOST_NUMBERS = 10_000 # of a list that is read
@@ -115,7 +114,7 @@ def read_grid(
 _QUOTES = """'classes="0,1","2,3"', 'dataset="/data/a,b"'"""
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-11
-@functools.cache
+@while_unchanged
 def _seconds_an_image(e)->float:
     "Time that one training image takes in a step, measured."
     device, threads = default_device(), torch.get_num_threads()
@@ -138,6 +137,7 @@ def _seconds(e, widest):
     return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(experiment(**{k: getattr(e, k) for k in ("dataset", "size", "augment", "model", "channels_last", *model_options(e.model))} | ({"L": widest} if widest else {})))
 
 # %% ../nbs/lib/20_sweep.ipynb #20-sweep-12
+@looked_at_once()
 def plan(
     experiments:Sequence[Experiment],
     estimate:bool=False, # also how long
@@ -272,15 +272,16 @@ def sweep(
     experiments = list(experiments)
     if compute:
         if launched() > 1: raise ValueError("a sweep shares runs, accelerate shares one run, between processes: launch wavescat train, or start the sweep alone")
-        todo = [e for e in dict.fromkeys(experiments) if not _whole(e)]
-        for e in todo: check(e)
+        with looked_at_once():
+            todo = [e for e in dict.fromkeys(experiments) if not _whole(e)]
+            for e in todo: check(e)
         if todo:
             if scheduler is None and importlib.util.find_spec("distributed") is None: failed = _one_by_one(todo)
             else:
                 with _local(min(workers or default_workers(), len(todo))) if scheduler is None else _remote(scheduler) as client:
                     failed = _compute(client, todo, len(set(experiments)), patience=_START if scheduler is None else math.inf)
             if failed and strict: raise Failed(failed, experiments)
-    return [found(e) for e in experiments]
+    with looked_at_once(): return [found(e) for e in experiments]
 
 def _one_by_one(todo)->dict[Experiment, str]: # the error of each run that failed
     "Where Dask isn't installed: in this process, one after the other."
