@@ -90,7 +90,7 @@ def _defocus_blur(x, level, rng):
 def _glass_blur(x, level, rng):
     "As the code that made the published images: its swap of two views only copies."
     sigma, reach, times = ((.05, 1, 1), (.25, 1, 1), (.4, 1, 1), (.25, 1, 2), (.4, 1, 2))[level]
-    x = np.floor(ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest") * 255 + 1e-3) / 255
+    x = np.floor(ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest") * 255 + 1e-4) / 255
     for _ in range(times):
         for h in range(32 - reach, reach, -1):
             for w in range(32 - reach, reach, -1):

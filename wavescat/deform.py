@@ -201,16 +201,16 @@ def _disk(radius, alias):
 
 def _bytes_of(x):
     "Values as files of 8 bits hold them, cut off as NumPy does; a rounding error takes none a step down."
-    return (255 * x.clamp(0, 1) + 1e-3).floor() / 255
+    return (255 * x.clamp(0, 1) + 1e-4).floor() / 255
 
 def _glass(x, sigma, reach, times, g):
     """Blurred, pixels overwritten by one up or left of them, from the last to the first, and blurred again.
 
     The paper swaps the two; the code that made the published images only copies, since NumPy's `a[i], a[j] = a[j], a[i]`
     writes through views, and this is what is done here."""
-    x = _bytes_of(_blurred(x, sigma))
     B, _, H, W = x.shape
-    x, every = x.clone(), torch.arange(B)
+    every, kind = torch.arange(B), x.dtype
+    x = _bytes_of(_blurred(x.double(), sigma)).to(kind)       # a slight blur decides by ten-thousandths
     for _ in range(times):
         for h in range(H - reach, reach, -1):
             for w in range(W - reach, reach, -1):
