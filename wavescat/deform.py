@@ -177,9 +177,9 @@ def _bell(size, sigma):
     k = torch.exp(-u**2 / (2 * sigma**2))
     return torch.outer(k, k) / k.sum()**2
 
-def _blurred(x, sigma, widths=4, mode="reflect"):
-    "Gaussian blur, cut off at so many of its widths."
-    return _filtered(x, _bell(2 * max(1, int(widths * sigma + .5)) + 1, sigma), mode)
+def _blurred(x, sigma):
+    "Gaussian blur, cut off at four of its widths; the border pixels go on outside."
+    return _filtered(x, _bell(2 * max(1, int(4 * sigma + .5)) + 1, sigma), "replicate")
 
 def _grey(x): return (x * x.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True).expand(x.shape) if x.shape[1] == 3 else x
 
@@ -201,21 +201,22 @@ def _disk(radius, alias):
 
 def _bytes_of(x):
     "Values as files of 8 bits hold them, cut off as NumPy does; a rounding error takes none a step down."
-    return (255 * x.clamp(0, 1) + 1e-3).floor() / 255
+    return (255 * x.clamp(0, 1) + 1e-4).floor() / 255
 
 def _glass(x, sigma, reach, times, g):
-    "Blurred, pixels swapped one after the other with one up or left of them, from the last to the first, and blurred again."
-    x = _bytes_of(_blurred(x, sigma, mode="replicate"))
+    """Blurred, pixels overwritten by one up or left of them, from the last to the first, and blurred again.
+
+    The paper swaps the two; the code that made the published images only copies, since NumPy's `a[i], a[j] = a[j], a[i]`
+    writes through views, and this is what is done here."""
     B, _, H, W = x.shape
-    x, every = x.clone(), torch.arange(B)
+    every, kind = torch.arange(B), x.dtype
+    x = _bytes_of(_blurred(x.double(), sigma)).to(kind)       # a slight blur decides by ten-thousandths
     for _ in range(times):
         for h in range(H - reach, reach, -1):
             for w in range(W - reach, reach, -1):
                 dh, dw = torch.randint(-reach, reach, (2, B), generator=g)
-                here = x[:, :, h, w].clone()
                 x[:, :, h, w] = x[every, :, h + dh, w + dw]
-                x[every, :, h + dh, w + dw] = here
-    return _blurred(x, sigma, mode="replicate")
+    return _blurred(x, sigma)
 
 def _streak(radius, sigma, degrees):
     "Kernels (B, n, n) of a motion that fades out to one side, in a direction for each image: ImageMagick's, 2·radius + 1 pixels long."
@@ -282,6 +283,7 @@ def _fog(x, c, g):
     return (x + thick * _plasma(len(x), x.shape[-2:], g, decay).to(x)) * top / (top + thick)
 
 def _frost(x, c, g):
+    "Ice that is drawn: the published images have crops of photographs of frost, in the same two shares."
     seen, ice = c
     ridges = 1 - (2 * _clouds(len(x), x.shape[-2:], g, 1.4) - 1).abs()                             # crystals are lines, not clouds
     return seen * x + ice * ridges.to(x)**2
@@ -303,17 +305,34 @@ def _contrast(x, c):
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * c + mean
 
+def _tilted(x, tips, moved):
+    "The affine map that takes three `tips` (3, 2) to places `moved` (B, 3, 2), rows and columns; mirrored about the outer pixels."
+    B, _, H, W = x.shape
+    ones = torch.ones(B, 3, 1)
+    back = torch.linalg.solve(torch.cat([moved, ones], -1), tips.expand(B, 3, 2))
+    at = torch.cat([torch.cartesian_prod(torch.arange(float(H)), torch.arange(float(W))), torch.ones(H * W, 1)], 1)
+    grid = 2 * (at @ back) / torch.tensor([H - 1., W - 1]) - 1
+    return F.grid_sample(x, grid.view(B, H, W, 2).flip(-1).to(x), padding_mode="reflection", align_corners=True)
+
+def _mirrored_about_edges(x, margin):
+    "With `margin` more values on every side: c b a | a b c."
+    for dim in (-2, -1):
+        n = x.shape[dim]
+        at = torch.arange(-margin, n + margin, device=x.device) % (2 * n)
+        x = x.index_select(dim, torch.minimum(at, 2 * n - 1 - at))
+    return x
+
 def _elastic(x, c, g):
     alpha, sigma, corner = (v * x.shape[-1] for v in c)
     B, H, W = len(x), *x.shape[-2:]
-    u, tips = places((H, W)), torch.tensor([[1., 1], [1, -1], [-1, -1]]) * (min(H, W) // 3)           # three points move, and all else with them
-    moved = tips + _even((B, 3, 2), g, -corner, corner)
-    A = torch.linalg.solve(torch.cat([tips, torch.ones(3, 1)], 1).expand(B, 3, 3), moved)
-    tau = torch.cat([u, torch.ones(H, W, 1)], -1).view(1, -1, 3) @ A
-    x = displace(x, (tau.view(B, H, W, 2) - u).to(x))
+    middle = torch.tensor([H // 2, W // 2])
+    tips = middle + min(H, W) // 3 * torch.tensor([[1., 1], [-1, 1], [-1, -1]])           # three points move, and all else with them
+    x = _tilted(x, tips, tips + _even((B, 3, 2), g, -corner, corner))
     if not alpha: return x
-    tau = alpha * _blurred(_even((B, 2, H, W), g, -1., 1.), sigma, widths=3)
-    return displace(x, tau.permute(0, 2, 3, 1).to(x))
+    margin = int(3 * sigma + .5)
+    drawn = _mirrored_about_edges(_even((B, 2, H, W), g, -1., 1.), margin)
+    tau = alpha * F.conv2d(drawn.flatten(0, 1)[:, None], _bell(2 * margin + 1, sigma)[None, None]).view(B, 2, H, W)
+    return displace(x, -tau.permute(0, 2, 3, 1).to(x))
 
 def _pixelated(x, share):
     "Made smaller and large again by Pillow's box filter, in 8 bits."
