@@ -141,4 +141,4 @@ def test_every_model_learns_in_two_processes_what_it_learns_in_one(tmp_path):
             assert isinstance(numbers, dict) and isinstance(together[name], dict), (name, numbers, together[name])
             assert numbers.keys() == together[name].keys(), name
             for k, v in numbers.items():
-                torch.testing.assert_close(together[name][k], v, rtol=1e-6, atol=1e-7, msg=lambda m: f"{name}, {k}: {m}")
+                torch.testing.assert_close(together[name][k], v, rtol=1e-4, atol=2e-5, msg=lambda m: f"{name}, {k}: {m}")
