@@ -1142,6 +1142,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'wavescat.train._save_model': ('lib/train.html#_save_model', 'wavescat/train.py'),
                                 'wavescat.train._save_tensors': ('lib/train.html#_save_tensors', 'wavescat/train.py'),
                                 'wavescat.train._say_the_same': ('lib/train.html#_say_the_same', 'wavescat/train.py'),
+                                'wavescat.train._scattered_shape': ('lib/train.html#_scattered_shape', 'wavescat/train.py'),
                                 'wavescat.train._seed': ('lib/train.html#_seed', 'wavescat/train.py'),
                                 'wavescat.train._so_many': ('lib/train.html#_so_many', 'wavescat/train.py'),
                                 'wavescat.train._start_from': ('lib/train.html#_start_from', 'wavescat/train.py'),

@@ -278,10 +278,19 @@ def _takes_images(name, shape, outputs, options):
     "Refuse images that are too small for a network, where a trial without numbers can tell; once for all seeds and settings of training."
     with torch.device("meta"), torch.random.fork_rng():
         model = build(name, shape, outputs, **dict(options)).eval()
-        if any(isinstance(m, Scattering2D) for m in model.modules()) or dict(options).get("engine", "wavescat") != "wavescat": return
+        if dict(options).get("engine") == "kymatio": model = build(name, shape, outputs, **dict(options) | {"engine": "wavescat"}).eval()
+        for m in model.modules():
+            if isinstance(m, Scattering2D): m.forward = functools.partial(_scattered_shape, m)
         try: model(torch.zeros(2, *shape))
         except Exception as error:                             # a model may ask for numbers, which there are none of: that says nothing of its fit
             if re.search("too small|can't be greater than actual input size", str(error)): raise ValueError(f"{name} can't take images as small as {shape[1]}×{shape[2]}: choose another model, or a larger size for sets that can be resized") from None
+
+def _scattered_shape(S, x):
+    "Coefficients without their numbers."
+    K = 1 + (S.max_order > 0) * S.J * S.L + (S.max_order > 1) * S.L**2 * S.J * (S.J - 1) // 2
+    *before, channels, H, W = x.shape
+    maps = (channels * K,) if S.flat else (channels, K)
+    return x.new_zeros(*before, *maps, H >> S.J, W >> S.J)
 
 def _check_smallest(e, data):
     "Refuse a part of a batch that is a single image where maps shrink to one pixel: batch norm has nothing to compare it with."
