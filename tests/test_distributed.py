@@ -1,6 +1,7 @@
 """One run on several processes: the same curve as on one, through `accelerate launch`; killed, it goes on."""
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -113,3 +114,31 @@ assert not torch.distributed.is_initialized()
 """)
     done = subprocess.run([*LAUNCH, str(script)], cwd=ROOT, env={**_env(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+def _together(processes, to):
+    "Start tests/together.py in so many processes; what each of them stored."
+    import torch
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = {**_env(to.parent / "runs"), "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+    program = [sys.executable, str(ROOT / "tests" / "together.py"), str(to)]
+    started = [subprocess.Popen(program, cwd=ROOT, env={**env, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(processes)]
+    try: said = [p.communicate(timeout=500)[1] for p in started]
+    finally:
+        for p in started: p.kill()
+    assert not any(p.returncode for p in started), said
+    return [torch.load(f"{to}.{rank}") for rank in range(processes)]
+
+
+def test_every_model_learns_in_two_processes_what_it_learns_in_one(tmp_path):
+    "Losses, gradients, running statistics, weights and scores in double precision; uneven parts, a batch of one image; networks of one's own with every norm, draw and unused parameter."
+    import torch
+    alone, = _together(1, tmp_path / "one")
+    for together in _together(2, tmp_path / "two"):
+        for name, numbers in alone.items():
+            assert isinstance(numbers, dict) and isinstance(together[name], dict), (name, numbers, together[name])
+            assert numbers.keys() == together[name].keys(), name
+            for k, v in numbers.items():
+                torch.testing.assert_close(together[name][k], v, rtol=1e-4, atol=2e-5, msg=lambda m: f"{name}, {k}: {m}")

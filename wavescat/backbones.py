@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STEM_CHANNELS', 'NORMS', 'CONVOLUTIONS', 'PointwiseConv2d', 'BasicBlock', 'conv_stem', 'imagenet_stem', 'ResNet18',
            'parameter_count', 'left_as_it_was', 'architecture', 'field_means', 'maps_stem', 'UniformResNet', 'wide_top',
-           'resnet14', 'PreactivationBlock', 'WideResNet', 'Bottleneck', 'ResNet50', 'DenseLayer', 'DenseNet',
-           'InceptionResidual', 'InceptionReduction', 'InceptionResNet', 'AlexNet', 'alexnet_stem', 'Linear',
-           'GhostBatchNorm2d', 'Residual', 'WyTiny', 'renamed_weights', 'renamed_alexnet']
+           'resnet14', 'start_convolutions', 'PreactivationBlock', 'WideResNet', 'Bottleneck', 'ResNet50', 'DenseLayer',
+           'DenseNet', 'InceptionResidual', 'InceptionReduction', 'InceptionResNet', 'AlexNet', 'alexnet_stem',
+           'Linear', 'GhostBatchNorm2d', 'Residual', 'WyTiny', 'renamed_weights', 'renamed_alexnet']
 
 # %% ../nbs/lib/12_backbones.ipynb #12-backbones-2
 import contextlib
@@ -196,6 +196,11 @@ def resnet14(
     return UniformResNet(stem, width, num_classes, blocks=3)
 
 # %% ../nbs/lib/12_backbones.ipynb #12-backbones-27
+def start_convolutions(model:nn.Module)->None:
+    "Start convolutions from normal numbers of variance 2/(k²·C'), C' channels out of a k×k kernel. Source: He et al. 2015."
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
 class PreactivationBlock(nn.Module):
     "Batch norm, ReLU and 3×3 convolution, twice, and a shortcut that branches off after the first ReLU where shapes change, (B, C, H, W) → (B, C', H/s, W/s). Source: Zagoruyko and Komodakis 2016."
     def __init__(self,
@@ -216,7 +221,7 @@ class PreactivationBlock(nn.Module):
         return self.conv2(self.dropout(self.bn2(self.conv1(y)).relu_())) + short
 
 class WideResNet(nn.Module):
-    "WRN-d-k, (B, C, H, W) → (B, classes): WRN-16-8 has 10,961,370 parameters with 3 colours and 10 classes. Source: Zagoruyko and Komodakis 2016."
+    "WRN-d-k, (B, C, H, W) → (B, classes): WRN-16-8 has 10,961,370 parameters with 3 colours and 10 classes. Starts as published: `start_convolutions`, and a head without bias. Source: Zagoruyko and Komodakis 2016."
     def __init__(self,
         in_channels:int=3,   # colours
         num_classes:int=10,  # outputs
@@ -232,6 +237,8 @@ class WideResNet(nn.Module):
         def group(i): return nn.Sequential(PreactivationBlock(before[i], before[i + 1], 1 if i == 0 else 2, dropout), *(PreactivationBlock(before[i + 1], before[i + 1], 1, dropout) for _ in range((depth - 4) // 6 - 1)))
         self.stages = nn.Sequential(*map(group, range(3)), nn.Sequential(nn.BatchNorm2d(before[3]), nn.ReLU(inplace=True)))
         self.head = nn.Linear(before[3], num_classes)
+        start_convolutions(self)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
@@ -255,7 +262,7 @@ class Bottleneck(nn.Module):
         return (self.bn3(self.conv3(y)) + self.shortcut(x)).relu_()
 
 class ResNet50(nn.Module):
-    "ResNet-50, ImageNet form, (B, C, H, W) → (B, classes). 25,557,032 parameters with 3 colours and 1,000 classes. Source: He et al. 2016."
+    "ResNet-50, ImageNet form, (B, C, H, W) → (B, classes). 25,557,032 parameters with 3 colours and 1,000 classes. Starts as torchvision's. Source: He et al. 2016."
     def __init__(self,
         in_channels:int=3,         # colours
         num_classes:int=10,        # outputs
@@ -268,6 +275,7 @@ class ResNet50(nn.Module):
         before, blocks = [STEM_CHANNELS] + [4 * width * 2**i for i in range(3)], [3, 4, 6, 3]
         self.stages = nn.Sequential(*(nn.Sequential(Bottleneck(before[i], width * 2**i, 1 if i == 0 else 2), *(Bottleneck(4 * width * 2**i, width * 2**i) for _ in range(blocks[i] - 1))) for i in range(4)))
         self.head = nn.Linear(32 * width, num_classes)
+        start_convolutions(self)
 
     def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
@@ -286,7 +294,7 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.conv2(self.bn2(self.conv1(self.bn1(x).relu_())).relu_())], 1)
 
 class DenseNet(nn.Module):
-    "DenseNet-121, ImageNet form, (B, C, H, W) → (B, classes). Source: Huang et al. 2017, DenseNet-BC."
+    "DenseNet-121, ImageNet form, (B, C, H, W) → (B, classes). Starts as torch's layers do; the published one from He et al.'s normal numbers. Source: Huang et al. 2017, DenseNet-BC."
     def __init__(self,
         in_channels:int=3,         # colours
         num_classes:int=10,        # outputs
@@ -298,7 +306,7 @@ class DenseNet(nn.Module):
         self.stem = imagenet_stem(in_channels) if stem is None else stem
         channels, stages = STEM_CHANNELS, []
         for i, layers in enumerate((6, 12, 24, 16)):
-            shrunk = [] if i == 0 else [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2, ceil_mode=True)]
+            shrunk = [] if i == 0 else [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
             if i: channels //= 2
             stages.append(nn.Sequential(*shrunk, *(DenseLayer(channels + k * growth, growth) for k in range(layers))))
             channels += layers * growth

@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../nbs/lib/18_distributed.ipynb #18-distributed-5
 class _Sum(torch.autograd.Function):
@@ -29,37 +30,144 @@ def _summed(x):
     torch.distributed.all_reduce(x)
     return x
 
-class _WholeBatchNorm(nn.BatchNorm2d):
-    "`BatchNorm2d` with the statistics of the images of all processes, while `whole`."
+class _Gather(torch.autograd.Function):
+    "The rows of all processes, one process's after another's; the way back adds up their gradients."
+    @staticmethod
+    def forward(ctx, x):
+        start, total = _place(x)
+        ctx.mine = slice(start, start + len(x))
+        whole = x.new_zeros(total, *x.shape[1:])
+        whole[ctx.mine] = x
+        return _summed(whole)
+    @staticmethod
+    def backward(ctx, g): return _summed(g)[ctx.mine]
+
+def _place(x)->tuple[int, int]:
+    "Where this process's rows begin among those of all, and how many these are."
+    counts = torch.zeros(torch.distributed.get_world_size(), dtype=torch.int64, device=x.device)
+    counts[torch.distributed.get_rank()] = len(x)
+    counts = _summed(counts).tolist()
+    return sum(counts[:torch.distributed.get_rank()]), sum(counts)
+
+class _WholeStatistics:
+    "What a norm needs to see all processes' images, while `whole`."
     whole = True
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+class _SummedNorm(_WholeStatistics):
+    "Batch norm by torch's formula, with sums over all processes: on CPUs."
     def forward(self, x:Tensor)->Tensor:
         if not (self.training and self.whole): return super().forward(x)
-        high, total = x.double() if x.dtype == torch.float64 else x.float(), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)
-        n = _summed(total).item()
-        mean = _Sum.apply(high.sum((0, 2, 3))) / n
-        centred = high - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / n
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * (n / max(n - 1, 1))).to(self.running_var.dtype), self.momentum)
-        return (centred * (self.weight * (variance + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        self._check_input_dim(x)
+        high = x.double() if x.dtype == torch.float64 else x.float()
+        places = (0, *range(2, x.dim()))
+        def spread(v): return v.view(-1, *[1] * (x.dim() - 2))
+        sums = _Sum.apply(torch.cat([high.sum(places), high.new_tensor([x.numel() / x.shape[1]])]))
+        n = sums[-1].item()
+        mean = sums[:-1] / n
+        centred = high - spread(mean)
+        variance = _Sum.apply(centred.square().sum(places)) / n
+        if self.track_running_stats: self._follow(mean, variance * (n / max(n - 1, 1)))
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None: scale = self.weight * scale
+        y = centred * spread(scale)
+        return (y if self.bias is None else y + spread(self.bias)).to(x.dtype)
 
-class _WholeBatchNormOnGPU(nn.SyncBatchNorm):
-    whole = True
-    def forward(self, x:Tensor)->Tensor: return super().forward(x) if self.whole else nn.BatchNorm2d.forward(self, x)
+    @torch.no_grad()
+    def _follow(self, mean, variance):
+        self.num_batches_tracked += 1
+        part = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), part)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), part)
 
-def _whole_batch_norms(model, device):
-    "Let the batch normalisations of a model see whole batches; parameters, their names and order stay."
-    if device.type != "cpu": model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    norms = [m for m in model.modules() if type(m) in (nn.BatchNorm2d, nn.SyncBatchNorm)]
-    for m in norms: m.__class__ = _WholeBatchNorm if device.type == "cpu" else _WholeBatchNormOnGPU
-    return model, norms
+class _SyncedNorm(_WholeStatistics):
+    "Batch norm by torch's own SyncBatchNorm: on GPUs."
+    def forward(self, x:Tensor)->Tensor:
+        if not (self.training and self.whole): return super().forward(x)
+        return nn.SyncBatchNorm.forward(self, x)
+
+class _GatheredNorm(_WholeStatistics):
+    "A norm with a forward of its own, which gets the images of all processes."
+    def forward(self, x:Tensor)->Tensor:
+        if not (self.training and self.whole): return super().forward(x)
+        start, _ = _place(x)
+        return super().forward(_Gather.apply(x))[start:start + len(x)]
+
+_NORMS = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
+
+def _whole_norms(model, device)->list[nn.Module]:
+    "Let the norms of a model see whole batches, and return them. They keep their class as a base, and all that is theirs."
+    norms = [m for m in model.modules() if isinstance(m, _NORMS) and _mixes_images(m)]
+    plain = nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward
+    for m in norms:
+        kind = type(m)
+        seen = _GatheredNorm if kind.forward not in plain else _SummedNorm if device.type == "cpu" else _SyncedNorm
+        m.__class__ = type(f"Whole{kind.__name__}", (seen, kind), {"__module__": __name__})
+    return norms
+
+def _mixes_images(norm): return norm.track_running_stats or not isinstance(norm, _NORMS[1])
+
+# %% ../nbs/lib/18_distributed.ipynb #18-distributed-draws
+class _WholeDraws(TorchDispatchMode):
+    "Random numbers are drawn for the whole batch, and this process's part of them is used."
+    def __init__(self,
+        start:int,  # where this process's images begin
+        mine:int,   # how many it has
+        total:int,  # images of the batch
+    ):
+        super().__init__()
+        self.start, self.mine, self.total, self.drew = start, mine, total, False
+
+    def _images(self, shape)->tuple[int, int]|None: # dimension, places an image
+        "Which dimension of a shape are images."
+        if self.mine == 1 and len(shape) == 1: return None               # one number, for all
+        for d, side in enumerate(shape[:2]):
+            if side == self.mine: return d, 1
+        if len(shape) > 1 and shape[0] % self.mine == 0: return 0, shape[0] // self.mine
+        return None
+
+    def _whole_shape(self, shape):
+        at = self._images(shape)
+        return list(shape) if at is None else [self.total * at[1] if d == at[0] else s for d, s in enumerate(shape)]
+
+    def _part(self, whole, shape):
+        "This process's part of what was drawn, of the shape that was asked for."
+        at = self._images(shape)
+        return whole if at is None else whole.narrow(at[0], self.start * at[1], shape[at[0]])
+
+    def _padded(self, x):
+        "A tensor as large as one of all images, in the same order of memory, this process's part in its place."
+        order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+        whole = torch.empty_permuted(self._whole_shape(x.shape), order, dtype=x.dtype, device=x.device).fill_(1)
+        self._part(whole, x.shape).copy_(x)
+        return whole
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or "attention" in func.name(): return func(*args, **kwargs)
+        self.drew = True
+        named = [(a.name, a.alias_info is not None and a.alias_info.is_write) for a in func._schema.arguments]
+        given = {**dict(zip((name for name, _ in named), args)), **kwargs}
+        shape = given["size"] if "size" in given else next((v.shape for v in given.values() if isinstance(v, Tensor)), ())
+        if self._images(shape) is None: return func(*args, **kwargs)
+        def enlarged(name, v):
+            if isinstance(v, Tensor) and v.dim(): return self._padded(v)
+            return self._whole_shape(v) if name == "size" else v
+        large = {name: enlarged(name, v) for name, v in given.items()}
+        out = func(*(large[name] for (name, _), _ in zip(named, args)), **{k: large[k] for k in kwargs})
+        for name, written in named:
+            if written and isinstance(given.get(name), Tensor): given[name].copy_(self._part(large[name], given[name].shape))
+        def mine(v):
+            if not isinstance(v, Tensor): return v
+            kept = next((given[name] for name, _ in named if large.get(name) is v), None)
+            return self._part(v, shape).clone() if kept is None else kept
+        return tuple(map(mine, out)) if isinstance(out, (tuple, list)) else mine(out)
 
 # %% ../nbs/lib/18_distributed.ipynb #18-distributed-7
 class World:
     "The processes that compute a run together; unless they were launched, this one alone."
-    def __init__(self, device:torch.device, rank:int=0, size:int=1): self.device, self.rank, self.size, self.norms = device, rank, size, []
+    def __init__(self, device:torch.device, rank:int=0, size:int=1): self.device, self.rank, self.size, self.norms, self.part = device, rank, size, [], None
 
     def lead(self, what:Callable):
         "What the leading process gets from a function, in every process; its exception is raised in every process."
@@ -78,7 +186,10 @@ class World:
         "This process's images of a batch. Where there are fewer images than processes, each computes all of them."
         n = len(parts[0])
         for m in self.norms: m.whole = n >= self.size
+        self.part = None                                     # where this process's images begin, how many, of how many
         if self.size == 1 or n < self.size: return list(parts), n
+        order = torch.arange(n).tensor_split(self.size)[self.rank]
+        self.part = int(order[0]), len(order), n
         mine = [p.tensor_split(self.size)[self.rank] for p in parts]
         return mine, len(mine[0]) * self.size
 
@@ -89,26 +200,80 @@ class World:
     def rows(self,
         n:int,
         compute:Callable[[Tensor], Tensor], # places (b,) → values (b, …)
+        together:int=1,                     # so many are computed at once, and stay with one process
     )->Tensor: # (n, …) in every process
         "Values of n images, each computed by one process."
-        order = torch.arange(n)
-        if self.size == 1 or n < self.size: return compute(order)
-        mine = order.tensor_split(self.size)[self.rank]
+        groups = torch.arange(n).split(together)
+        if self.size == 1 or len(groups) < self.size: return compute(torch.arange(n))
+        shared = torch.arange(len(groups)).tensor_split(self.size)[self.rank]
+        mine = torch.cat(groups[shared[0]:shared[-1] + 1])
         part = compute(mine)
         whole = part.new_zeros(n, *part.shape[1:])
         whole[mine.to(part.device)] = part
         return _summed(whole)
 
-    def join(self, model:nn.Module)->nn.Module:
+    def join(self,
+        model:nn.Module,
+        own:bool=False, # whether it may leave parameters out, draw numbers, and change buffers, in ways that nobody knows
+    )->nn.Module:
         "The model with whole-batch statistics, whose gradients are means over all processes; its parameters stay the same objects."
         if self.size == 1: return model
-        model, self.norms = _whole_batch_norms(model, self.device)
+        self.norms = _whole_norms(model, self.device)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):                # broadcast_buffers has another name in newer torch
-            return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None, broadcast_buffers=False)
+            return nn.parallel.DistributedDataParallel(
+                model, [self.device] if self.device.type == "cuda" else None, broadcast_buffers=False,
+                find_unused_parameters=own)
+
+    @contextlib.contextmanager
+    def shared_forward(self,
+        model:nn.Module,     # of `join`
+        compiled:bool=False, # whether torch.compile made its code, which draws as it likes
+    )->Iterator[None]:
+        """A context for the model's forward pass of a part of `share`.
+
+        Every image has random numbers of its own, and all processes go on with the same random numbers and buffers."""
+        if self.part is None or not model.find_unused_parameters and not _draws(model): yield; return
+        before = _versions(model)
+        if compiled:
+            with self._drawing_apart(): yield
+        else:
+            with _WholeDraws(*self.part) as draws: yield
+            if draws.drew: self._agree_on_chance()
+        self._agree_on_buffers(model, before)
+
+    @contextlib.contextmanager
+    def _drawing_apart(self):
+        "Each process draws from a seed of its own; afterwards all go on alike."
+        seed = int(torch.randint(2**62, ()))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + self.rank)
+            yield
+
+    def _agree_on_chance(self):
+        "Everybody's random numbers are the leading process's: parts of unequal size may have used up more of them."
+        get, put = (torch.get_rng_state, torch.set_rng_state) if self.device.type == "cpu" else (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+        state = get().to(self.device)
+        torch.distributed.broadcast(state, 0)
+        put(state.cpu())
+
+    @torch.no_grad()
+    def _agree_on_buffers(self, model, before):
+        "Buffers that the pass has changed become their mean over all images; whole numbers, the leading process's."
+        _, mine, total = self.part
+        known = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
+        for name, buffer in model.named_buffers():
+            if id(buffer) in known or before.get(name) == _version(buffer): continue
+            if buffer.is_floating_point() or buffer.is_complex(): buffer.copy_(_summed(buffer * (mine / total)))
+            else: torch.distributed.broadcast(buffer, 0)
 
     def alone(self, model:nn.Module):
         "A context in which a backward pass of `join`'s model keeps its gradients to itself: another part of the same step follows."
         return model.no_sync() if self.size > 1 else contextlib.nullcontext()
+def _draws(model): return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
+
+def _version(buffer): return id(buffer), buffer._version
+
+def _versions(model): return {name: _version(b) for name, b in model.named_buffers()}
 
 # %% ../nbs/lib/18_distributed.ipynb #18-distributed-8
 def launched()->int:

@@ -272,7 +272,6 @@ def _check(e, device):
     if "top_k" in e.changed and data.targets: raise ValueError(f"top_k counts guesses of a class, and {e.dataset} has targets: leave top_k out")
     if "top_k" in e.changed and e.top_k > len(data.classes) > 0: raise ValueError(f"top_k must be at most the number of classes, {len(data.classes)}, got {e.top_k}")
     if e.target_scale != 1 and not data.targets: raise ValueError(f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out")
-    if e.norm == "ghost-batch" and launched() > 1: raise ValueError("norm=ghost-batch splits a batch that one process sees, not one that several share: choose norm=batch, or compute in one process")
     if e.norm == "ghost-batch" and e.epochs and (part := min(e.batch_size, len(split_of(e).train)) // e.accumulate) < 2 * e.ghost:
         raise ValueError(f"norm=ghost-batch with ghost={e.ghost} needs at least two ghost batches, {2 * e.ghost} images at once, and there are {part}: it would be batch norm; lower ghost, or raise batch_size")
     if e.engine == "kymatio" and importlib.util.find_spec("kymatio") is None:
@@ -307,10 +306,19 @@ def _takes_images(name, shape, outputs, options):
     "Refuse images that are too small for a network, where a trial without numbers can tell; once for all seeds and settings of training."
     with torch.device("meta"), torch.random.fork_rng():
         model = build(name, shape, outputs, **dict(options)).eval()
-        if any(isinstance(m, Scattering2D) for m in model.modules()) or dict(options).get("engine", "wavescat") != "wavescat": return
+        if dict(options).get("engine") == "kymatio": model = build(name, shape, outputs, **dict(options) | {"engine": "wavescat"}).eval()
+        for m in model.modules():
+            if isinstance(m, Scattering2D): m.forward = functools.partial(_scattered_shape, m)
         try: model(torch.zeros(2, *shape))
         except Exception as error:                             # a model may ask for numbers, which there are none of: that says nothing of its fit
             if re.search("too small|can't be greater than actual input size", str(error)): raise ValueError(f"{name} can't take images as small as {shape[1]}×{shape[2]}: choose another model, or a larger size for sets that can be resized") from None
+
+def _scattered_shape(S, x):
+    "Coefficients without their numbers."
+    K = 1 + (S.max_order > 0) * S.J * S.L + (S.max_order > 1) * S.L**2 * S.J * (S.J - 1) // 2
+    *before, channels, H, W = x.shape
+    maps = (channels * K,) if S.flat else (channels, K)
+    return x.new_zeros(*before, *maps, H >> S.J, W >> S.J)
 
 def _check_smallest(e, data):
     "Refuse a part of a batch that is a single image where maps shrink to one pixel: batch norm has nothing to compare it with."
@@ -598,7 +606,7 @@ class Training:
         if _fixed_front(self.model) and e.augment == "none" and not e.mix:
             self.taught = _Rest(self.model, world)
             self.train, self.val, self.test = (Features(self.taught.front, b, self.prepare, world, e.accumulate) for b in (self.train, self.val, self.test))
-        self.joined = world.join(self.taught)
+        self.joined = world.join(self.taught, own=".py:" in e.model)
         self.forward = torch.compile(self.joined) if e.compile else self.joined
         self.optimizer = optimizer(self.model, e)
         self.scaler = torch.amp.GradScaler(device.type, enabled=e.precision == "float16")
@@ -632,7 +640,7 @@ class Training:
         for i, part in enumerate(parts):
             (xs, ts, ys), count = self.world.share(*part)
             with self.world.alone(self.joined) if i + 1 < len(parts) else contextlib.nullcontext():
-                with autocast(e, self.device): scores = self.forward(xs)
+                with self.world.shared_forward(self.joined, e.compile), autocast(e, self.device): scores = self.forward(xs)
                 loss = LOSSES[e.loss](scores.float(), ts, e)
                 self.scaler.scale(loss * (count / len(x))).backward()
             seen[0] += loss.detach() * count
@@ -690,7 +698,7 @@ def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=
         def score(x):
             with context(): return model(x).float()
         return torch.cat([score(x) for x, _ in batches.inorder(batch_size, prepare, order)])
-    with _chance(0): return (world or World(batches.device)).rows(len(batches), scores).cpu(), batches.labels.cpu()    # one's own network may draw numbers
+    with _chance(0): return (world or World(batches.device)).rows(len(batches), scores, batch_size).cpu(), batches.labels.cpu()    # one's own network may draw numbers
 
 # %% ../nbs/lib/19_train.ipynb #19-train-22
 class Fitted(NamedTuple):
