@@ -282,3 +282,4 @@ def test_settings_that_a_network_takes(own):
     source = HEAD + "def net(shape, num_classes, lr=.1, epochs=200, seed=0):\n    assert (lr, epochs, seed) == (.01, 2, 4), (lr, epochs, seed)\n    return nn.Sequential(nn.Flatten(), nn.Linear(1024, num_classes))\n"
     check(own(source, seed=4), CPU)
     with pytest.raises(ValueError, match="AssertionError: .0.01, 2, 5."): check(own(source, seed=5), CPU)
+    check(experiment(**SMALL, model="linear"), CPU)            # the arguments of one network are no options of the others

@@ -115,13 +115,12 @@ def _stability(directory):
 
 # %% ../nbs/lib/33_cli.ipynb #33-cli-6
 def _pairs(texts):
-    "KEY=VALUE texts as a dict."
+    "KEY=VALUE texts as a dict; of a key that is given twice the last counts."
     from wavescat.names import shown
     found = {}
     for t in texts:
         key, sign, value = t.partition("=")
         if not sign or not key.strip(): raise ValueError(f"expected -p KEY=VALUE, got -p {shown(t)[1:-1]}")
-        if key.strip() in found: raise ValueError(f"{key.strip()} is given twice: leave one out")
         found[key.strip()] = value
     return found
 

@@ -281,7 +281,7 @@ def _check(e, device):
     for name in ("slant", "init"):
         if name in e.changed and name in options and e.order == 0: raise ValueError(f"order=0 has no wavelets, and {name} is of them: leave {name} out")
     for name in e.changed:
-        if name not in options and any(name in model_options(m) for m in MODELS): raise ValueError(f"{e.model} has no {name}: leave {name} out, or choose another model")
+        if name not in options and any(name in model_options(m) for m in MODELS if ".py:" not in m): raise ValueError(f"{e.model} has no {name}: leave {name} out, or choose another model")
     if ".py:" in e.model: _check_own(e, data, device or default_device())
     else:
         _check_fits(e, data)
