@@ -167,7 +167,7 @@ def _own_function(name, source, quiet=False):
 
 def _check_signature(name, function):
     "Refuse what can't be called as FUNCTION(shape, num_classes, SETTING=ITS DEFAULT, ...)."
-    file, function_name = name.partition("@")[0].rsplit(":", 1)
+    file, function_name = name.rpartition("@")[0].rsplit(":", 1)
     if not callable(function): raise ValueError(f"{file} has no function {function_name}: expected def {function_name}(shape, num_classes, ...), which returns a torch module")
     with _guarded(f"{file}: {function_name} can't be called"): parameters = inspect.signature(function).parameters
     first, second, *rest = [*parameters.values(), None, None]
@@ -184,7 +184,7 @@ def _built_anew(name, source):
     function = _own_function(name, source)
     _check_signature(name, function)
     def made(shape, num_classes, **options):
-        own = name.partition("@")[0]
+        own = name.rpartition("@")[0]
         with _guarded(f"{own} doesn't work on images of shape {tuple(shape)}"):
             model = _own_function(name, source, quiet=True)(tuple(shape), num_classes, **options)
             if not isinstance(model, nn.Module): raise _Refused(f"{own} returned {type(model).__name__}, expected a torch module")
@@ -358,7 +358,7 @@ _TRIED = ("dataset", "size", "classes", "augment", "mix", "mix_beta", "model", "
 def _try_own(e, n, learning, testing, device, checksum):
     "Once for all seeds, rates and the like; again where images have another checksum."
     data, device = load(e.dataset, e.size, e.classes), torch.device(device)
-    own, shape, outputs = e.model.partition("@")[0], tuple(data.train.shape[1:]), len(data.targets or data.classes)
+    own, shape, outputs = e.model.rpartition("@")[0], tuple(data.train.shape[1:]), len(data.targets or data.classes)
     def build_again():
         with _chance(e.seed):
             return _model(e, shape, outputs)
