@@ -55,6 +55,15 @@ def _figures_closed():
     if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture(autouse=True)
+def _own_networks_forgotten():
+    "Each test begins with the package's models only."
+    yield
+    if "wavescat.hybrids" in sys.modules:
+        models = sys.modules["wavescat.hybrids"].MODELS
+        for name in [m for m in models if "@" in m]: del models[name]
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     "The smoke studies, run once in a fresh process: the folder of reports, the store, what was printed."

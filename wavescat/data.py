@@ -935,7 +935,7 @@ def files_state(
     "What a set's files are now, and where: equal as long as nobody changes them. It looks at every file's size and times, and reads none."
     if name in DATASETS and name not in _READERS: return DATASETS[name]
     try:
-        path = Path(os.path.abspath(source_folder(name))) if name in _READERS else Path(name).expanduser().resolve(strict=True)
+        path = Path(os.path.abspath(source_folder(name))) if name in _READERS else Path(os.path.expanduser(name)).resolve(strict=True)
         return str(path), str(Path(os.path.abspath(cache_dir()))), _stamp(path, _READERS.get(name) or _own_reader(path))
     except (OSError, ValueError): return Unseen()             # `load` says what is wrong
 
