@@ -26,7 +26,7 @@ lab: $(READY)
 
 # pages of the notebooks, studies and reports as they are stored: nothing is run, nothing fetched
 docs: $(READY)
-	$(BIN)/python -c 'from wavescat.cli import app; from wavescat.docs import build_docs; print(build_docs("site", app))'
+	$(BIN)/python -c 'from wavescat.apps.cli import app; from wavescat.apps.docs import build_docs; print(build_docs("site", app))'
 
 # torch first, by its exact version: an open range would pull builds of several GB
 $(READY): requirements.lock
@@ -40,7 +40,7 @@ $(READY): requirements.lock
 
 # the README's table of results, from the results beside the pages
 readme: $(READY)
-	$(BIN)/python -c 'from pathlib import Path; from wavescat.report import readme; readme(Path("reports"), Path("README.md"))'
+	$(BIN)/python -c 'from pathlib import Path; from wavescat.studies.render import readme; readme(Path("reports"), Path("README.md"))'
 
 # notebooks cleaned, package exported from them
 export: $(READY)

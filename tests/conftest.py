@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")                # many tests start 
 signal.signal(signal.SIGINT, signal.default_int_handler)     # where the tests run in the background, what they start could ignore Ctrl-C
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = "from wavescat.cli import main; main()"
+COMMAND = "from wavescat.apps.cli import main; main()"
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 
@@ -59,8 +59,8 @@ def _figures_closed():
 def _own_networks_forgotten():
     "Each test begins with the package's models only."
     yield
-    if "wavescat.hybrids" in sys.modules:
-        models = sys.modules["wavescat.hybrids"].MODELS
+    if "wavescat.models.hybrids" in sys.modules:
+        models = sys.modules["wavescat.models.hybrids"].MODELS
         for name in [m for m in models if "@" in m]: del models[name]
 
 

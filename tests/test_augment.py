@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from skimage import color, data
 
-from wavescat.augment import _OPERATIONS, colour_jitter
+from wavescat.data.augment import _OPERATIONS, colour_jitter
 
 PHOTO = Image.fromarray(data.astronaut()).resize((48, 32), Image.Resampling.BOX)
 W, H = PHOTO.size

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, data
 
-from wavescat.deform import CIFAR10_C
+from wavescat.analysis.deform import CIFAR10_C
 
 LEVELS = range(1, 6)
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
-import wavescat.data as data
-import wavescat.sources as sources
-from wavescat.sources import Known, fetch, source_folder, unpack
-from wavescat.splits import save_split, split
+import wavescat.data.imageset as data
+import wavescat.data.sources as sources
+from wavescat.data.sources import Known, fetch, source_folder, unpack
+from wavescat.data.splits import save_split, split
 
 CLASSES = [f"c{i}" for i in range(10)]
 
@@ -319,8 +319,8 @@ def test_biomass():
     assert d.train.shape == (10, 3, 10, 20) and d.targets == ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g") and d.train_labels[2].tolist() == [2, 4, 1.5, 3.5, 7.5]
     assert d.info["species"][0] == "Ryegrass" and d.info["date"][1] == "9/1/2015" and d.notes[:2] == ("GDM = Green + Clover holds to 0.01 g in 10 of 10 images", "Total = GDM + Dead holds to 0.01 g in 9 of 10 images")
     assert [len(p) for p in split(d, validation=2)] == [6, 2, 2]
-    from wavescat.experiment import experiment
-    from wavescat.train import check
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import check
     with pytest.raises(ValueError, match="has targets .*use loss=mse"): check(experiment(dataset="csiro-biomass", model="resnet18", validation=2))
 
 
@@ -339,11 +339,11 @@ def test_own_folder_with_test_images(tmp_path):
     (tmp_path / "own" / "train" / "cat" / "notes.txt").write_text("no image")
     d = data.load(str(tmp_path / "own"))
     assert d.train.shape == (10, 3, 16, 16) and d.test_labels.tolist() == [0, 0, 1, 1]
-    from wavescat.experiment import experiment
-    from wavescat.train import run
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import run
     os.environ["WAVESCAT_RUNS"] = str(tmp_path / "runs")
     e = experiment(dataset=str(tmp_path / "own"), model="scatresnet18", L=2, width=2, per_class=3, epochs=1, batch_size=4)
-    from wavescat.train import found
+    from wavescat.training.train import found
     try:
         r = run(e)
         assert r["split"].startswith("sha256:") and r["data"] == d.checksum and 0 <= r["test_accuracy"] <= 100 and not found(e)["stale"]
@@ -353,8 +353,8 @@ def test_own_folder_with_test_images(tmp_path):
 
 
 def test_a_crop_larger_than_the_images():
-    from wavescat.experiment import experiment
-    from wavescat.train import check
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import check
     with pytest.raises(ValueError, match="images of 32×32 are too small for a crop of 128×128"): check(experiment(model="resnet18", augment="parametric-kth"))
 
 
@@ -421,7 +421,7 @@ def test_a_colour_that_never_changes(tmp_path):
 
 def test_large_images_train_narrow_models(tmp_path):
     "torch's own 1×1 convolution with stride crashed here, in a process of its own."
-    code = "import torch; from wavescat.backbones import ResNet18; m = ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\nfor _ in range(3): m(torch.randn(8, 3, 100, 100).to(memory_format=torch.channels_last)).sum().backward()"
+    code = "import torch; from wavescat.models.backbones import ResNet18; m = ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\nfor _ in range(3): m(torch.randn(8, 3, 100, 100).to(memory_format=torch.channels_last)).sum().backward()"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -452,7 +452,7 @@ def test_two_processes_decode_at_once(tmp_path):
     "One decodes, the other waits and finds it done."
     for c in ("cat", "dog"):
         for i in range(200): _image(tmp_path / "own" / c / f"{i}.png", 24)
-    code = f"import wavescat.data as d, os; b = d._build; d._build = lambda *a: (print('built'), b(*a))[1]; print(d.load({str(tmp_path / 'own')!r}).checksum)"
+    code = f"import wavescat.data.imageset as d, os; b = d._build; d._build = lambda *a: (print('built'), b(*a))[1]; print(d.load({str(tmp_path / 'own')!r}).checksum)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outs = [p.communicate(timeout=120) for p in both]
     assert all(p.returncode == 0 for p in both), outs
@@ -474,7 +474,7 @@ def test_changed_files_are_read_again_and_equal_ones_are_not_kept_twice(tmp_path
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path):
     for c in ("cat", "dog"):
         for i in range(3): _image(tmp_path / "own" / c / f"{i}.png", 8)
-    code = f"import wavescat.data as d, os, signal; d.np.savez = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); d.load({str(tmp_path / 'own')!r})"
+    code = f"import wavescat.data.imageset as d, os, signal; d.np.savez = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); d.load({str(tmp_path / 'own')!r})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
     d = data.load(str(tmp_path / "own"))
     assert len(d.train) == 6 and len([p for p in data.cache_dir().iterdir() if p.is_dir()]) == 1
@@ -485,7 +485,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     for c in ("cat", "dog"):
         for i in range(50): _image(tmp_path / "own" / c / f"{i}.jpg", 1000)
     code = f"""
-import resource, wavescat.data as d
+import resource, wavescat.data.imageset as d
 import numpy, PIL.Image, joblib
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 s = d.load({str(tmp_path / 'own')!r})
@@ -599,9 +599,9 @@ def test_integer_labels_of_a_table_are_in_order(tmp_path):
 
 def test_a_run_keeps_the_order_it_was_trained_in(tmp_path, monkeypatch):
     "Trained on classes sorted as text: the run is stale, and what it says keeps its names."
-    from wavescat.experiment import experiment
-    from wavescat.studies import tested
-    from wavescat.train import found, run
+    from wavescat.runs.experiment import experiment
+    from wavescat.studies.presets import tested
+    from wavescat.training.train import found, run
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
     for c in ("1", "2", "10"):
         for i in range(4): _image(tmp_path / "own" / c / f"{i}.png", 16)
@@ -743,7 +743,7 @@ def test_too_few_groups(tmp_path):
 
 
 # ------------------------------------------------------------------ the command
-def _command(*args): return subprocess.run([sys.executable, "-c", "from wavescat.cli import main; main()", *args], capture_output=True, text=True)
+def _command(*args): return subprocess.run([sys.executable, "-c", "from wavescat.apps.cli import main; main()", *args], capture_output=True, text=True)
 
 
 def test_the_command(cifar, tmp_path):

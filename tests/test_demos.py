@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from wavescat.demos import opening, repository, stamp
+from wavescat.apps.demos import opening, repository, stamp
 
 DEMOS = sorted((ROOT / "nbs" / "demos").glob("*.ipynb"))
 PICTURES = """async () => { while (true) try {        // a picture may be replaced while it is read
@@ -125,7 +125,7 @@ def test_install_cell_offline(tmp_path):
     execute = "import nbformat; from nbclient import NotebookClient; nb = nbformat.read('filter_explorer.ipynb', 4); NotebookClient(nb, timeout=100).execute(); print(nb.cells[-2].outputs)"
     done = run(execute)
     assert done.returncode == 0 and "application/vnd.jupyter.widget-view+json" in done.stdout, done.stderr[-3000:]
-    where = run("import wavescat.demos; print(wavescat.demos.__file__)").stdout
+    where = run("import wavescat.apps.demos; print(wavescat.apps.demos.__file__)").stdout
     assert str(tmp_path / "env") in where
     again = run(install.replace("subprocess.run(", "raise SystemExit("))         # installed: nothing to do
     assert again.returncode == 0 and wheel.is_file()
@@ -136,7 +136,7 @@ def test_demo_form(path):
     "Without outputs; the first cells are those that the repository's address gives; nothing is read from the repository or asked of the network."
     nb = nbformat.read(path, 4)
     link, install = opening(path.stem, repository(ROOT))
-    assert nb.cells[1].source == install and ("colab" in nb.cells[0].source.lower()) == bool(link) and nb.cells[0].source.endswith(link), "run wavescat.demos.stamp"
+    assert nb.cells[1].source == install and ("colab" in nb.cells[0].source.lower()) == bool(link) and nb.cells[0].source.endswith(link), "run wavescat.apps.demos.stamp"
     assert not any(c.get("outputs") or c.get("execution_count") for c in nb.cells) and set(nb.metadata) == {"kernelspec"}
     rest = "\n".join(c.source for c in nb.cells[2:])
     assert not re.search(r"https?://|open\(|\.\./|nbs/", rest)

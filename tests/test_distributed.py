@@ -21,10 +21,10 @@ RUNS = {"network": ["-p", "model=scatresnet18", "-p", "width=4", "-p", "lr=0.01"
 def _env(store, **more): return {**os.environ, "WAVESCAT_RUNS": str(store), "OMP_NUM_THREADS": "1", **more}
 
 
-def _one(store, settings): return subprocess.run([sys.executable, "-m", "wavescat.cli", "train", *BASE, *settings], cwd=ROOT, env=_env(store), capture_output=True, text=True, timeout=300)
+def _one(store, settings): return subprocess.run([sys.executable, "-m", "wavescat.apps.cli", "train", *BASE, *settings], cwd=ROOT, env=_env(store), capture_output=True, text=True, timeout=300)
 
 
-def _two(store, settings, command="train", **more): return subprocess.run([*LAUNCH, "-m", "wavescat.cli", command, *settings], cwd=ROOT, env=_env(store, **more), capture_output=True, text=True, timeout=300)
+def _two(store, settings, command="train", **more): return subprocess.run([*LAUNCH, "-m", "wavescat.apps.cli", command, *settings], cwd=ROOT, env=_env(store, **more), capture_output=True, text=True, timeout=300)
 
 
 def _stored(store):
@@ -59,7 +59,7 @@ def test_killed_together_goes_on_to_the_same_bits(tmp_path):
     whole = _two(tmp_path / "whole", settings)
     assert whole.returncode == 0, whole.stderr
     store = tmp_path / "killed"
-    p = subprocess.Popen([*LAUNCH, "-m", "wavescat.cli", "train", *settings], cwd=ROOT, env=_env(store, WAVESCAT_CHECKPOINT_SECONDS="0"), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen([*LAUNCH, "-m", "wavescat.apps.cli", "train", *settings], cwd=ROOT, env=_env(store, WAVESCAT_CHECKPOINT_SECONDS="0"), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list(store.glob("*.work/checkpoint.pt")):
         assert p.poll() is None and time.monotonic() < until
@@ -87,11 +87,11 @@ def test_said_once_and_refused(tmp_path):
 def test_a_run_that_another_process_computes_is_left_alone(tmp_path):
     code = f"""
 import os, subprocess, sys
-from wavescat.experiment import experiment
-from wavescat.store import claim
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import claim
 settings = {[*BASE, *RUNS["fixed front"]]!r}
 with claim(experiment(**dict(s.split("=") for s in settings[1::2]))):
-    done = subprocess.run({LAUNCH!r} + ["-m", "wavescat.cli", "train", *settings], capture_output=True, text=True, timeout=200)
+    done = subprocess.run({LAUNCH!r} + ["-m", "wavescat.apps.cli", "train", *settings], capture_output=True, text=True, timeout=200)
 print(done.returncode, done.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=_env(tmp_path), capture_output=True, text=True, timeout=300)
@@ -105,8 +105,8 @@ def test_the_others_are_left_before_python_ends(tmp_path):
     script.write_text(f"""
 import atexit
 import torch
-from wavescat.experiment import experiment
-from wavescat.train import run
+from wavescat.runs.experiment import experiment
+from wavescat.training.train import run
 run(experiment(**dict(s.split("=") for s in {[*BASE, *RUNS["fixed front"]]!r}[1::2])))
 assert torch.distributed.is_initialized()
 atexit._run_exitfuncs()

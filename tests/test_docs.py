@@ -19,8 +19,8 @@ BUILD = """
 import socket, sys
 def refuse(*args): raise OSError("the documentation asked for the network")
 socket.socket.connect = socket.getaddrinfo = refuse
-from wavescat.cli import app
-from wavescat.docs import build_docs
+from wavescat.apps.cli import app
+from wavescat.apps.docs import build_docs
 print(build_docs(sys.argv[1], app))
 """
 # what a page shows wrongly: pictures that aren't there, TeX that wasn't set, formulas without a size or in the colour of the paper, a page wider than the screen
@@ -112,7 +112,7 @@ def test_what_is_exported_is_described(site):
 
 def test_every_command_is_described(site):
     from typer.main import get_command
-    from wavescat.cli import app
+    from wavescat.apps.cli import app
     page = (site / "command.html").read_text()
     def names(command, words):
         yield " ".join(words)
@@ -208,11 +208,11 @@ def test_light_and_dark(tab, address):
 @pytest.mark.parametrize("text, problem", {"[x](nbs/lib/99_gone.ipynb)": "leads nowhere", "[x](#nowhere)": "nowhere", "$\\frac{1$": "can't be set"}.items(), ids=["file", "anchor", "formula"])
 def test_what_is_broken_is_refused(text, problem, tmp_path):
     "A link or formula that fails ends the building, with a line that names it."
-    from wavescat.docs import _SECTIONS, build_docs
-    for path in ROOT.glob("nbs/lib/*.ipynb"):
-        if path.stem.partition("_")[2] in _SECTIONS:
-            (tmp_path / "nbs" / "lib").mkdir(parents=True, exist_ok=True)
-            (tmp_path / "nbs" / "lib" / path.name).write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": f"# {path.stem}"}]}))
+    from wavescat.apps.docs import build_docs
+    for path in ROOT.glob("nbs/lib/*/00_*.ipynb"):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True)
+        copy.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": f"# {path.stem}"}]}))
     (tmp_path / "reports").mkdir()
     for name in ("CHANGELOG.md", "pyproject.toml"): (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "README.md").write_text(f"# wavescat\n\n{text}\n")
@@ -220,7 +220,7 @@ def test_what_is_broken_is_refused(text, problem, tmp_path):
 
 
 def test_another_folder_is_left_alone(tmp_path):
-    from wavescat.docs import build_docs
+    from wavescat.apps.docs import build_docs
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="choose another folder"): build_docs(tmp_path)
     assert Path(tmp_path, "thesis.txt").read_text() == "years of work"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from wavescat.estimators import ScatteringTransformer
+from wavescat.scattering.estimators import ScatteringTransformer
 
 
 def _photos(*shape, dtype=np.float32): return np.random.default_rng(0).normal(size=shape).astype(dtype)

@@ -3,11 +3,11 @@ import ast, sys
 from pathlib import Path
 import pytest, torch
 import wavescat
-from wavescat import experiment as ex
-from wavescat.data import load
-from wavescat.distributed import World
-from wavescat.experiment import experiment
-from wavescat.train import fit
+from wavescat.runs import experiment as ex
+from wavescat.data.imageset import load
+from wavescat.training.distributed import World
+from wavescat.runs.experiment import experiment
+from wavescat.training.train import fit
 
 SMALL = dict(per_class=2, width=2, epochs=2, batch_size=8, lr=.01, validation=8)
 @pytest.mark.parametrize("settings", [

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from wavescat.backbones import architecture
-from wavescat.bench import flops
-from wavescat.explain import (METHODS, branches, coefficients, default_layer, gradcam, guided_backpropagation,
+from wavescat.models.backbones import architecture
+from wavescat.analysis.bench import flops
+from wavescat.analysis.explain import (METHODS, branches, coefficients, default_layer, gradcam, guided_backpropagation,
                               guided_gradcam, layers, path_attribution)
-from wavescat.hybrids import MODELS
+from wavescat.models.hybrids import MODELS
 
 
 def _images(*shape): return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,20 @@ from conftest import COMMAND, ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STUDIES = sorted((ROOT / "nbs" / "studies").glob("*.ipynb"))
-# ground floor first: a module may import only those before it
-FLOORS = ["filters", "transform", "fast", "scattering", "deform", "estimators", "names", "sources", "data", "splits", "augment", "batches", "backbones", "hybrids", "experiment", "store", "metrics", "optim", "distributed", "train", "sweep", "tracking", "bench", "throughput", "stats", "explain", "plots", "visualise", "pictures", "studies", "report", "demos", "docs", "cli"]
+MODULES = sorted(p for p in (ROOT / "wavescat").glob("*/*.py") if p.name != "__init__.py")
+# package → the packages that it may import
+ARROWS = {
+    "core": set(),
+    "scattering": {"core"},
+    "data": {"core"},
+    "models": {"core", "scattering"},
+    "runs": {"core"},
+    "training": {"core", "scattering", "data", "models", "runs"},
+}
+ARROWS["analysis"] = {*ARROWS}
+ARROWS["figures"] = {*ARROWS}
+ARROWS["studies"] = {*ARROWS}
+ARROWS["apps"] = {*ARROWS}
 
 
 def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})
@@ -60,16 +72,52 @@ def test_every_dependency_is_locked():
         assert re.match(r"[\w.-]+", text)[0].lower() in lock, text
 
 
-@pytest.mark.parametrize("path", sorted(p for p in (ROOT / "wavescat").glob("*.py") if not p.name.startswith("_")), ids=lambda p: p.stem)
+def _imported_modules(path):
+    "Modules of the package that a module imports, as (package, module)."
+    package = path.parent.name
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom): continue
+        where = (node.module or "").split(".")
+        if node.level == 0 and where[0] == "wavescat": where = where[1:]
+        elif node.level == 1: where = [package, *where]
+        elif node.level == 0: continue
+        names = [where] if len(where) == 2 else [[*where, a.name] for a in node.names]
+        found |= {tuple(n) for n in names}
+    return found
+
+
+def test_packages_are_those_of_the_table():
+    assert {p.parent.name for p in MODULES} == set(ARROWS)
+    assert {p.name.partition("_")[2] for p in (ROOT / "nbs" / "lib").iterdir() if p.is_dir()} == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}.{p.stem}")
 def test_arrows_point_up(path):
-    used = {node.module.removeprefix("wavescat.") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and (node.level == 1 or node.module.startswith("wavescat."))}
-    late = {m for m in used if FLOORS.index(m) >= FLOORS.index(path.stem)}
-    assert not late, f"{path.stem} imports {late}, which stand above it"
+    package = path.parent.name
+    wrong = {p for p, _ in _imported_modules(path)} - ARROWS[package] - {package}
+    assert not wrong, f"{package}.{path.stem} imports {wrong}, which {package} may not"
+
+
+def test_modules_do_not_import_in_circles():
+    imports = {(p.parent.name, p.stem): _imported_modules(p) for p in MODULES}
+    assert all(m in imports for found in imports.values() for m in found)
+    while ready := {m for m, found in imports.items() if not found & imports.keys()}:
+        for m in ready: del imports[m]
+    assert not imports, f"these import one another: {sorted(imports)}"
+
+
+def test_the_public_names():
+    "What `import wavescat` offers; it loads torch only when one of them is asked for."
+    code = "import sys, wavescat; assert 'torch' not in sys.modules; print(*sorted(wavescat.__all__)); [getattr(wavescat, n) for n in wavescat.__all__]"
+    done = _run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Experiment", "FilterBank", "LearnedBank", "Scattering2D", "ScatteringTransformer", "__version__", "experiment", "filter_bank", "load_model", "run", "scattering2d"]
 
 
 def test_computing_needs_little():
     "A bare machine with torch can compute: no notebook tools, no plotting, no oracle."
-    code = "import sys, wavescat.train; print(*[m for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'requests', 'filelock', 'joblib', 'PIL', 'typer', 'platformdirs') if m in sys.modules])"
+    code = "import sys, wavescat.training.train; print(*[m for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'requests', 'filelock', 'joblib', 'PIL', 'typer', 'platformdirs') if m in sys.modules])"
     assert _run(sys.executable, "-c", code).stdout.split() == []
 
 
@@ -78,9 +126,9 @@ def test_a_run_with_torch_alone(tmp_path):
     code = """
 import sys
 for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'safetensors', 'pooch', 'joblib', 'platformdirs', 'pandas', 'matplotlib', 'kymatio', 'papermill', 'tqdm', 'statsmodels', 'typer', 'IPython', 'nbformat'): sys.modules[m] = None
-from wavescat.experiment import experiment
-from wavescat.store import run_dir
-from wavescat.train import load_model, run
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import run_dir
+from wavescat.training.train import load_model, run
 e = experiment(model='scatresnet18', L=2, width=2, per_class=2, epochs=1, batch_size=8)
 r = run(e)
 assert r['test_accuracy'] > 0 and (run_dir(e) / 'weights.pt').is_file() and not load_model(e).training
@@ -113,7 +161,7 @@ def test_notebook_form(path):
 def test_study_form(path, caplog):
     "papermill reads every parameter as we do, and the template's own defaults are the preset `quick`."
     import papermill
-    from wavescat.studies import parameters, resolve
+    from wavescat.studies.presets import parameters, resolve
     nb = json.loads(path.read_text())
     tags = [t for c in nb["cells"] for t in c["metadata"].get("tags", [])]
     assert tags.count("parameters") == tags.count("plan") == 1
@@ -128,7 +176,7 @@ def test_study_form(path, caplog):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_presets_plan(path, preset):
     "Every preset of every study gives a list of experiments; paper has the published protocol."
-    from wavescat.studies import experiments_of, resolve
+    from wavescat.studies.presets import experiments_of, resolve
     experiments = experiments_of(path.stem, resolve(path.stem, preset))
     if path.stem in ("speed", "stability"):                  # they measure, and train nothing
         assert experiments == []
@@ -148,12 +196,12 @@ def test_presets_plan(path, preset):
         assert {(e.dataset, e.per_class, e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.schedule, e.points, e.step_factor, e.augment, e.width, e.validation) for e in experiments if "alexnet" not in e.model} == {("tiny-imagenet", None, 15, 128, .1, .9, 5e-4, "steps", "4/8/12", .2, "scattering-tiny", 64, 0)}
     elif preset == "paper" and path.stem == "wytiny":
         assert {e.norm for e in experiments} == {"batch", "group", "layer", "ghost-batch"} and {e.convolution for e in experiments} == {"plain", "depthwise", "depthwise-separable"}
-        from wavescat.studies import protocol
+        from wavescat.studies.presets import protocol
         assert {tuple(getattr(e, k) for k in protocol("wytiny")) for e in experiments} == {tuple(protocol("wytiny").values())}
     elif preset == "paper" and path.stem == "linear_and_alexnet":
         assert {(e.model, e.loss, e.margin, e.lr) for e in experiments} == {("linear", "hinge", 20, .001), ("linear", "squared-hinge", 20, .001), ("linear", "cross-entropy", 1, .001), ("alexnet", "cross-entropy", 1, .001), ("alexnet", "cross-entropy", 1, .0001)} and {(e.dataset, e.optimizer, e.per_class) for e in experiments} == {("tiny-imagenet", "adam", None)}
     elif preset == "paper" and path.stem in ("parametric", "challenge"):
-        from wavescat.studies import published
+        from wavescat.studies.presets import published
         seeds = published("parametric")["seeds"]["cifar10"]
         assert len(seeds) == 10 and {e.seed for e in experiments} == {e.split_seed for e in experiments} == set(seeds) and {(e.schedule, e.momentum, e.weight_decay, e.filter_weight_decay, e.augment, e.validation, e.widen) for e in experiments if e.augment != "parametric-cifar"} == {("one-cycle", .9, 5e-4, 0, "parametric-cifar-code", 0, 8)}
         assert {(e.model, e.learn, e.init) for e in experiments if e.augment == "parametric-cifar"} == ({("scattering-linear", None, "tight-frame")} if path.stem == "parametric" else set())
@@ -171,7 +219,7 @@ def test_presets_plan(path, preset):
 
 
 def test_readme_says_what_the_reports_say(tmp_path):
-    from wavescat.report import readme
+    from wavescat.studies.render import readme
     path = Path(shutil.copy(ROOT / "README.md", tmp_path))
     before = path.read_text()
     assert readme(ROOT / "reports", path) == before, "run make readme"

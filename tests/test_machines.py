@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, wavescat
 
-from wavescat import data, report, sources, store
+from wavescat.data.imageset import imageset as data; from wavescat.studies.presets import render as report; from wavescat.data.imageset import sources; from wavescat.runs import store
 
 FIPS = """
 import hashlib
@@ -46,7 +46,7 @@ def test_where_md5_is_forbidden(tmp_path):
     done = wavescat("run", "variance", *SMALL, "--reports", tmp_path / "r", store=tmp_path / "s", env=env)
     assert done.returncode == 0, done.stderr
     (tmp_path / "x").write_bytes(b"abc")
-    code = "from wavescat.sources import check_file; from pathlib import Path; import sys; check_file(Path(sys.argv[1]), 'md5:900150983cd24fb0d6963f7d28e17f72', '')"
+    code = "from wavescat.data.sources import check_file; from pathlib import Path; import sys; check_file(Path(sys.argv[1]), 'md5:900150983cd24fb0d6963f7d28e17f72', '')"
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "x"], env={**os.environ, **env}).returncode == 0
 
 
@@ -80,7 +80,7 @@ def test_another_kernel_called_python3(tmp_path):
 @pytest.mark.parametrize("code, says", [("import sys; sys.modules['papermill'] = None; import importlib.util as u; f = u.find_spec; u.find_spec = lambda m, *a: None if m == 'papermill' else f(m, *a)", "pages can't be made without papermill"),
                                         ("import ipykernel.kernelspec as k; d = k.get_kernel_dict; k.get_kernel_dict = lambda *a, **kw: d(*a, **kw) | {'argv': ['/bin/false', '{connection_file}']}", "starts no Jupyter kernel")])
 def test_pages_that_cannot_be_made_are_said_first(code, says, tmp_path):
-    done = subprocess.run([sys.executable, "-c", f"{code}\nfrom wavescat.cli import main; main()", "run", "variance", *SMALL, "--reports", tmp_path / "r"], cwd=ROOT, capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, "-c", f"{code}\nfrom wavescat.apps.cli import main; main()", "run", "variance", *SMALL, "--reports", tmp_path / "r"], cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s")})
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
     assert not list((tmp_path / "s").glob("*")), "nothing was computed"
@@ -135,7 +135,7 @@ def test_links_to_pages_of_any_name(tmp_path):
 
 def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     "A shell leaves ~ as it is in --reports=~/r and in an env file."
-    from wavescat.splits import read_split
+    from wavescat.data.splits import read_split
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable, place in (("WAVESCAT_RUNS", store.runs_dir), ("WAVESCAT_DATA", sources.data_dir), ("WAVESCAT_CACHE", data.cache_dir)):
         monkeypatch.setenv(variable, "~/here")
@@ -174,7 +174,7 @@ def test_a_store_that_can_only_be_read(tmp_path, smoke):
     "What only reads it needs no more."
     import shutil
     shutil.copytree(smoke[1], tmp_path / "s")
-    code = "import os; real = os.access; os.access = lambda p, m, **kw: real(p, m, **kw) and not (m & os.W_OK and str(p).endswith('/s')); from wavescat.cli import main; main()"
+    code = "import os; real = os.access; os.access = lambda p, m, **kw: real(p, m, **kw) and not (m & os.W_OK and str(p).endswith('/s')); from wavescat.apps.cli import main; main()"
     for args in (["report", "variance", "--preset", "smoke", "--reports", tmp_path / "r"], ["runs", "list"]):
         done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s")})
         assert done.returncode == 0, done.stderr

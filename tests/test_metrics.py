@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from wavescat.explain import calibration, class_errors, misclassified
-from wavescat.metrics import class_numbers, confusion, consistent, r2, rmse, top_k, weighted_r2
+from wavescat.analysis.explain import calibration, class_errors, misclassified
+from wavescat.training.metrics import class_numbers, confusion, consistent, r2, rmse, top_k, weighted_r2
 
 K = 20
 NUMPY = np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64

@@ -1,4 +1,4 @@
-"""The networks that `wavescat.hybrids.MODELS` names: how they start, and what sizes they take."""
+"""The networks that `wavescat.models.hybrids.MODELS` names: how they start, and what sizes they take."""
 import itertools
 import re
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from wavescat.backbones import DenseNet
-from wavescat.hybrids import MODELS, build, model_options
-from wavescat.train import _takes_images
+from wavescat.models.backbones import DenseNet
+from wavescat.models.hybrids import MODELS, build, model_options
+from wavescat.training.train import _takes_images
 
 
 @pytest.mark.parametrize("name", ["wrn-16", "resnet50"])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 
-NOTEBOOKS = sorted(p for folder in ("lib", "demos") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
+NOTEBOOKS = sorted(p for folder in ("lib", "demos") for p in (ROOT / "nbs" / folder).rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 CODE = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), verbose=False)[0])"
 
 

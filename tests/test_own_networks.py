@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import ROOT, wavescat
 
-from wavescat.experiment import experiment
-from wavescat.store import run_dir
-from wavescat.train import Stopped, check, load_model, own_model, read_weights, run
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import run_dir
+from wavescat.training.train import Stopped, check, load_model, own_model, read_weights, run
 
 CPU = torch.device("cpu")
 SMALL = dict(per_class=2, epochs=2, batch_size=8, lr=.01, augment="none")
-HEAD = "import os, random, sys\nimport numpy as np\nimport torch\nfrom torch import nn\nfrom wavescat.scattering import Scattering2D\n"
+HEAD = "import os, random, sys\nimport numpy as np\nimport torch\nfrom torch import nn\nfrom wavescat.scattering.layer import Scattering2D\n"
 LINEAR = "self.head = nn.Linear(C * H * W, num_classes)"
 SCORES = "self.head(x.flatten(1))"
 
@@ -237,10 +237,10 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     "It is trained, tested, loaded and asked again with channels_last=false."
     from PIL import Image
 
-    from wavescat.data import load
-    from wavescat.studies import tested
-    from wavescat.sweep import plan
-    from wavescat.train import classify, test_predictions
+    from wavescat.data.imageset import load
+    from wavescat.studies.presets import tested
+    from wavescat.training.sweep import plan
+    from wavescat.training.train import classify, test_predictions
     e = own(VIEW, channels_last=False)
     assert plan([e], estimate=True)["seconds"] > 0
     run(e, device=CPU)
@@ -269,7 +269,7 @@ def test_what_a_file_prints_leaves_the_output_alone(tmp_path):
 
 def test_a_seed_is_tried_once(own):
     "Another seed or learning rate needs no other trial."
-    from wavescat.train import _try_own
+    from wavescat.training.train import _try_own
     e = own(WORKS["tied weights"])
     check(e, CPU)
     before = _try_own.cache_info().misses

@@ -9,9 +9,9 @@ import time
 import pytest
 from conftest import ROOT, wavescat
 
-from wavescat.experiment import experiment
-from wavescat.studies import arms, experiments_of, listed, parameters, read_parameters, resolve, study_names
-from wavescat.sweep import grid, read_grid, values
+from wavescat.runs.experiment import experiment
+from wavescat.studies.presets import arms, experiments_of, listed, parameters, read_parameters, resolve, study_names
+from wavescat.training.sweep import grid, read_grid, values
 
 
 def _forms(parameter, value):
@@ -123,7 +123,7 @@ def test_what_no_study_can_do_is_refused_at_once(study, given, says):
     started = time.monotonic()
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         for e in experiments_of(study, resolve(study, "smoke", chosen)):
-            from wavescat.train import check
+            from wavescat.training.train import check
             check(e)
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000 and time.monotonic() - started < 10
 

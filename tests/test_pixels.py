@@ -11,11 +11,11 @@ import torch
 from conftest import wavescat
 from PIL import Image
 
-import wavescat.data as data
-from wavescat.demos import grey_square
-from wavescat.experiment import experiment
-from wavescat import train
-from wavescat.train import classify, prepared, run, run_dir, split_of
+import wavescat.data.imageset as data
+from wavescat.apps.demos import grey_square
+from wavescat.runs.experiment import experiment
+from wavescat.training import train
+from wavescat.training.train import classify, prepared, run, run_dir, split_of
 
 CPU = torch.device("cpu")
 
@@ -538,7 +538,7 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
     with pytest.raises(ValueError, match="class a has 1 image"): train.check(e)
     for i in range(1, 6): _grey(own / "a" / f"{i}.bmp", 50 + i)
     train.check(e)
-    from wavescat.splits import Split, save_split
+    from wavescat.data.splits import Split, save_split
     d, place = data.load(str(own)), tmp_path / "split.json"
     save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
     e = experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4, split=str(place))
@@ -564,7 +564,7 @@ def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
     assert len(looks) == 1
     for _ in range(5): data.load(str(own))
     assert len(looks) == 6
-    from wavescat.sweep import plan
+    from wavescat.training.sweep import plan
     looks.clear()
     plan([experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", seed=s) for s in range(5)])
     assert len(looks) == 1

@@ -132,11 +132,11 @@ def test_stale_results_are_left_out_until_computed_again(smoke, tmp_path):
 
 def test_two_seeds_for_two_things(tmp_path):
     "split_seed changes the images and not the weights; seed the weights and not the images."
-    from wavescat.experiment import experiment
-    from wavescat.data import load
-    from wavescat.splits import stratified
+    from wavescat.runs.experiment import experiment
+    from wavescat.data.imageset import load
+    from wavescat.data.splits import stratified
     import torch
-    from wavescat.train import build_model
+    from wavescat.training.train import build_model
     labels = load("textures").train_labels
     images = {s: set(stratified(labels, 5, 16, s)[0]) for s in (1, 2)}
     assert images[1] != images[2]
@@ -186,10 +186,10 @@ def test_a_cell_that_fails(smoke, tmp_path):
 def test_a_run_that_fails(tmp_path):
     "One line, exit 1; what was finished stays."
     code = """
-import sys, wavescat.cli, wavescat.sweep
+import sys, wavescat.apps.cli, wavescat.training.sweep
 def broken(*a, **kw): raise MemoryError("no room")
-wavescat.sweep.sweep = broken
-wavescat.cli.main()
+wavescat.training.sweep.sweep = broken
+wavescat.apps.cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code, "run", "variance", "--preset", "smoke", "--reports", str(tmp_path / "r")], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s")})
     assert done.returncode == 1 and done.stderr == "wavescat: a run failed: MemoryError: no room; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)\n"

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-import wavescat.fast
-import wavescat.scattering
-from wavescat.bench import Case, memory, speedup, times
-from wavescat.filters import LEARN
-from wavescat.scattering import Scattering2D
+import wavescat.scattering.fast
+import wavescat.scattering.layer
+from wavescat.analysis.bench import Case, memory, speedup, times
+from wavescat.scattering.filters import LEARN
+from wavescat.scattering.layer import Scattering2D
 
 
 def _images(*shape, dtype=torch.float32, seed=0): return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
@@ -22,7 +22,7 @@ def _images(*shape, dtype=torch.float32, seed=0): return torch.randn(*shape, dty
 @pytest.fixture(params=["slots", "FFT"])
 def engine(request, monkeypatch):
     "Both arrangements, whatever the size of the images."
-    if request.param == "FFT": monkeypatch.setattr(wavescat.fast, "_SLOTS_UP_TO", 0)
+    if request.param == "FFT": monkeypatch.setattr(wavescat.scattering.fast, "_SLOTS_UP_TO", 0)
     return request.param
 
 
@@ -70,8 +70,8 @@ def test_widths_stay_positive_whatever_the_step():
 
 def test_filters_are_rebuilt_only_when_they_changed(monkeypatch):
     S, built = Scattering2D(2, (16, 16), 2, learn="canonical"), []
-    prepare = wavescat.scattering.prepare
-    monkeypatch.setattr(wavescat.scattering, "prepare", lambda *a, **k: built.append(1) or prepare(*a, **k))
+    prepare = wavescat.scattering.layer.prepare
+    monkeypatch.setattr(wavescat.scattering.layer, "prepare", lambda *a, **k: built.append(1) or prepare(*a, **k))
     x = _images(2, 16, 16)
     with torch.no_grad():
         before = S(x); S(x); S(x)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from wavescat import train
-from wavescat.distributed import World
-from wavescat.experiment import Experiment, experiment
-from wavescat.hybrids import MODELS, build, model_options
-from wavescat.train import check, fit
+from wavescat.training import train
+from wavescat.training.distributed import World
+from wavescat.runs.experiment import Experiment, experiment
+from wavescat.models.hybrids import MODELS, build, model_options
+from wavescat.training.train import check, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -185,9 +185,9 @@ def test_a_setting_without_effect_is_refused(settings, said):
 
 
 def test_a_split_of_a_file_has_no_seed(tmp_path):
-    from wavescat.data import load
-    from wavescat.splits import save_split
-    from wavescat.train import split_of
+    from wavescat.data.imageset import load
+    from wavescat.data.splits import save_split
+    from wavescat.training.train import split_of
     e = experiment(model="linear", per_class=2, epochs=2, batch_size=8)
     save_split(split_of(e), load("textures"), tmp_path / "s.json")
     kept = dict(model="linear", split=str(tmp_path / "s.json"), epochs=2, batch_size=8)
@@ -232,7 +232,7 @@ def _stored(found):
 
 def test_experiments_of_the_reports_are_as_they_were():
     "Each has the identity that it is stored under, and its settings go together still."
-    from wavescat.optim import check_settings
+    from wavescat.training.optim import check_settings
     known = {identity: settings for path in (ROOT / "reports").glob("*/*.json") for identity, settings in _stored(json.loads(path.read_text(encoding="utf-8")))}
     assert len(known) > 500
     for identity, settings in known.items():

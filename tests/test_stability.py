@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from wavescat.deform import DEFORMATIONS, Deformation, around, corners, displace, features, fourier_modulus, mirrored, perspective, places, reference, shear, stability, sup_gradient, translation, warp
-from wavescat.scattering import Scattering2D
+from wavescat.analysis.deform import DEFORMATIONS, Deformation, around, corners, displace, features, fourier_modulus, mirrored, perspective, places, reference, shear, stability, sup_gradient, translation, warp
+from wavescat.scattering.layer import Scattering2D
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def one_seed(): torch.manual_seed(0)
 
 
 def test_deform_needs_torch_alone():
-    code = "import sys; before = set(sys.modules); import torch; with_torch = set(sys.modules); import wavescat.deform; print(*{m.partition('.')[0] for m in set(sys.modules) - with_torch} - {'wavescat'})"
+    code = "import sys; before = set(sys.modules); import torch; with_torch = set(sys.modules); import wavescat.analysis.deform; print(*{m.partition('.')[0] for m in set(sys.modules) - with_torch} - {'wavescat'})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not {"numpy", "matplotlib", "pandas", "torchvision", "kornia", "scipy"} & set(done.stdout.split()), done.stdout + done.stderr
 
@@ -111,7 +111,7 @@ def test_ratio_and_reference_by_hand():
 
 
 def test_scattering_is_more_stable_than_pixels_under_a_warp():
-    from wavescat.data import load
+    from wavescat.data.imageset import load
     x = torch.tensor(load("textures").test[::40]).float() / 255
     def centred(f): return lambda y: f((y - x.mean()) / x.std())
     levels = (.2, .5, 1.)
@@ -122,7 +122,7 @@ def test_scattering_is_more_stable_than_pixels_under_a_warp():
 
 def test_shifts_around_the_torus():
     "The Fourier modulus doesn't feel them; scattering feels them in proportion to their size, and half as much with each scale."
-    from wavescat.data import load
+    from wavescat.data.imageset import load
     x = mirrored(torch.tensor(load("textures").test[::80]).float() / 255 - .5)
     assert x.shape[2:] == (64, 64) and torch.equal(x, x.flip(2)) and torch.equal(x, x.flip(3))
     shift = Deformation(1., "pixels", change=around)
@@ -132,7 +132,7 @@ def test_shifts_around_the_torus():
 
 
 def test_features_of_a_network():
-    from wavescat.hybrids import build
+    from wavescat.models.hybrids import build
     model = build("scatresnet18", (1, 16, 16), 3, width=2, L=2).eval()
     x = torch.rand(5, 1, 16, 16)
     f = features(model)
@@ -166,9 +166,9 @@ def test_double_precision_and_gradients():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "A tiny stored run, in a store of its own."
-    from wavescat.experiment import experiment
-    from wavescat.store import run_dir
-    from wavescat.train import run
+    from wavescat.runs.experiment import experiment
+    from wavescat.runs.store import run_dir
+    from wavescat.training.train import run
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WAVESCAT_RUNS", str(tmp_path_factory.mktemp("runs")))
         e = experiment(model="scatresnet18", L=2, width=2, per_class=2, epochs=1, batch_size=8, validation=16)
@@ -178,7 +178,7 @@ def trained(tmp_path_factory):
 
 def study(monkeypatch, **parameters):
     "What the study gives with these parameters, executed in this process."
-    from wavescat import studies
+    from wavescat.studies.presets import presets as studies
     gave = []
     monkeypatch.setattr(studies, "give", lambda *what: gave.append(what))
     values = studies.resolve("stability", "smoke", {"representations": "pixels", "deformations": "perspective, warp", "bound_J": "1", **parameters})
@@ -217,7 +217,7 @@ def test_study_refuses_in_one_line(trained, monkeypatch, parameter, words):
 
 
 def test_study_refuses_a_run_on_other_images_before_it_computes(trained, tmp_path, monkeypatch):
-    from wavescat.studies import experiments_of, resolve
+    from wavescat.studies.presets import experiments_of, resolve
     copy = shutil.copytree(trained, tmp_path / trained.name)
     about = json.loads((copy / "images.json").read_text())
     (copy / "images.json").write_text(json.dumps({**about, "shape": [3, 32, 32]}))

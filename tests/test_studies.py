@@ -134,7 +134,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
                           ("scattering-linear, theirs.py:flat", "theirs.py is missing"), ("scattering-linear, mine.py:round", "mine.py has no function round"), ("scattering-linear, scattering-linear", "is there twice"), ("scattering-linear, scattering-linear seed:3", "seed is the study's")):
         done = wavescat("run", "challenge", "--preset", "smoke", "-p", f"entries={entries}", "--reports", tmp_path / "no", store=tmp_path / "empty", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "no").exists(), done.stderr
-    from wavescat.studies import experiments_of, resolve
+    from wavescat.studies.presets import experiments_of, resolve
     ours, tables = (set(experiments_of(s, resolve(s, "cpu"))) for s in ("challenge", "parametric"))
     assert len(ours & tables) == 20                              # the linear heads are computed once for both
 
@@ -154,8 +154,8 @@ def test_the_page_says_which_rows_diverged(tmp_path):
 
 
 def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
-    from wavescat.experiment import experiment
-    from wavescat.sweep import plan
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.sweep import plan
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     told = plan([experiment(model="scattering-linear-no-affine", per_class=2, epochs=1)], estimate=True)
     assert told["runs"] == 1 and told["seconds"] > 0
@@ -163,7 +163,7 @@ def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
 
 def test_published_protocols_of_the_other_sets():
     "parametric on KTH-TIPS2-b and COVIDx: splits, seeds, schedules and augmentation, without their images."
-    from wavescat.studies import experiments_of, published, resolve
+    from wavescat.studies.presets import experiments_of, published, resolve
     rows = "scattering-linear learn:canonical, scattering-wrn"
     seeds = published("parametric")["seeds"]
     kth = experiments_of("parametric", resolve("parametric", "paper", {"dataset": "kth-tips2-b", "per_class": "all", "split_seeds": "0-3", "J": 3, "rows": rows}))

@@ -15,27 +15,27 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from wavescat.experiment import experiment
-from wavescat.store import failure, owned, run_dir, runs, work_dir
-from wavescat.sweep import Failed, grid, read_grid, sweep
-from wavescat.train import check, found
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import failure, owned, run_dir, runs, work_dir
+from wavescat.training.sweep import Failed, grid, read_grid, sweep
+from wavescat.training.train import check, found
 
 SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=.01)
 SCRIPT = """
 import sys
-from wavescat.sweep import read_grid, sweep
+from wavescat.training.sweep import read_grid, sweep
 settings, workers, scheduler = sys.argv[1].split(), int(sys.argv[2]), (sys.argv[3:] or [None])[0]
 try: sweep(read_grid(settings), workers=workers, scheduler=scheduler)
 except KeyboardInterrupt: sys.exit(130)
 """
 IN_WORKERS = """
-import os, signal, wavescat.train
-def watched(e, *args, fit=wavescat.train.fit, **kw):
+import os, signal, wavescat.training.train
+def watched(e, *args, fit=wavescat.training.train.fit, **kw):
     with open(os.environ["SAID"], "a") as f: f.write(e.identity + "\\n")
     if e.seed == 13: os.kill(os.getpid(), signal.SIGKILL)
     if e.seed == 14: raise MemoryError("no room")
     return fit(e, *args, **kw)
-if wavescat.train.fit.__name__ != "watched": wavescat.train.fit = watched         # Dask reads this more than once
+if wavescat.train.fit.__name__ != "watched": wavescat.training.train.fit = watched         # Dask reads this more than once
 """
 
 
@@ -129,7 +129,7 @@ def test_grids_that_are_read():
 
 
 def test_nothing_of_dask_where_nothing_is_computed():
-    code = "import sys; from wavescat.sweep import grid, sweep; sweep(grid(seed=[1, 2]), compute=False); assert not {'dask', 'distributed'} & set(sys.modules)"
+    code = "import sys; from wavescat.training.sweep import grid, sweep; sweep(grid(seed=[1, 2]), compute=False); assert not {'dask', 'distributed'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -186,7 +186,7 @@ def test_runs_that_fail(start, store):
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
     "It has computed its run, and can't say so any more: the run is found in the store."
-    import wavescat.sweep
+    import wavescat.training.sweep
     from distributed import LocalCluster
     died = []
     class Late(queue.SimpleQueue):
@@ -196,8 +196,8 @@ def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
                 os.kill(future.client.run(os.getpid).popitem()[1], signal.SIGKILL)
                 if noticed: until(lambda: future.status != "finished")
             super().put(future)
-    monkeypatch.setattr(wavescat.sweep, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty))
-    monkeypatch.setattr(wavescat.sweep, "_ANSWER", 1.)
+    monkeypatch.setattr(wavescat.training.sweep, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty))
+    monkeypatch.setattr(wavescat.training.sweep, "_ANSWER", 1.)
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         assert [r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=cluster)] == ["done"] * 2
     assert len(died) == 1
@@ -217,13 +217,13 @@ def test_failures_can_be_passed_over(store, cluster, tmp_path):
 
 
 def test_other_code_and_another_store_are_refused(store, cluster, monkeypatch, tmp_path):
-    import wavescat.sweep
+    import wavescat.training.sweep
     e = experiment(**SMALL, epochs=1)
-    monkeypatch.setattr(wavescat.sweep, "_SHARED", 0)
+    monkeypatch.setattr(wavescat.training.sweep, "_SHARED", 0)
     with monkeypatch.context() as m, pytest.raises(RuntimeError, match="must be one directory that all machines share"):
-        m.setattr(wavescat.sweep, "_places", lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")})
+        m.setattr(wavescat.training.sweep, "_places", lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")})
         sweep([e], scheduler=cluster)
-    monkeypatch.setattr(wavescat.sweep, "code_version", lambda e=None: "other")
+    monkeypatch.setattr(wavescat.training.sweep, "code_version", lambda e=None: "other")
     with pytest.raises(RuntimeError, match="install the same version"): sweep([e], scheduler=cluster)
     with pytest.raises(ValueError, match="expected the address of a Dask scheduler.*got 'nonsense'"): sweep([e], scheduler="nonsense")
     with socket.socket() as s:

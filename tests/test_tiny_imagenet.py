@@ -40,7 +40,7 @@ def test_wytiny_and_alexnet_pages(smoke):
 def test_every_published_option(tmp_path, monkeypatch):
     "Data set and folder, classes, loss, margin, regularisation, optimiser, its rate and momentum, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
     from typer.testing import CliRunner
-    from wavescat.cli import app
+    from wavescat.apps.cli import app
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA"): monkeypatch.setenv(name, str(tmp_path / name))       # put back afterwards what the commands of this process set
     (tmp_path / "data").mkdir(); (tmp_path / "out").mkdir()
     options = dict(dataset="textures", classes="0-5", per_class=8, model="linear", loss="squared-hinge", margin=20, weight_decay=1e-3, optimizer="adam", lr=1e-3, batch_size=16, test_batch_size=7, epochs=3, seed=3, top_k=2, augment="flip-crop", schedule="constant")
@@ -74,7 +74,7 @@ def test_epochs_are_said_as_they_end(tmp_path):
     import signal
     import subprocess
     import sys
-    command = [sys.executable, "-m", "wavescat.cli", "train", "--runs", str(tmp_path / "runs"), "-p", "model=linear", "-p", "per_class=2", "-p", "epochs=100000", "--log-every", "3"]
+    command = [sys.executable, "-m", "wavescat.apps.cli", "train", "--runs", str(tmp_path / "runs"), "-p", "model=linear", "-p", "per_class=2", "-p", "epochs=100000", "--log-every", "3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
         try:
             said = [run.stdout.readline() for _ in range(2)]
@@ -89,8 +89,8 @@ def test_epochs_are_said_as_they_end(tmp_path):
 
 def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
     "However many images are scored at once, the predictions stay the same: batch norm goes by its stored statistics."
-    from wavescat.experiment import experiment
-    from wavescat.train import run, test_predictions
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import run, test_predictions
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     small = dict(model="scatresnet18", width=2, L=2, per_class=2, epochs=1, batch_size=8, augment="none", validation=16)
     one, other = (experiment(**small, test_batch_size=n) for n in (3, None))
@@ -109,8 +109,8 @@ def test_alexnet_is_fine_tuned(tmp_path):
     "Weights under torchvision's names become a file of ours, which a run starts from, at 224 pixels; without a file or torchvision a line says what to do."
     import torch
     from safetensors.torch import save_file
-    from wavescat.backbones import _ALEXNET
-    from wavescat.hybrids import build
+    from wavescat.models.backbones import _ALEXNET
+    from wavescat.models.hybrids import build
     torch.manual_seed(0)
     theirs = {f"{t}.{k[len(o) + 1:]}": v for t, o in _ALEXNET.items() for k, v in build("alexnet-imagenet", (3, 224, 224), 1000).state_dict().items() if k.startswith(f"{o}.")}
     save_file(theirs, tmp_path / "alexnet.safetensors")
@@ -132,7 +132,7 @@ def test_alexnet_is_fine_tuned(tmp_path):
 @pytest.mark.parametrize("study, parameters, said", [("tiny_imagenet", ["per_class=10,20"], "per_class must be one whole number or all"), ("tiny_imagenet", ["models=resnet14"], "list at least two"), ("wytiny", ["epochs=10"], "points end at epoch 35, and there are 10 epochs"), ("wytiny", ["points=abc:def"], "points must be epoch:rate"),
                                                       ("wytiny", ["shown=0"], "shown must be at least 1"), ("tiny_imagenet", ["epochs=8"], "points has an epoch 8, and there are 8 epochs"), ("tiny_imagenet", ["points=2.5/15.5"], "points has an epoch 15.5"), ("tiny_imagenet", ["timed_steps=0"], "must be at least 1"), ("wytiny", ["models=wytiny, wytiny top_k:3"], "top_k is the study's"), ("linear_and_alexnet", ["weights=none.safetensors"], "no weights at none.safetensors"), ("linear_and_alexnet", ["weights=README.md"], "not textures")])
 def test_what_the_studies_refuse(study, parameters, said, tmp_path):
-    from wavescat.studies import experiments_of, resolve
+    from wavescat.studies.presets import experiments_of, resolve
     with pytest.raises((ValueError, FileNotFoundError), match=said): experiments_of(study, resolve(study, "quick", dict(p.split("=", 1) for p in parameters)))
 
 
@@ -141,8 +141,8 @@ def test_what_the_studies_refuse(study, parameters, said, tmp_path):
                                             (dict(model="wytiny", norm="ghost-batch", width=2, batch_size=32), "needs at least two ghost batches, 64 images at once, and there are 16"), (dict(model="wytiny", norm="ghost-batch", width=2, ghost=8, accumulate=2, batch_size=16), "lower ghost, or raise batch_size")])
 def test_settings_that_would_change_nothing(settings, said):
     "A learning rate that points replace, ghost batches as large as the batch and the like are refused."
-    from wavescat.experiment import experiment
-    from wavescat.train import check
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import check
     with pytest.raises(ValueError, match=re.escape(said)): check(experiment(**{**dict(model="linear", per_class=2, epochs=9), **settings}))
     check(experiment(model="wytiny", norm="ghost-batch", width=2, ghost=8, batch_size=16, per_class=2, epochs=9, schedule="piecewise", points="0:.1/3:.5/9:.1", lr=.5))
 
@@ -150,8 +150,8 @@ def test_settings_that_would_change_nothing(settings, said):
 def test_parameters_of_every_backbone():
     "At 64×64 and 200 classes. On plain pixels: torchvision's counts for 1,000 classes with the head exchanged (ResNet-18's stem is 3×3 in place of 7×7); behind a front: the same but for what the first convolution takes, 51 or 48 maps."
     import torch
-    from wavescat.backbones import parameter_count
-    from wavescat.hybrids import build
+    from wavescat.models.backbones import parameter_count
+    from wavescat.models.hybrids import build
     def count(name, **options): return parameter_count(build(name, (3, 64, 64), 200, **options))
     plain = {"resnet14": 4_308_232, "resnet18": 11_689_512 - 800 * 513 - 3 * 64 * (49 - 9), "resnet50": 25_557_032 - 800 * 2049, "densenet": 7_978_856 - 800 * 1025, "inception-resnet": 21_321_928, "alexnet": 57_812_296}
     s2d = {"resnet14": 4_334_152, "resnet18": 11_297_352, "resnet50": 23_936_072, "densenet": 7_177_096, "inception-resnet": 20_817_480, "alexnet": 57_827_720}
@@ -164,11 +164,11 @@ def test_parameters_of_every_backbone():
 def test_mnist_by_command(tmp_path, monkeypatch):
     "The linear machine on MNIST's four files, trained, then loaded and evaluated."
     import matplotlib.pyplot as plt
-    import wavescat.data
+    import wavescat.data.imageset
     from test_data import _mnist
     from typer.testing import CliRunner
-    from wavescat.cli import app
-    from wavescat.optim import precision_here
+    from wavescat.apps.cli import app
+    from wavescat.training.optim import precision_here
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"): monkeypatch.setenv(name, str(tmp_path / name))
     wavescat.data.load.cache_clear()
     folder, _, packed = _mnist(monkeypatch)
@@ -190,8 +190,8 @@ def test_mnist_by_command(tmp_path, monkeypatch):
 def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     "A page says of how many images a run saw some: of the whole set, not of those that happen to be here."
     from test_data import _tiny
-    from wavescat.data import load
-    from wavescat.studies import trained_on
+    from wavescat.data.imageset import load
+    from wavescat.studies.presets import trained_on
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache")); monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path))
     load.cache_clear()
     _tiny(tmp_path / "tiny-imagenet-200", 4)
@@ -204,7 +204,7 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
 
 def test_classes_that_fare_alike():
     "Who reads five classes of eighty that are always wrong is told so."
-    from wavescat.explain import class_errors, ties
+    from wavescat.analysis.explain import class_errors, ties
     labels, classes = np.repeat(np.arange(20), 4), [f"{i}" for i in range(20)]
     assert ties(class_errors(np.where(labels < 12, 19, labels), labels, classes)) == ("12 classes share an error rate of 100 %, with room for 5 of them among the most misclassified; 8 classes share an error rate of 0 %, with room for 5 of them among the least misclassified: "
                                                                                  "which, the order of the classes decides, not the model.")
@@ -214,9 +214,9 @@ def test_classes_that_fare_alike():
 
 def test_float16_stopped_and_gone_on_with(tmp_path, monkeypatch):
     "Float16 with its scaled loss: it learns, and from a checkpoint it ends where it would have ended, to the last bit."
-    from wavescat.experiment import experiment
-    from wavescat.store import Stopped, run_dir
-    from wavescat.train import run
+    from wavescat.runs.experiment import experiment
+    from wavescat.runs.store import Stopped, run_dir
+    from wavescat.training.train import run
     e, files = experiment(model="wytiny", width=2, per_class=8, epochs=6, batch_size=16, lr=.05, augment="none", precision="float16"), {}
     for how in ("whole", "stopped"):
         monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / how)); monkeypatch.setenv("WAVESCAT_CHECKPOINT_SECONDS", "0")
@@ -235,7 +235,7 @@ def test_networks_learn_by_deterministic_operations():
     "On a GPU, runs are deterministic unless asked otherwise, and torch refuses some operations there: none is on any model's way back."
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from wavescat.hybrids import MODELS, build, model_options
+    from wavescat.models.hybrids import MODELS, build, model_options
     refused = ("adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool", "max_unpool", "reflection_pad", "replication_pad", "upsample_bicubic2d_backward", "upsample_linear", "upsample_trilinear", "nll_loss2d", "histc", "bincount", "median", "max_pool3d", "avg_pool3d", "grid_sampler_2d_backward", "cumsum")
     class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, op, kinds, args=(), kwargs=None):
@@ -264,16 +264,16 @@ def test_other_images_of_the_same_name(tmp_path):
 
 def test_ghost_batches_may_be_shared_by_processes(monkeypatch):
     "What they compute then is compared in test_distributed."
-    from wavescat.experiment import experiment
-    from wavescat.train import check
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import check
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost")): monkeypatch.setenv(name, value)
     check(experiment(model="wytiny", norm="ghost-batch", ghost=4, width=2, per_class=5))
 
 
 def test_a_model_that_asks_for_numbers_is_no_misfit(tmp_path, monkeypatch):
     "The trial without numbers refuses what is too small, and nothing else."
-    from wavescat.experiment import experiment
-    from wavescat.train import check, own_model
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.train import check, own_model
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
     (tmp_path / "mine.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x): return super().forward(x.flatten(1)) * float(x.mean().item() < 9)\ndef net(shape, num_classes): return Net(shape[0] * shape[1] * shape[2], num_classes)\n")
     check(experiment(model=own_model(f"{tmp_path / 'mine.py'}:net"), per_class=2))

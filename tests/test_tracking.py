@@ -17,9 +17,9 @@ from conftest import ROOT
 
 pytest.importorskip("mlflow")
 
-from wavescat import tracking  # noqa: E402
-from wavescat.experiment import experiment  # noqa: E402
-from wavescat.store import claim, publish, remove, run_dir, work_dir  # noqa: E402
+from wavescat.runs import tracking  # noqa: E402
+from wavescat.runs.experiment import experiment  # noqa: E402
+from wavescat.runs.store import claim, publish, remove, run_dir, work_dir  # noqa: E402
 
 HOOK = """ # says what asks another machine
 import socket, sys
@@ -27,7 +27,7 @@ def hook(event, args):
     if event in ('socket.getaddrinfo', 'socket.connect'): print(event, args[1:], file=sys.stderr)
 sys.addaudithook(hook)
 """
-MIRROR = HOOK + "import json; from wavescat.tracking import mirror; print(json.dumps(mirror()))"
+MIRROR = HOOK + "import json; from wavescat.runs.tracking import mirror; print(json.dumps(mirror()))"
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +212,7 @@ def test_two_processes_at_once_and_one_killed(store):
     "Two share the work and double nothing; what a third left half logged is completed."
     for s in range(6): put(s)
     tracking._file(tracking.uri()).unlink()
-    killed = start("-c", HOOK + "import os, wavescat.tracking as t; keep = t._log; n = [0]\ndef log(client, run, what, drawn):\n    n[0] += 1\n    if n[0] == 2: client.log_param(run.info.run_id, 'L', '8'); client.set_terminated = lambda *a: os.kill(os.getpid(), 9)\n    keep(client, run, what, drawn)\nt._log = log; t.mirror()")
+    killed = start("-c", HOOK + "import os, wavescat.runs.tracking as t; keep = t._log; n = [0]\ndef log(client, run, what, drawn):\n    n[0] += 1\n    if n[0] == 2: client.log_param(run.info.run_id, 'L', '8'); client.set_terminated = lambda *a: os.kill(os.getpid(), 9)\n    keep(client, run, what, drawn)\nt._log = log; t.mirror()")
     assert killed.communicate(timeout=60) == ("", "")
     assert killed.returncode == -9 and sorted(r.info.status for r in shown().values()) == ["FINISHED", "RUNNING"]
     both = [start("-c", MIRROR) for _ in range(2)]
@@ -265,7 +265,7 @@ def test_a_server_that_never_answers(store, monkeypatch):
 
 def test_without_mlflow(store):
     put()
-    p = start("-c", "import sys; sys.modules['mlflow'] = None\nimport wavescat.tracking as t\nassert not {'pandas', 'matplotlib', 'filelock'} & set(sys.modules)\ntry: t.mirror()\nexcept t.Unreachable as e: print(e)")
+    p = start("-c", "import sys; sys.modules['mlflow'] = None\nimport wavescat.runs.tracking as t\nassert not {'pandas', 'matplotlib', 'filelock'} & set(sys.modules)\ntry: t.mirror()\nexcept t.Unreachable as e: print(e)")
     out, err = p.communicate(timeout=60)
     assert "MLflow isn't installed" in out and out.count("\n") == 1 and err == ""
 
@@ -274,7 +274,7 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
     for s in range(3): put(s, accuracy=60. + s)
     fail(7)
     port = free_port()
-    p = start("-c", f"from wavescat.tracking import serve; serve({port})")
+    p = start("-c", f"from wavescat.runs.tracking import serve; serve({port})")
     try:
         said = p.stdout.readline()
         assert said == f"MLflow shows 4 runs at http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning (Ctrl-C ends it)\n", said + p.stderr.read()
@@ -308,7 +308,7 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
 
 
 def test_a_page_that_is_told_to_end_while_it_starts(store):
-    p = start("-c", "from wavescat.tracking import serve; serve(0)")
+    p = start("-c", "from wavescat.runs.tracking import serve; serve(0)")
     until((store / ".mlflow" / "server.log").exists)
     p.send_signal(signal.SIGTERM)
     p.communicate(timeout=20)

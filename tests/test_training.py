@@ -22,9 +22,9 @@ def trained(tmp_path_factory):
     "A store with two runs, a diverged one and a failed one."
     store = tmp_path_factory.mktemp("trained")
     code = """
-from wavescat.experiment import experiment
-from wavescat.store import claim
-from wavescat.train import run
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import claim
+from wavescat.training.train import run
 base = dict(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=2)
 for options in (dict(), dict(seed=1), dict(lr=1e30)): print(run(experiment(**{**base, **options}))["identity"])
 e = experiment(**{**base, "seed": 9})
@@ -39,8 +39,8 @@ except RuntimeError: print(e.identity)
 
 def test_killed_while_it_cleared_up(trained, monkeypatch):
     "A result that is stored, beside what its run left on the way: the next who asks clears it away, unless it is newer, of somebody who computes it again."
-    from wavescat.store import experiment_of, run_dir, work_dir
-    from wavescat.train import run
+    from wavescat.runs.store import experiment_of, run_dir, work_dir
+    from wavescat.training.train import run
     monkeypatch.setenv("WAVESCAT_RUNS", str(trained[0]))
     e = experiment_of(trained[1][0])
     result, work = run_dir(e) / "result.json", work_dir(e)
@@ -57,9 +57,9 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     code = """
 import os, random, signal, sys, time
 import torch
-from wavescat.experiment import experiment
-from wavescat.store import work_dir
-from wavescat.train import check, run
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import work_dir
+from wavescat.training.train import check, run
 e = experiment(model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8, precision=sys.argv[1], mix="mixup")
 torch.set_num_threads(1)
 check(e)                                       # reads the images before the children do
@@ -126,8 +126,8 @@ def net(shape, num_classes): return Net(shape, num_classes)
 def test_diverged_after_an_interruption_keeps_the_same_weights(tmp_path):
     code = """
 import sys, torch
-from wavescat.experiment import experiment
-from wavescat.train import Stopped, load_model, run
+from wavescat.runs.experiment import experiment
+from wavescat.training.train import Stopped, load_model, run
 torch.set_num_threads(1)
 e = experiment(model="scatresnet18", L=2, width=2, per_class=8, batch_size=8, epochs=3, lr=1e9)
 asked = 0
@@ -152,9 +152,9 @@ print(e.identity, result["status"], result["resumed"], all(v.isfinite().all() fo
 
 def test_stopped_is_not_failed_and_an_old_failure_is_forgotten(tmp_path):
     code = """
-from wavescat.experiment import experiment
-from wavescat.store import claim, failure, runs
-from wavescat.train import Stopped, run
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import claim, failure, runs
+from wavescat.training.train import Stopped, run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 try:
     with claim(e): raise OSError("disk")
@@ -174,13 +174,13 @@ def test_a_head_on_cached_features_in_parts(tmp_path):
     "One batch of all images, computed in parts: the parts are drawn anew every epoch, cached or not."
     code = """
 import torch
-from wavescat.distributed import World
-from wavescat.experiment import experiment
-from wavescat.train import Training
-from wavescat.batches import Batches
+from wavescat.training.distributed import World
+from wavescat.runs.experiment import experiment
+from wavescat.training.train import Training
+from wavescat.data.batches import Batches
 e = experiment(model="scattering-linear", L=4, order=1, per_class=10, augment="none", batch_size=128, epochs=3, lr=.01, accumulate=8)
 cached, plain = (Training(e, World(torch.device("cpu"))) for _ in range(2))
-plain.train, plain.forward = Batches(plain.data.train, plain.data.train_labels, plain.data.mean, plain.data.std, "cpu", __import__("wavescat.train").train.split_of(e).train), plain.model
+plain.train, plain.forward = Batches(plain.data.train, plain.data.train_labels, plain.data.mean, plain.data.std, "cpu", __import__("wavescat.training.train").train.split_of(e).train), plain.model
 for _ in range(3): print(*(round(t.epoch(lambda: None)["train_loss"], 3) for t in (cached, plain)))
 """
     done = _python(code, tmp_path)
@@ -213,9 +213,9 @@ def test_what_no_launcher_made_and_what_cannot_train_is_refused(tmp_path):
 def test_a_checkpoint_that_is_damaged_or_of_other_code_is_not_used(tmp_path):
     code = """
 import torch
-from wavescat.experiment import experiment
-from wavescat.store import load_checkpoint, work_dir
-from wavescat.train import Stopped, run
+from wavescat.runs.experiment import experiment
+from wavescat.runs.store import load_checkpoint, work_dir
+from wavescat.training.train import Stopped, run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 def stop():
     try: run(e, stop=lambda: True)
@@ -234,8 +234,8 @@ assert r["resumed"] == 0 and r["status"] == "done"
 
 def test_out_of_memory_says_what_to_lower(tmp_path):
     code = """
-import torch, wavescat.train as t
-from wavescat.experiment import experiment
+import torch, wavescat.training.train as t
+from wavescat.runs.experiment import experiment
 def full(*a, **kw): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 t.Training.step = full
 try: t.run(experiment(width=2, per_class=2, epochs=1))
@@ -261,7 +261,7 @@ def _full_disk(tmp_path):
 def test_a_full_disk_loses_nothing(tmp_path):
     "What was stored stays as it was, the run that can't be stored fails in one line and leaves no half of itself, and there is room again it is computed."
     prefix, disk = _full_disk(tmp_path), tmp_path / "disk"
-    train = f"{sys.executable} -c 'from wavescat.cli import main; main()' train " + " ".join(TINY) + " -p epochs=1"
+    train = f"{sys.executable} -c 'from wavescat.apps.cli import main; main()' train " + " ".join(TINY) + " -p epochs=1"
     script = f"""
 mount -t tmpfs -o size=2m none {disk} || exit 9
 export WAVESCAT_RUNS={disk}
@@ -330,7 +330,7 @@ def test_predict(trained, tmp_path):
     "Training images of the embedded set, written as files, get the classes that the stored model gives them; the data set isn't asked for."
     import numpy as np
     from PIL import Image
-    from wavescat.data import load
+    from wavescat.data.imageset import load
     store, (run, *_) = trained
     data = load("textures")
     paths = [tmp_path / f"{i}.png" for i in range(3)]
@@ -387,9 +387,9 @@ def test_rm(trained, tmp_path):
 
 def test_every_published_protocol_can_be_said():
     "As settings that an experiment knows and that go together; numbers of PROTOCOLS in the papers."
-    from wavescat.experiment import experiment
-    from wavescat.optim import check_settings, learning_rate
-    from wavescat.studies import protocol, protocols
+    from wavescat.runs.experiment import experiment
+    from wavescat.training.optim import check_settings, learning_rate
+    from wavescat.studies.presets import protocol, protocols
     made = {name: experiment(**protocol(name)) for name in protocols()}
     for e in made.values(): check_settings(e)
     assert {n: (e.epochs, e.batch_size, e.lr) for n, e in made.items() if n.startswith("parametric-ll-") and n[14:].isdigit()} == {"parametric-ll-100": (5000, 128, .06), "parametric-ll-500": (1000, 500, .13), "parametric-ll-1000": (500, 1000, .2)}
@@ -404,7 +404,7 @@ def test_weights_from_elsewhere(tmp_path):
     from PIL import Image
     from safetensors.torch import load_file
     import torch
-    from wavescat.hybrids import build
+    from wavescat.models.hybrids import build
     torch.manual_seed(0)
     own = build("resnet18-imagenet", (3, 224, 224), 1000).state_dict()
     def theirs(key):
@@ -434,10 +434,10 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
     import numpy as np
     import torch
 
-    from wavescat.experiment import experiment
-    from wavescat.store import run_dir
-    from wavescat.studies import tested
-    from wavescat.train import run
+    from wavescat.runs.experiment import experiment
+    from wavescat.runs.store import run_dir
+    from wavescat.studies.presets import tested
+    from wavescat.training.train import run
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     e = experiment(model="scattering-linear", L=4, per_class=4, epochs=8, batch_size=16, lr=.05, seed=3, **options)
     result = run(e, device=torch.device("cpu"))
@@ -452,9 +452,9 @@ def test_random_filters_that_stayed_fixed_are_not_drawn_anew(tmp_path, monkeypat
     "A run that starts from one with such filters has its seed, or isn't begun; a file of weights doesn't say which that is."
     import torch
 
-    from wavescat.experiment import experiment
-    from wavescat.store import run_dir
-    from wavescat.train import check, run
+    from wavescat.runs.experiment import experiment
+    from wavescat.runs.store import run_dir
+    from wavescat.training.train import check, run
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     options = dict(model="scattering-linear", L=4, per_class=4, batch_size=16, init="random", augment="none")
     first = experiment(**options, epochs=12, lr=.05, seed=3)

@@ -13,13 +13,13 @@ from PIL import Image
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
 
-from wavescat import filters
-from wavescat.experiment import experiment
-from wavescat.filters import LEARN, FilterBank, LearnedBank, filter_bank, fourier_bank, random_frame
-from wavescat.plots import save
-from wavescat.scattering import Scattering2D
-from wavescat.train import load_model, run
-from wavescat.visualise import (PARTS, Recorder, before_after, coefficients_disk, film, filter_grid, frame_bounds, littlewood_paley, match, measured_orientations, parameter_curves, recorded)
+from wavescat.scattering.layer import filters
+from wavescat.runs.experiment import experiment
+from wavescat.scattering.filters import LEARN, FilterBank, LearnedBank, filter_bank, fourier_bank, random_frame
+from wavescat.figures.plots import save
+from wavescat.scattering.layer import Scattering2D
+from wavescat.training.train import load_model, run
+from wavescat.figures.visualise import (PARTS, Recorder, before_after, coefficients_disk, film, filter_grid, frame_bounds, littlewood_paley, match, measured_orientations, parameter_curves, recorded)
 
 
 def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=.03, **kw):
@@ -76,7 +76,7 @@ def test_orientations_are_modulo_pi():
 def test_the_assignment_is_optimal(seed):
     "No other pairing of a small bank is cheaper."
     from itertools import permutations
-    from wavescat.visualise import morlet_distances
+    from wavescat.figures.visualise import morlet_distances
     a, b = random_frame(1, 5, seed), random_frame(1, 5, seed + 100)
     d = morlet_distances(a, b)
     banks = [LearnedBank(1, 5, (16, 16)) for _ in "ab"]
@@ -249,5 +249,5 @@ def test_what_can_t_be_is_refused(tmp_path):
 
 def test_the_room_is_light():
     "Training doesn't know it: nothing that computes brings in drawing."
-    code = "import sys, wavescat.train; assert not {'wavescat.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
+    code = "import sys, wavescat.training.train; assert not {'wavescat.figures.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0

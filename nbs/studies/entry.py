@@ -1,7 +1,7 @@
 """An entry of the challenge: two convolutions behind scattering; an image and its mirror image are asked together."""
 from torch import Tensor, nn
 
-from wavescat.backbones import field_means
+from wavescat.models.backbones import field_means
 from wavescat.scattering import Scattering2D
 
 
