@@ -3,7 +3,7 @@ import ast, sys
 from pathlib import Path
 import pytest, torch
 import wavescat
-from wavescat.runs import experiment as ex
+from wavescat.runs import code
 from wavescat.data.imageset import load
 from wavescat.training.distributed import World
 from wavescat.runs.experiment import experiment
@@ -17,14 +17,14 @@ SMALL = dict(per_class=2, width=2, epochs=2, batch_size=8, lr=.01, validation=8)
 def test_every_function_that_computes_a_run_counts_in_its_code_version(settings):
     e = experiment(**{**SMALL, **({"validation": 20} if "dataset" in settings else {}), **settings})
     load.cache_clear()
-    modules = {str(Path(wavescat.__file__).parent / f"{m}.py"): m for m in ex._COMPUTING}
+    modules = {str(p): p.stem for package in code._PACKAGES for p in (Path(wavescat.__file__).parent / package).glob("*.py")}
     called = set()
     def note(frame, event, arg):
         if event == "call" and frame.f_code.co_filename in modules: called.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
     sys.setprofile(note)
     try: fit(e, World(torch.device("cpu")))
     finally: sys.setprofile(None)
-    counts = ex._reached(ex._computing(), {r: getattr(e, f) for r, f in ex._REGISTRIES.items()}, ["fit"])
+    counts = code.reached(code._computing(), {r: getattr(e, f) for r, f in code._REGISTRIES.items()}, ["fit"])
     missed, seen = set(), 0
     for file in modules:
         nodes = ast.parse(Path(file).read_text()).body

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, wavescat
 
-from wavescat.data.imageset import imageset as data; from wavescat.studies.presets import render as report; from wavescat.data.imageset import sources; from wavescat.runs import store
+from wavescat.data import imageset as data
+from wavescat.data import sources
+from wavescat.runs import store
+from wavescat.studies import render as report
 
 FIPS = """
 import hashlib

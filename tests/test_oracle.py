@@ -3,7 +3,8 @@ import pytest
 import torch
 
 pytest.importorskip("kymatio")
-from wavescat.scattering.layer import Scattering2D, kymatio_scattering, scattering_paths  # noqa: E402
+from wavescat.scattering.layer import Scattering2D, kymatio_scattering  # noqa: E402
+from wavescat.scattering.transform import scattering_paths
 
 SHAPES = {1: [(8, 8), (31, 33)], 2: [(32, 32), (17, 40)], 3: [(32, 32), (45, 61)], 4: [(32, 48), (97, 33)], 5: [(32, 32), (64, 64)]}
 CASES = [(J, L, shape, order) for J, shapes in SHAPES.items() for L in (1, 2, 3, 4, 6, 8, 12, 16, 20) for order in (1, 2) for shape in (shapes if J < 4 or L < 5 else shapes[:1])]

@@ -12,7 +12,8 @@ from conftest import ROOT, wavescat
 
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import run_dir
-from wavescat.training.train import Stopped, check, load_model, own_model, read_weights, run
+from wavescat.runs.store import Stopped
+from wavescat.training.train import check, load_model, own_model, read_weights, run
 
 CPU = torch.device("cpu")
 SMALL = dict(per_class=2, epochs=2, batch_size=8, lr=.01, augment="none")

@@ -178,7 +178,7 @@ def trained(tmp_path_factory):
 
 def study(monkeypatch, **parameters):
     "What the study gives with these parameters, executed in this process."
-    from wavescat.studies.presets import presets as studies
+    from wavescat.studies import presets as studies
     gave = []
     monkeypatch.setattr(studies, "give", lambda *what: gave.append(what))
     values = studies.resolve("stability", "smoke", {"representations": "pixels", "deformations": "perspective, warp", "bound_J": "1", **parameters})

@@ -127,7 +127,8 @@ def test_diverged_after_an_interruption_keeps_the_same_weights(tmp_path):
     code = """
 import sys, torch
 from wavescat.runs.experiment import experiment
-from wavescat.training.train import Stopped, load_model, run
+from wavescat.runs.store import Stopped
+from wavescat.training.train import load_model, run
 torch.set_num_threads(1)
 e = experiment(model="scatresnet18", L=2, width=2, per_class=8, batch_size=8, epochs=3, lr=1e9)
 asked = 0
@@ -154,7 +155,8 @@ def test_stopped_is_not_failed_and_an_old_failure_is_forgotten(tmp_path):
     code = """
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import claim, failure, runs
-from wavescat.training.train import Stopped, run
+from wavescat.runs.store import Stopped
+from wavescat.training.train import run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 try:
     with claim(e): raise OSError("disk")
@@ -215,7 +217,8 @@ def test_a_checkpoint_that_is_damaged_or_of_other_code_is_not_used(tmp_path):
 import torch
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import load_checkpoint, work_dir
-from wavescat.training.train import Stopped, run
+from wavescat.runs.store import Stopped
+from wavescat.training.train import run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 def stop():
     try: run(e, stop=lambda: True)

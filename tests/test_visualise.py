@@ -13,7 +13,7 @@ from PIL import Image
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
 
-from wavescat.scattering.layer import filters
+from wavescat.scattering import filters
 from wavescat.runs.experiment import experiment
 from wavescat.scattering.filters import LEARN, FilterBank, LearnedBank, filter_bank, fourier_bank, random_frame
 from wavescat.figures.plots import save

@@ -23,7 +23,8 @@ from torch import nn
 
 
 from ..models.backbones import left_as_it_was
-from ..runs.experiment import Experiment, code_version
+from ..runs.experiment import Experiment
+from ..runs.code import code_version
 from ..runs.store import runs_dir
 from ..scattering.fast import Chunk
 from ..core.names import choose

@@ -31,12 +31,14 @@ from tqdm import tqdm
 from ..data.augment import AUGMENTATIONS
 from ..data.imageset import load, looked_at_once
 from .distributed import launched
-from ..runs.experiment import Experiment, code_version, experiment
+from ..runs.experiment import Experiment, experiment
+from ..runs.code import code_version
 from ..models.hybrids import model_options
 from ..core.names import shown, split_list, unquoted
 from .optim import precision_here
 from ..runs.store import Busy, claim, failure, owned, runs_dir
-from .train import Stopped, build_model, check, default_device, found, image_counts, own_model, run, while_unchanged
+from ..runs.store import Stopped
+from .train import build_model, check, default_device, found, image_counts, own_model, run, while_unchanged
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-5
 _MOST_NUMBERS = 10_000 # of a list that is read

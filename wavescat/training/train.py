@@ -42,7 +42,8 @@ from ..models.backbones import parameter_count, renamed_alexnet, renamed_weights
 from ..data.batches import Batches
 from ..data.imageset import DATASETS, Unseen, decode, files_state, load, looked_at_once
 from .distributed import World, launched, leave, world
-from ..runs.experiment import Experiment, code_version
+from ..runs.experiment import Experiment
+from ..runs.code import code_version
 from ..scattering.filters import LearnedBank
 from ..models.hybrids import MODELS, build, model_options
 from .metrics import r2, rmse, top_k
