@@ -1,4 +1,5 @@
 """What several tests share: a store of their own, the command, the smoke reports, a browser."""
+
 import json
 import os
 import re
@@ -12,19 +13,33 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")                # many tests start processes that compute side by side: with all cores each, they'd wait for one another
-signal.signal(signal.SIGINT, signal.default_int_handler)     # where the tests run in the background, what they start could ignore Ctrl-C
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # many tests start processes that compute side by side: with all cores each, they'd wait for one another
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # where the tests run in the background, what they start could ignore Ctrl-C
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "from wavescat.apps.cli import main; main()"
-CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+CHROMIUM = next(
+    (p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))),
+    None,
+)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 
 
 def wavescat(*args, store, cwd=ROOT, env=None, **kw):
     "Run the command in a fresh process with a store of its own."
-    return subprocess.run([sys.executable, "-c", COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "WAVESCAT_RUNS": str(store), **(env or {})}, **kw)
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "WAVESCAT_RUNS": str(store), **(env or {})},
+        **kw,
+    )
 
 
 def pytest_make_parametrize_id(val, argname):
@@ -36,15 +51,25 @@ def pytest_make_parametrize_id(val, argname):
 def pytest_xdist_make_scheduler(config, log):
     "Processes share the tests: those that need the smoke studies stay together, notebooks go one by one, the others file by file."
     from xdist.scheduler import LoadScopeScheduling
-    def needing(path): return {f"{path.name}::{name}" for name in re.findall(r"^def (test_\w+)\([^)]*\bsmoke\b", path.read_text(encoding="utf-8"), re.M)}
+
+    def needing(path):
+        return {
+            f"{path.name}::{name}"
+            for name in re.findall(
+                r"^def (test_\w+)\([^)]*\bsmoke\b", path.read_text(encoding="utf-8"), re.M
+            )
+        }
+
     smoke = set().union(*map(needing, Path(__file__).parent.glob("test_*.py")))
 
     class Sharing(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path, _, test = nodeid.partition("::")
             name = Path(path).name
-            if f"{name}::{test.partition('[')[0]}" in smoke: return "smoke"
+            if f"{name}::{test.partition('[')[0]}" in smoke:
+                return "smoke"
             return nodeid if name == "test_notebooks.py" else name
+
     return Sharing(config, log)
 
 
@@ -52,7 +77,8 @@ def pytest_xdist_make_scheduler(config, log):
 def _figures_closed():
     "Each test begins without figures of others."
     yield
-    if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all")
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +87,8 @@ def _own_networks_forgotten():
     yield
     if "wavescat.models.hybrids" in sys.modules:
         models = sys.modules["wavescat.models.hybrids"].MODELS
-        for name in [m for m in models if "@" in m]: del models[name]
+        for name in [m for m in models if "@" in m]:
+            del models[name]
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +105,11 @@ def browser():
     "Headless Chromium; without one the tests that need it are skipped, or fail where it is required."
     if CHROMIUM is None:
         problem = "NO BROWSER: install chromium to run the browser tests"
-        if os.environ.get("WAVESCAT_REQUIRE_BROWSER"): pytest.fail(problem)
+        if os.environ.get("WAVESCAT_REQUIRE_BROWSER"):
+            pytest.fail(problem)
         pytest.skip(problem)
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -91,18 +120,56 @@ def browser():
 def lab(tmp_path):
     "JupyterLab on localhost over a folder of the test's: the address of a notebook in it."
     (tmp_path / "settings").mkdir()
-    (tmp_path / "settings" / "overrides.json").write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}))
-    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", f"--notebook-dir={tmp_path}", "--LabApp.expose_app_in_browser=True",
-                               f"--LabApp.app_settings_dir={tmp_path / 'settings'}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                              env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "runs"), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data"), "IPYTHONDIR": str(tmp_path / "ipython")})
+    (tmp_path / "settings" / "overrides.json").write_text(
+        json.dumps(
+            {
+                "@jupyterlab/apputils-extension:notification": {
+                    "fetchNews": "false",
+                    "checkForUpdates": False,
+                }
+            }
+        )
+    )
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "lab",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            "--port=0",
+            "--allow-root",
+            f"--notebook-dir={tmp_path}",
+            "--LabApp.expose_app_in_browser=True",
+            f"--LabApp.app_settings_dir={tmp_path / 'settings'}",
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "WAVESCAT_RUNS": str(tmp_path / "runs"),
+            "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+            "JUPYTER_DATA_DIR": str(tmp_path / "data"),
+            "IPYTHONDIR": str(tmp_path / "ipython"),
+        },
+    )
     try:
         for line in server.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/lab\?token=\w+", line): break
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/lab\?token=\w+", line):
+                break
         last = time.monotonic() + 60
-        while True:                                          # it says where it is before it listens there
-            try: socket.create_connection(("127.0.0.1", int(found[1])), 5).close(); break
-            except ConnectionRefusedError: assert time.monotonic() < last and server.poll() is None, "JupyterLab doesn't answer"
-            time.sleep(.05)
+        while True:  # it says where it is before it listens there
+            try:
+                socket.create_connection(("127.0.0.1", int(found[1])), 5).close()
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < last and server.poll() is None, (
+                    "JupyterLab doesn't answer"
+                )
+            time.sleep(0.05)
         yield lambda name: found[0].replace("/lab?", f"/lab/tree/{name}.ipynb?")
     finally:
         os.killpg(server.pid, signal.SIGTERM)

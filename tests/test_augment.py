@@ -1,4 +1,5 @@
 """AutoAugment's operations are Pillow's."""
+
 import math
 
 import numpy as np
@@ -14,7 +15,8 @@ W, H = PHOTO.size
 GREY = 125
 
 
-def _tensor(image): return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+def _tensor(image):
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
 
 
 def _on_grey(image):
@@ -24,41 +26,66 @@ def _on_grey(image):
     return _tensor(Image.fromarray(pixels))
 
 
-def _affine(*numbers): return _on_grey(PHOTO.convert("RGBA").transform(PHOTO.size, Image.Transform.AFFINE, numbers))
+def _affine(*numbers):
+    return _on_grey(PHOTO.convert("RGBA").transform(PHOTO.size, Image.Transform.AFFINE, numbers))
 
 
-def _apply(name, magnitude): return _OPERATIONS[name][0](_tensor(PHOTO), torch.tensor([magnitude]))
+def _apply(name, magnitude):
+    return _OPERATIONS[name][0](_tensor(PHOTO), torch.tensor([magnitude]))
 
 
-@pytest.mark.parametrize("m", [.3, -.3, .13])
-@pytest.mark.parametrize("name, pillow", [
-    ("ShearX", lambda m: _affine(1, m, 0, 0, 1, 0)), ("ShearY", lambda m: _affine(1, 0, 0, m, 1, 0)),
-    ("TranslateX", lambda m: _affine(1, 0, -m * W, 0, 1, 0)), ("TranslateY", lambda m: _affine(1, 0, 0, 0, 1, -m * H)),
-    ("Rotate", lambda m: _on_grey(PHOTO.convert("RGBA").rotate(math.degrees(m))))])
+@pytest.mark.parametrize("m", [0.3, -0.3, 0.13])
+@pytest.mark.parametrize(
+    "name, pillow",
+    [
+        ("ShearX", lambda m: _affine(1, m, 0, 0, 1, 0)),
+        ("ShearY", lambda m: _affine(1, 0, 0, m, 1, 0)),
+        ("TranslateX", lambda m: _affine(1, 0, -m * W, 0, 1, 0)),
+        ("TranslateY", lambda m: _affine(1, 0, 0, 0, 1, -m * H)),
+        ("Rotate", lambda m: _on_grey(PHOTO.convert("RGBA").rotate(math.degrees(m)))),
+    ],
+)
 def test_geometry(name, pillow, m):
     "But for single pixels that lie on the border between two."
     differs = (_apply(name, m) - pillow(m)).abs().amax(1) > 1e-3
-    assert differs.float().mean() < .003
+    assert differs.float().mean() < 0.003
 
 
-@pytest.mark.parametrize("m", [.9, -.9, .3])
-@pytest.mark.parametrize("name, pillow", [("Contrast", ImageEnhance.Contrast), ("Color", ImageEnhance.Color),
-                                          ("Brightness", ImageEnhance.Brightness), ("Sharpness", ImageEnhance.Sharpness)])
+@pytest.mark.parametrize("m", [0.9, -0.9, 0.3])
+@pytest.mark.parametrize(
+    "name, pillow",
+    [
+        ("Contrast", ImageEnhance.Contrast),
+        ("Color", ImageEnhance.Color),
+        ("Brightness", ImageEnhance.Brightness),
+        ("Sharpness", ImageEnhance.Sharpness),
+    ],
+)
 def test_enhancement(name, pillow, m):
     "Pillow rounds in between."
-    torch.testing.assert_close(_apply(name, m), _tensor(pillow(PHOTO).enhance(1 + m)), atol=1.5 / 255, rtol=0)
+    torch.testing.assert_close(
+        _apply(name, m), _tensor(pillow(PHOTO).enhance(1 + m)), atol=1.5 / 255, rtol=0
+    )
 
 
-@pytest.mark.parametrize("name, m, pillow", [
-    ("AutoContrast", 0., ImageOps.autocontrast), ("Invert", 0., ImageOps.invert), ("Equalize", 0., ImageOps.equalize),
-    ("Solarize", 100., lambda image: ImageOps.solarize(image, 156)), ("Posterize", 4., lambda image: ImageOps.posterize(image, 4))])
-def test_tables_of_values(name, m, pillow): torch.testing.assert_close(_apply(name, m), _tensor(pillow(PHOTO)), atol=1e-6, rtol=0)
+@pytest.mark.parametrize(
+    "name, m, pillow",
+    [
+        ("AutoContrast", 0.0, ImageOps.autocontrast),
+        ("Invert", 0.0, ImageOps.invert),
+        ("Equalize", 0.0, ImageOps.equalize),
+        ("Solarize", 100.0, lambda image: ImageOps.solarize(image, 156)),
+        ("Posterize", 4.0, lambda image: ImageOps.posterize(image, 4)),
+    ],
+)
+def test_tables_of_values(name, m, pillow):
+    torch.testing.assert_close(_apply(name, m), _tensor(pillow(PHOTO)), atol=1e-6, rtol=0)
 
 
 def test_hue_turns_about_the_grey_axis_not_in_hsv():
     "As its text says: the mean of the three colours stays, HSV's value doesn't."
-    x = _tensor(PHOTO) * .4 + .3
-    y = colour_jitter(x, torch.Generator().manual_seed(0), 1., 0., 0., 0., .1)
+    x = _tensor(PHOTO) * 0.4 + 0.3
+    y = colour_jitter(x, torch.Generator().manual_seed(0), 1.0, 0.0, 0.0, 0.0, 0.1)
     torch.testing.assert_close(y.mean(1), x.mean(1), atol=1e-5, rtol=0)
     value = [color.rgb2hsv(v[0].permute(1, 2, 0).numpy())[:, :, 2] for v in (x, y)]
-    assert np.abs(value[0] - value[1]).max() > .01
+    assert np.abs(value[0] - value[1]).max() > 0.01

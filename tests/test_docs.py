@@ -1,4 +1,5 @@
 """The documentation: made without the network, whole, and as a reader finds it in a browser."""
+
 import ast
 import functools
 import http.server
@@ -42,7 +43,14 @@ WRONG = """() => {
 
 
 def _build(folder, root=ROOT):
-    return subprocess.run([sys.executable, "-c", BUILD, folder], cwd=root, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        [sys.executable, "-c", BUILD, folder],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +66,12 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(site):
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -69,32 +81,54 @@ def address(site):
 def tab(browser, address):
     "Opens pages; afterwards: nothing was asked of another machine, nothing failed, nothing stands in the console."
     said, contexts = [], []
+
     def opened(width=1280, height=900, **kw):
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **kw))
         page = contexts[-1].new_page()
         page.set_default_timeout(15_000)
-        page.on("request", lambda r: r.url.startswith((address, "data:", "file:", "about:")) or said.append(f"asked for {r.url}"))
+        page.on(
+            "request",
+            lambda r: (
+                r.url.startswith((address, "data:", "file:", "about:"))
+                or said.append(f"asked for {r.url}")
+            ),
+        )
         page.on("response", lambda r: r.status >= 400 and said.append(f"{r.status} {r.url}"))
-        page.on("requestfailed", lambda r: r.failure != "net::ERR_ABORTED" and said.append(f"failed {r.url}"))   # aborted: the reader went on
-        page.on("console", lambda m: m.type in ("error", "warning") and said.append(f"console: {m.text}"))
+        page.on(
+            "requestfailed",
+            lambda r: r.failure != "net::ERR_ABORTED" and said.append(f"failed {r.url}"),
+        )  # aborted: the reader went on
+        page.on(
+            "console",
+            lambda m: m.type in ("error", "warning") and said.append(f"console: {m.text}"),
+        )
         page.on("pageerror", lambda e: said.append(f"error: {e}"))
         return page
+
     yield opened
-    for c in contexts: c.close()
+    for c in contexts:
+        c.close()
     assert not said, said
 
 
 def _found(page, query):
     "Search, and the first hit."
-    page.locator("label[for=__search]").first.click() if page.viewport_size["width"] < 900 else page.locator("input[name=query]").click()
+    page.locator("label[for=__search]").first.click() if page.viewport_size[
+        "width"
+    ] < 900 else page.locator("input[name=query]").click()
     page.locator("input[name=query]").press_sequentially(query)
     return page.locator(".md-search-result__link").first
 
 
 def test_every_notebook_has_its_page(site):
-    for name in LIBRARY: assert (site / "lib" / f"{name}.html").is_file(), name
-    for path in [*ROOT.glob("nbs/studies/*.ipynb"), *ROOT.glob("nbs/demos/*.ipynb")]: assert (site / path.relative_to(ROOT / "nbs").with_suffix(".html")).is_file(), path
-    for path in ROOT.glob("reports/*/quick.html"): assert (site / path.relative_to(ROOT)).is_file() and (site / path.relative_to(ROOT)).with_suffix(".json").is_file(), path
+    for name in LIBRARY:
+        assert (site / "lib" / f"{name}.html").is_file(), name
+    for path in [*ROOT.glob("nbs/studies/*.ipynb"), *ROOT.glob("nbs/demos/*.ipynb")]:
+        assert (site / path.relative_to(ROOT / "nbs").with_suffix(".html")).is_file(), path
+    for path in ROOT.glob("reports/*/quick.html"):
+        assert (site / path.relative_to(ROOT)).is_file() and (
+            site / path.relative_to(ROOT)
+        ).with_suffix(".json").is_file(), path
 
 
 def test_what_is_exported_is_described(site):
@@ -103,23 +137,35 @@ def test_what_is_exported_is_described(site):
     for name in LIBRARY:
         module = ast.parse((ROOT / "wavescat" / f"{name}.py").read_text())
         page = (site / "lib" / f"{name}.html").read_text()
-        for defined in (n.name for n in module.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")):
+        for defined in (
+            n.name
+            for n in module.body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")
+        ):
             assert f'id="{defined}"' in page, f"{name}.{defined}"
             assert f'lib/{name}.html#{defined}"' in index, f"{name}.{defined}"
     page = (site / "lib" / "scattering.html").read_text()
-    assert re.search(r"<td><code>L</code></td><td><code>int</code></td><td><code>8</code></td><td>number of orientations</td>", page)
+    assert re.search(
+        r"<td><code>L</code></td><td><code>int</code></td><td><code>8</code></td><td>number of orientations</td>",
+        page,
+    )
 
 
 def test_every_command_is_described(site):
     from typer.main import get_command
     from wavescat.apps.cli import app
+
     page = (site / "command.html").read_text()
+
     def names(command, words):
         yield " ".join(words)
-        for name, sub in getattr(command, "commands", {}).items(): yield from names(sub, [*words, name])
+        for name, sub in getattr(command, "commands", {}).items():
+            yield from names(sub, [*words, name])
+
     commands = [*names(get_command(app), ["wavescat"])]
     assert len(commands) > 15
-    for c in commands: assert f'id="{c.replace(" ", "-")}"' in page, c
+    for c in commands:
+        assert f'id="{c.replace(" ", "-")}"' in page, c
 
 
 def test_a_reader_finds_a_way(tab, address):
@@ -127,7 +173,9 @@ def test_a_reader_finds_a_way(tab, address):
     page = tab()
     page.goto(address)
     assert page.locator("h1").inner_text().startswith("wavescat")
-    page.locator("nav.md-nav--primary").get_by_role("link", name="filters", exact=True).first.click()       # the module; the study of this name comes later
+    page.locator("nav.md-nav--primary").get_by_role(
+        "link", name="filters", exact=True
+    ).first.click()  # the module; the study of this name comes later
     page.wait_for_url("**/lib/filters.html")
     order = [page.url]
     for _ in range(2):
@@ -144,15 +192,24 @@ def test_a_reader_finds_a_way(tab, address):
     heading.scroll_into_view_if_needed()
     assert heading.inner_text().startswith("Scattering2D")
     page.locator("#Scattering2D ~ p.to-source a").first.click()
-    page.locator("details.source[open] code", has_text="class Scattering2D").wait_for(state="visible")
+    page.locator("details.source[open] code", has_text="class Scattering2D").wait_for(
+        state="visible"
+    )
 
 
 def test_search_finds_prose_and_reports(tab, address):
     page = tab()
-    for query, goal in {"Littlewood": "lib/filters.html", "seeds_needed": "lib/stats.html#seeds_needed", "wavescat runs compare": "command.html#wavescat-runs-compare"}.items():
+    for query, goal in {
+        "Littlewood": "lib/filters.html",
+        "seeds_needed": "lib/stats.html#seeds_needed",
+        "wavescat runs compare": "command.html#wavescat-runs-compare",
+    }.items():
         page.goto(address + "api.html")
         _found(page, query).wait_for(state="visible")
-        page.wait_for_function("goal => [...document.querySelectorAll('.md-search-result__link')].slice(0, 5).some(a => a.href.replace(/[?]h=[^#]*/, '').endsWith(goal))", arg=goal)
+        page.wait_for_function(
+            "goal => [...document.querySelectorAll('.md-search-result__link')].slice(0, 5).some(a => a.href.replace(/[?]h=[^#]*/, '').endsWith(goal))",
+            arg=goal,
+        )
 
 
 def test_search_in_a_page_opened_from_the_disk(tab, site):
@@ -170,20 +227,35 @@ def test_every_page_on_a_phone(tab, address, site):
     for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).as_posix()
         page.goto(address + name)
-        if found := page.evaluate(WRONG): wrong[name] = found
+        if found := page.evaluate(WRONG):
+            wrong[name] = found
         formulas += page.locator(".math svg").count()
         pictures += page.locator("article img").count()
-        links[name], anchors[name] = page.evaluate("[[...new Set([...document.links].map(a => a.href))], [...document.querySelectorAll('[id]')].map(e => e.id)]")
+        links[name], anchors[name] = page.evaluate(
+            "[[...new Set([...document.links].map(a => a.href))], [...document.querySelectorAll('[id]')].map(e => e.id)]"
+        )
     for name, targets in links.items():
-        for place, _, anchor in (unquote(t.removeprefix(address)).partition("#") for t in targets if t.startswith(address)):
+        for place, _, anchor in (
+            unquote(t.removeprefix(address)).partition("#")
+            for t in targets
+            if t.startswith(address)
+        ):
             place = place or "index.html"
-            if not (site / place).is_file() or anchor and place in anchors and anchor not in anchors[place]: wrong.setdefault(name, []).append(f"links to {place}#{anchor}")
+            if (
+                not (site / place).is_file()
+                or anchor
+                and place in anchors
+                and anchor not in anchors[place]
+            ):
+                wrong.setdefault(name, []).append(f"links to {place}#{anchor}")
     assert not wrong, wrong
     assert sum(t.startswith(address) for targets in links.values() for t in targets) > 1000
     assert formulas > 30 and pictures > 20
     page.goto(address)
     page.locator("label.md-header__button[for=__drawer]").click()
-    page.locator("nav.md-nav--primary").get_by_text("Filters and transform").first.wait_for(state="visible")
+    page.locator("nav.md-nav--primary").get_by_text("Filters and transform").first.wait_for(
+        state="visible"
+    )
     page.goto(address)
     _found(page, "Morlet").click()
     page.wait_for_url("**/lib/*.html*")
@@ -196,31 +268,48 @@ def test_light_and_dark(tab, address):
     luminance = """() => { const grey = c => { const canvas = document.createElement("canvas").getContext("2d"); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); const [r, g, b] = canvas.getImageData(0, 0, 1, 1).data; return (.3 * r + .59 * g + .11 * b) / 255 }
       return [grey(getComputedStyle(document.body).backgroundColor), grey(getComputedStyle(document.querySelector("article p")).color)] }"""
     paper, _ = page.evaluate(luminance)
-    assert paper > .9
+    assert paper > 0.9
     page.emulate_media(color_scheme="dark")
     page.wait_for_function("document.body.dataset.mdColorScheme === 'slate'")
     paper, ink = page.evaluate(luminance)
-    assert paper < .2 and ink > .6
+    assert paper < 0.2 and ink > 0.6
     page.locator("form[data-md-component=palette] label:visible").click()
     page.wait_for_function("document.body.dataset.mdColorScheme === 'default'")
 
 
-@pytest.mark.parametrize("text, problem", {"[x](nbs/lib/99_gone.ipynb)": "leads nowhere", "[x](#nowhere)": "nowhere", "$\\frac{1$": "can't be set"}.items(), ids=["file", "anchor", "formula"])
+@pytest.mark.parametrize(
+    "text, problem",
+    {
+        "[x](nbs/lib/99_gone.ipynb)": "leads nowhere",
+        "[x](#nowhere)": "nowhere",
+        "$\\frac{1$": "can't be set",
+    }.items(),
+    ids=["file", "anchor", "formula"],
+)
 def test_what_is_broken_is_refused(text, problem, tmp_path):
     "A link or formula that fails ends the building, with a line that names it."
     from wavescat.apps.docs import build_docs
+
     for path in ROOT.glob("nbs/lib/*/00_*.ipynb"):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True)
-        copy.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": f"# {path.stem}"}]}))
+        copy.write_text(
+            json.dumps(
+                {"cells": [{"cell_type": "markdown", "metadata": {}, "source": f"# {path.stem}"}]}
+            )
+        )
     (tmp_path / "reports").mkdir()
-    for name in ("CHANGELOG.md", "pyproject.toml"): (tmp_path / name).write_text((ROOT / name).read_text())
+    for name in ("CHANGELOG.md", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "README.md").write_text(f"# wavescat\n\n{text}\n")
-    with pytest.raises(ValueError, match=problem): build_docs(tmp_path / "site", root=tmp_path)
+    with pytest.raises(ValueError, match=problem):
+        build_docs(tmp_path / "site", root=tmp_path)
 
 
 def test_another_folder_is_left_alone(tmp_path):
     from wavescat.apps.docs import build_docs
+
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="choose another folder"): build_docs(tmp_path)
+    with pytest.raises(ValueError, match="choose another folder"):
+        build_docs(tmp_path)
     assert Path(tmp_path, "thesis.txt").read_text() == "years of work"

@@ -1,4 +1,5 @@
 """Derivatives of the filters: finite and right at every size, on every number of threads, compiled."""
+
 import pytest
 import torch
 
@@ -7,8 +8,14 @@ from wavescat.scattering.filters import INIT, LEARN, LearnedBank, SvdBank, Unbou
 from wavescat.scattering.layer import Scattering2D
 
 THREADS = 1, 2, 5, 6, 12
-BANKS = [(LearnedBank, "canonical"), (LearnedBank, "equivariant"), (LearnedBank, "pixelwise"),
-         (SvdBank, "canonical"), (UnboundedBank, "canonical"), (UnboundedBank, "equivariant")]
+BANKS = [
+    (LearnedBank, "canonical"),
+    (LearnedBank, "equivariant"),
+    (LearnedBank, "pixelwise"),
+    (SvdBank, "canonical"),
+    (UnboundedBank, "canonical"),
+    (UnboundedBank, "equivariant"),
+]
 
 
 @pytest.fixture(params=THREADS)
@@ -31,7 +38,7 @@ def _derivatives(bank):
     parameters = list(bank.parameters())
     first = torch.autograd.grad(loss, parameters, create_graph=True)
     if not any(g.requires_grad for g in first):
-        return first, ()                                      # pixelwise filters are linear
+        return first, ()  # pixelwise filters are linear
     norm = sum(g.square().sum() for g in first)
     return first, torch.autograd.grad(norm, parameters, allow_unused=True)
 
@@ -41,7 +48,9 @@ def _finite(tensors):
 
 
 @pytest.mark.parametrize("cls, learn", BANKS)
-@pytest.mark.parametrize("J, L, shape", [(1, 3, (14, 14)), (2, 8, (24, 24)), (2, 8, (40, 40)), (3, 4, (48, 32))])
+@pytest.mark.parametrize(
+    "J, L, shape", [(1, 3, (14, 14)), (2, 8, (24, 24)), (2, 8, (40, 40)), (3, 4, (48, 32))]
+)
 def test_derivatives_are_finite_on_any_number_of_threads(cls, learn, J, L, shape, threads):
     for init, seeds in (("tight-frame", 1), ("random", 3)):
         for seed in range(seeds):
@@ -52,7 +61,9 @@ def test_derivatives_are_finite_on_any_number_of_threads(cls, learn, J, L, shape
 
 @pytest.mark.parametrize("cls, learn", [b for b in BANKS if b[0] is not SvdBank])
 @pytest.mark.parametrize("init", INIT)
-@pytest.mark.parametrize("J, L, shape", [(1, 1, (8, 8)), (1, 4, (12, 10)), (2, 3, (14, 16)), (2, 8, (24, 24))])
+@pytest.mark.parametrize(
+    "J, L, shape", [(1, 1, (8, 8)), (1, 4, (12, 10)), (2, 3, (14, 16)), (2, 8, (24, 24))]
+)
 def test_derivatives_of_the_filters_are_right(cls, learn, init, J, L, shape):
     bank = cls(J, L, shape, learn, init, 1, learn_phi=True).double()
     names, values = zip(*bank.named_parameters())

@@ -1,4 +1,5 @@
 """The house is in order: exported, clean, pinned, arrows pointing up, a wheel that builds."""
+
 import ast
 import dataclasses
 import json
@@ -32,25 +33,42 @@ ARROWS["studies"] = {*ARROWS}
 ARROWS["apps"] = {*ARROWS}
 
 
-def _run(*args, **kw): return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw})
+def _run(*args, **kw):
+    return subprocess.run(
+        [*map(str, args)], capture_output=True, text=True, timeout=300, **{"cwd": ROOT, **kw}
+    )
 
 
 def test_exported_and_clean(tmp_path):
     "Cleaning and exporting a copy changes nothing."
     copy = tmp_path / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".runs", "reports", "__pycache__", ".*_cache"))
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv", ".runs", "reports", "__pycache__", ".*_cache"
+        ),
+    )
     for tool in ("nbdev_clean", "nbdev_export"):
         module = {"nbdev_clean": "nbdev.clean", "nbdev_export": "nbdev.doclinks"}[tool]
         done = _run(sys.executable, "-c", f"from {module} import {tool}; {tool}()", cwd=copy)
         assert done.returncode == 0, done.stderr
     for folder in ("nbs", "wavescat"):
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and path.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in path.parts:
-                assert (copy / path.relative_to(ROOT)).read_text() == path.read_text(), f"{path.relative_to(ROOT)}: run nbdev-clean and nbdev-export"
+            if (
+                path.is_file()
+                and path.suffix in (".py", ".ipynb")
+                and ".ipynb_checkpoints" not in path.parts
+            ):
+                assert (copy / path.relative_to(ROOT)).read_text() == path.read_text(), (
+                    f"{path.relative_to(ROOT)}: run nbdev-clean and nbdev-export"
+                )
 
 
 def test_ruff():
-    done = _run(sys.executable, "-m", "ruff", "check", "--select", "F", "wavescat", "tests", "nbs", cwd=ROOT)
+    done = _run(
+        sys.executable, "-m", "ruff", "check", "--select", "F", "wavescat", "tests", "nbs", cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -60,15 +78,29 @@ def test_ruff_sees_undefined_names(tmp_path):
 
 
 def test_environment_has_the_same_pins():
-    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line)
-    conda = dict(re.findall(r"^\s+- ([\w.-]+)==([\w.+!-]+)$", (ROOT / "environment.yml").read_text(), flags=re.M))
+    lock = dict(
+        line.split("==")
+        for line in (ROOT / "requirements.lock").read_text().split()
+        if "==" in line
+    )
+    conda = dict(
+        re.findall(
+            r"^\s+- ([\w.-]+)==([\w.+!-]+)$", (ROOT / "environment.yml").read_text(), flags=re.M
+        )
+    )
     assert lock == conda and len(lock) > 50 and lock["torch"] == "2.13.0"
 
 
 def test_every_dependency_is_locked():
-    lock = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line}
+    lock = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.lock").read_text().split()
+        if "==" in line
+    }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in project["dependencies"] + [d for group in project["optional-dependencies"].values() for d in group]:
+    for text in project["dependencies"] + [
+        d for group in project["optional-dependencies"].values() for d in group
+    ]:
         assert re.match(r"[\w.-]+", text)[0].lower() in lock, text
 
 
@@ -77,11 +109,15 @@ def _imported_modules(path):
     package = path.parent.name
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom): continue
+        if not isinstance(node, ast.ImportFrom):
+            continue
         where = (node.module or "").split(".")
-        if node.level == 0 and where[0] == "wavescat": where = where[1:]
-        elif node.level == 1: where = [package, *where]
-        elif node.level == 0: continue
+        if node.level == 0 and where[0] == "wavescat":
+            where = where[1:]
+        elif node.level == 1:
+            where = [package, *where]
+        elif node.level == 0:
+            continue
         names = [where] if len(where) == 2 else [[*where, a.name] for a in node.names]
         found |= {tuple(n) for n in names}
     return found
@@ -89,7 +125,9 @@ def _imported_modules(path):
 
 def test_packages_are_those_of_the_table():
     assert {p.parent.name for p in MODULES} == set(ARROWS)
-    assert {p.name.partition("_")[2] for p in (ROOT / "nbs" / "lib").iterdir() if p.is_dir()} == set(ARROWS)
+    assert {
+        p.name.partition("_")[2] for p in (ROOT / "nbs" / "lib").iterdir() if p.is_dir()
+    } == set(ARROWS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}.{p.stem}")
@@ -103,7 +141,8 @@ def test_modules_do_not_import_in_circles():
     imports = {(p.parent.name, p.stem): _imported_modules(p) for p in MODULES}
     assert all(m in imports for found in imports.values() for m in found)
     while ready := {m for m, found in imports.items() if not found & imports.keys()}:
-        for m in ready: del imports[m]
+        for m in ready:
+            del imports[m]
     assert not imports, f"these import one another: {sorted(imports)}"
 
 
@@ -112,7 +151,19 @@ def test_the_public_names():
     code = "import sys, wavescat; assert 'torch' not in sys.modules; print(*sorted(wavescat.__all__)); [getattr(wavescat, n) for n in wavescat.__all__]"
     done = _run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["Experiment", "FilterBank", "LearnedBank", "Scattering2D", "ScatteringTransformer", "__version__", "experiment", "filter_bank", "load_model", "run", "scattering2d"]
+    assert done.stdout.split() == [
+        "Experiment",
+        "FilterBank",
+        "LearnedBank",
+        "Scattering2D",
+        "ScatteringTransformer",
+        "__version__",
+        "experiment",
+        "filter_bank",
+        "load_model",
+        "run",
+        "scattering2d",
+    ]
 
 
 def test_computing_needs_little():
@@ -142,7 +193,8 @@ def test_no_star_imports_and_no_large_files():
     for path in tracked:
         if path.is_file():
             assert path.stat().st_size < (300_000 if path.suffix == ".ipynb" else 1_500_000), path
-            if path.suffix == ".py": assert not re.search(r"^from \S+ import \*", path.read_text(), flags=re.M), path
+            if path.suffix == ".py":
+                assert not re.search(r"^from \S+ import \*", path.read_text(), flags=re.M), path
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -154,7 +206,9 @@ def test_notebook_form(path):
     for cell in nb["cells"]:
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error" and output.get("name") != "stderr", path
-            assert not re.search(r"site-packages|/(home|root|Users|work)/", json.dumps(output)), "a path of somebody's machine"
+            assert not re.search(r"site-packages|/(home|root|Users|work)/", json.dumps(output)), (
+                "a path of somebody's machine"
+            )
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
@@ -162,14 +216,21 @@ def test_study_form(path, caplog):
     "papermill reads every parameter as we do, and the template's own defaults are the preset `quick`."
     import papermill
     from wavescat.studies.presets import parameters, resolve
+
     nb = json.loads(path.read_text())
     tags = [t for c in nb["cells"] for t in c["metadata"].get("tags", [])]
     assert tags.count("parameters") == tags.count("plan") == 1
     assert not any(c.get("outputs") for c in nb["cells"]), "templates hold no outputs"
-    assert set(papermill.inspect_notebook(str(path))) == set(parameters(path.stem)) and "Unable to parse" not in caplog.text
+    assert (
+        set(papermill.inspect_notebook(str(path))) == set(parameters(path.stem))
+        and "Unable to parse" not in caplog.text
+    )
     quick = resolve(path.stem, "quick")
     assert quick == {n: p.default for n, p in parameters(path.stem).items()}
-    assert all(p.help and type(p.default).__name__ == p.type == type(quick[n]).__name__ for n, p in parameters(path.stem).items())
+    assert all(
+        p.help and type(p.default).__name__ == p.type == type(quick[n]).__name__
+        for n, p in parameters(path.stem).items()
+    )
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "cpu", "paper"])
@@ -177,49 +238,220 @@ def test_study_form(path, caplog):
 def test_presets_plan(path, preset):
     "Every preset of every study gives a list of experiments; paper has the published protocol."
     from wavescat.studies.presets import experiments_of, resolve
+
     experiments = experiments_of(path.stem, resolve(path.stem, preset))
-    if path.stem in ("speed", "stability"):                  # they measure, and train nothing
+    if path.stem in ("speed", "stability"):  # they measure, and train nothing
         assert experiments == []
         return
-    assert len(experiments) == len(set(experiments)) >= (3 if path.stem == "seeing" else 4)     # seeing looks at one run of each model
-    if preset == "paper" and path.stem == "filters":         # full batches of 1,000 images, from the tight frame, fixed and learned
-        assert {(e.dataset, 10 * e.per_class, e.batch_size, e.init, e.augment) for e in experiments} == {("cifar10", 1000, 1000, "tight-frame", "none")} and [e.learn for e in experiments] == [None, "canonical", "equivariant", "pixelwise"]
+    assert (
+        len(experiments) == len(set(experiments)) >= (3 if path.stem == "seeing" else 4)
+    )  # seeing looks at one run of each model
+    if (
+        preset == "paper" and path.stem == "filters"
+    ):  # full batches of 1,000 images, from the tight frame, fixed and learned
+        assert {
+            (e.dataset, 10 * e.per_class, e.batch_size, e.init, e.augment) for e in experiments
+        } == {("cifar10", 1000, 1000, "tight-frame", "none")} and [
+            e.learn for e in experiments
+        ] == [None, "canonical", "equivariant", "pixelwise"]
     elif preset == "paper" and path.stem == "biomass":
-        assert {(e.dataset, e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.loss, e.target_scale, e.width) for e in experiments} == {("csiro-biomass", 200, 32, 1e-4, .9, 5e-4, "biomass", "mse", 2000, 64)}
-        assert {(e.split, e.split_seed) for e in experiments} >= {("stratified", 42), ("date", 42), ("state", 42)}
-    elif preset == "paper" and path.stem == "tuned":          # the published settings are among those tried
-        tried = {m: {(e.lr, e.weight_decay, e.epochs) for e in experiments if e.model == m and e.seed == 100} for m in ("resnet18", "scatresnet18")}
-        assert tried["resnet18"] == tried["scatresnet18"] and (.1, 5e-4, 200) in tried["resnet18"] and len(tried["resnet18"]) == 45
-    elif preset == "paper" and path.stem == "tiny_imagenet":  # every backbone behind either front and on pixels, by the published schedule
+        assert {
+            (
+                e.dataset,
+                e.epochs,
+                e.batch_size,
+                e.lr,
+                e.momentum,
+                e.weight_decay,
+                e.augment,
+                e.loss,
+                e.target_scale,
+                e.width,
+            )
+            for e in experiments
+        } == {("csiro-biomass", 200, 32, 1e-4, 0.9, 5e-4, "biomass", "mse", 2000, 64)}
+        assert {(e.split, e.split_seed) for e in experiments} >= {
+            ("stratified", 42),
+            ("date", 42),
+            ("state", 42),
+        }
+    elif preset == "paper" and path.stem == "tuned":  # the published settings are among those tried
+        tried = {
+            m: {
+                (e.lr, e.weight_decay, e.epochs)
+                for e in experiments
+                if e.model == m and e.seed == 100
+            }
+            for m in ("resnet18", "scatresnet18")
+        }
+        assert (
+            tried["resnet18"] == tried["scatresnet18"]
+            and (0.1, 5e-4, 200) in tried["resnet18"]
+            and len(tried["resnet18"]) == 45
+        )
+    elif (
+        preset == "paper" and path.stem == "tiny_imagenet"
+    ):  # every backbone behind either front and on pixels, by the published schedule
         backbones = ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")
-        assert {e.model for e in experiments} == {f"{front}{b}" for front in ("scattering-", "s2d-", "") for b in backbones} and {e.order for e in experiments if e.model == "scattering-resnet14"} == {1, 2}
-        assert {(e.dataset, e.per_class, e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.schedule, e.points, e.step_factor, e.augment, e.width, e.validation) for e in experiments if "alexnet" not in e.model} == {("tiny-imagenet", None, 15, 128, .1, .9, 5e-4, "steps", "4/8/12", .2, "scattering-tiny", 64, 0)}
+        assert {e.model for e in experiments} == {
+            f"{front}{b}" for front in ("scattering-", "s2d-", "") for b in backbones
+        } and {e.order for e in experiments if e.model == "scattering-resnet14"} == {1, 2}
+        assert {
+            (
+                e.dataset,
+                e.per_class,
+                e.epochs,
+                e.batch_size,
+                e.lr,
+                e.momentum,
+                e.weight_decay,
+                e.schedule,
+                e.points,
+                e.step_factor,
+                e.augment,
+                e.width,
+                e.validation,
+            )
+            for e in experiments
+            if "alexnet" not in e.model
+        } == {
+            (
+                "tiny-imagenet",
+                None,
+                15,
+                128,
+                0.1,
+                0.9,
+                5e-4,
+                "steps",
+                "4/8/12",
+                0.2,
+                "scattering-tiny",
+                64,
+                0,
+            )
+        }
     elif preset == "paper" and path.stem == "wytiny":
-        assert {e.norm for e in experiments} == {"batch", "group", "layer", "ghost-batch"} and {e.convolution for e in experiments} == {"plain", "depthwise", "depthwise-separable"}
+        assert {e.norm for e in experiments} == {"batch", "group", "layer", "ghost-batch"} and {
+            e.convolution for e in experiments
+        } == {"plain", "depthwise", "depthwise-separable"}
         from wavescat.studies.presets import protocol
-        assert {tuple(getattr(e, k) for k in protocol("wytiny")) for e in experiments} == {tuple(protocol("wytiny").values())}
+
+        assert {tuple(getattr(e, k) for k in protocol("wytiny")) for e in experiments} == {
+            tuple(protocol("wytiny").values())
+        }
     elif preset == "paper" and path.stem == "linear_and_alexnet":
-        assert {(e.model, e.loss, e.margin, e.lr) for e in experiments} == {("linear", "hinge", 20, .001), ("linear", "squared-hinge", 20, .001), ("linear", "cross-entropy", 1, .001), ("alexnet", "cross-entropy", 1, .001), ("alexnet", "cross-entropy", 1, .0001)} and {(e.dataset, e.optimizer, e.per_class) for e in experiments} == {("tiny-imagenet", "adam", None)}
+        assert {(e.model, e.loss, e.margin, e.lr) for e in experiments} == {
+            ("linear", "hinge", 20, 0.001),
+            ("linear", "squared-hinge", 20, 0.001),
+            ("linear", "cross-entropy", 1, 0.001),
+            ("alexnet", "cross-entropy", 1, 0.001),
+            ("alexnet", "cross-entropy", 1, 0.0001),
+        } and {(e.dataset, e.optimizer, e.per_class) for e in experiments} == {
+            ("tiny-imagenet", "adam", None)
+        }
     elif preset == "paper" and path.stem in ("parametric", "challenge"):
         from wavescat.studies.presets import published
+
         seeds = published("parametric")["seeds"]["cifar10"]
-        assert len(seeds) == 10 and {e.seed for e in experiments} == {e.split_seed for e in experiments} == set(seeds) and {(e.schedule, e.momentum, e.weight_decay, e.filter_weight_decay, e.augment, e.validation, e.widen) for e in experiments if e.augment != "parametric-cifar"} == {("one-cycle", .9, 5e-4, 0, "parametric-cifar-code", 0, 8)}
-        assert {(e.model, e.learn, e.init) for e in experiments if e.augment == "parametric-cifar"} == ({("scattering-linear", None, "tight-frame")} if path.stem == "parametric" else set())
-        schedules = {(e.model.partition("@")[0], e.per_class): (e.epochs, e.batch_size, e.lr, e.filter_lr if e.learn else None, e.split) for e in experiments if e.learn or e.model == "wrn"}
-        expected = {("scattering-linear", n): (epochs, batch, lr, .1, "permuted" if n else "stratified") for n, epochs, batch, lr in ((10, 5000, 128, .06), (50, 1000, 500, .13), (100, 500, 1000, .2), (None, 500, 1024, .2))}
+        assert (
+            len(seeds) == 10
+            and {e.seed for e in experiments} == {e.split_seed for e in experiments} == set(seeds)
+            and {
+                (
+                    e.schedule,
+                    e.momentum,
+                    e.weight_decay,
+                    e.filter_weight_decay,
+                    e.augment,
+                    e.validation,
+                    e.widen,
+                )
+                for e in experiments
+                if e.augment != "parametric-cifar"
+            }
+            == {("one-cycle", 0.9, 5e-4, 0, "parametric-cifar-code", 0, 8)}
+        )
+        assert {
+            (e.model, e.learn, e.init) for e in experiments if e.augment == "parametric-cifar"
+        } == ({("scattering-linear", None, "tight-frame")} if path.stem == "parametric" else set())
+        schedules = {
+            (e.model.partition("@")[0], e.per_class): (
+                e.epochs,
+                e.batch_size,
+                e.lr,
+                e.filter_lr if e.learn else None,
+                e.split,
+            )
+            for e in experiments
+            if e.learn or e.model == "wrn"
+        }
+        expected = {
+            ("scattering-linear", n): (epochs, batch, lr, 0.1, "permuted" if n else "stratified")
+            for n, epochs, batch, lr in (
+                (10, 5000, 128, 0.06),
+                (50, 1000, 500, 0.13),
+                (100, 500, 1000, 0.2),
+                (None, 500, 1024, 0.2),
+            )
+        }
         expected |= {("scattering-linear-no-affine", n): told for (_, n), told in expected.items()}
-        expected |= {(model, n): (epochs, batch, .1, .1 if model == "scattering-wrn" else None, "permuted" if n else "stratified") for model in ("scattering-wrn", "wrn") for n, epochs, batch in ((10, 3000, 128), (50, 2000, 128), (100, 1000, 128), (None, 500, 1024))}
-        assert schedules == {k: v for k, v in expected.items() if path.stem == "parametric" or k[1] == 10 and k[0] != "scattering-linear-no-affine"}
+        expected |= {
+            (model, n): (
+                epochs,
+                batch,
+                0.1,
+                0.1 if model == "scattering-wrn" else None,
+                "permuted" if n else "stratified",
+            )
+            for model in ("scattering-wrn", "wrn")
+            for n, epochs, batch in (
+                (10, 3000, 128),
+                (50, 2000, 128),
+                (100, 1000, 128),
+                (None, 500, 1024),
+            )
+        }
+        assert schedules == {
+            k: v
+            for k, v in expected.items()
+            if path.stem == "parametric" or k[1] == 10 and k[0] != "scattering-linear-no-affine"
+        }
     elif preset == "paper":
         for e in experiments:
-            if path.stem == "transfer" and e.classes == "5-9": assert (e.epochs, e.lr, e.eval_every) == (20, .01, 1); continue
-            if path.stem == "transfer": assert (e.classes, e.eval_every, e.validation) == ("0-4", 200, 5000); e = dataclasses.replace(e, eval_every=1)
-            assert (e.epochs, e.batch_size, e.lr, e.momentum, e.weight_decay, e.augment, e.width, e.eval_every) == (200, 128, .1, .9, 5e-4, "none" if path.stem == "seeing" and e.model == "scattering-linear" else "scatresnet", 64, 1)
+            if path.stem == "transfer" and e.classes == "5-9":
+                assert (e.epochs, e.lr, e.eval_every) == (20, 0.01, 1)
+                continue
+            if path.stem == "transfer":
+                assert (e.classes, e.eval_every, e.validation) == ("0-4", 200, 5000)
+                e = dataclasses.replace(e, eval_every=1)
+            assert (
+                e.epochs,
+                e.batch_size,
+                e.lr,
+                e.momentum,
+                e.weight_decay,
+                e.augment,
+                e.width,
+                e.eval_every,
+            ) == (
+                200,
+                128,
+                0.1,
+                0.9,
+                5e-4,
+                "none"
+                if path.stem == "seeing" and e.model == "scattering-linear"
+                else "scatresnet",
+                64,
+                1,
+            )
         assert {e.validation for e in experiments} <= {5000, 10000}
 
 
 def test_readme_says_what_the_reports_say(tmp_path):
     from wavescat.studies.render import readme
+
     path = Path(shutil.copy(ROOT / "README.md", tmp_path))
     before = path.read_text()
     assert readme(ROOT / "reports", path) == before, "run make readme"
@@ -231,10 +463,24 @@ def test_wheel(tmp_path):
     assert done.returncode == 0, done.stderr
     wheel = next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"wavescat/py.typed", "wavescat/_studies/baseline.ipynb", "wavescat/_studies/settings.ini", "wavescat/_studies/page.html", "wavescat/_studies/published.toml"} <= set(names)
+    assert {
+        "wavescat/py.typed",
+        "wavescat/_studies/baseline.ipynb",
+        "wavescat/_studies/settings.ini",
+        "wavescat/_studies/page.html",
+        "wavescat/_studies/published.toml",
+    } <= set(names)
     (tmp_path / "elsewhere").mkdir()
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    done = _run(sys.executable, "-c", COMMAND, "list", "baseline", cwd=tmp_path / "elsewhere", env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    done = _run(
+        sys.executable,
+        "-c",
+        COMMAND,
+        "list",
+        "baseline",
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert done.returncode == 0 and "per_class" in done.stdout, done.stderr
 
 

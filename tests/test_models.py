@@ -1,4 +1,5 @@
 """The networks that `wavescat.models.hybrids.MODELS` names: how they start, and what sizes they take."""
+
 import itertools
 import re
 
@@ -18,10 +19,10 @@ def test_convolutions_start_as_published(name):
     model = build(name, (3, 32, 32), 10)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     for m in convolutions:
-        expected = (2 / (m.out_channels * m.kernel_size[0] * m.kernel_size[1]))**.5
-        assert m.weight.std().item() == pytest.approx(expected, rel=.12), m
+        expected = (2 / (m.out_channels * m.kernel_size[0] * m.kernel_size[1])) ** 0.5
+        assert m.weight.std().item() == pytest.approx(expected, rel=0.12), m
     if name == "wrn-16":
-        assert model.stages[2][1].conv2.weight.std().item() == pytest.approx(.0208, rel=.01)
+        assert model.stages[2][1].conv2.weight.std().item() == pytest.approx(0.0208, rel=0.01)
         assert not model.head.bias.any()
 
 
@@ -49,8 +50,10 @@ def _combinations():
 
 def _problem(doing):
     "What was wrong, or None."
-    try: doing()
-    except Exception as error: return str(error) or type(error).__name__
+    try:
+        doing()
+    except Exception as error:
+        return str(error) or type(error).__name__
     return None
 
 
@@ -60,15 +63,23 @@ def test_the_check_takes_what_the_network_takes():
     for name, side, options in _combinations():
         shape = (3, side, side)
         refused = _problem(lambda: _takes_images(name, shape, 4, tuple(options.items())))
+
         def computed():
-            with torch.no_grad(): return build(name, shape, 4, **options).eval()(torch.zeros(2, *shape))
+            with torch.no_grad():
+                return build(name, shape, 4, **options).eval()(torch.zeros(2, *shape))
+
         failed = _problem(computed)
-        if bool(refused) != bool(failed): wrong.append((name, side, options, refused, failed))
+        if bool(refused) != bool(failed):
+            wrong.append((name, side, options, refused, failed))
     assert not wrong, wrong[:5]
 
 
-@pytest.mark.parametrize("name, side, J", [("scattering-alexnet", 32, 4), ("scattering-densenet", 32, 3)])
+@pytest.mark.parametrize(
+    "name, side, J", [("scattering-alexnet", 32, 4), ("scattering-densenet", 32, 3)]
+)
 def test_maps_that_scattering_makes_too_small_are_refused(name, side, J):
     options = (("width", 2), ("J", J), ("L", 2))
-    with pytest.raises(ValueError, match=re.escape(f"{name} can't take images as small as {side}×{side}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{name} can't take images as small as {side}×{side}")
+    ):
         _takes_images(name, (3, side, side), 4, options)

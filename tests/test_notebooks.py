@@ -1,4 +1,5 @@
 """Every notebook of the source, executed from top to bottom in a process of its own; each is one case."""
+
 import os
 import subprocess
 import sys
@@ -7,18 +8,35 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 
-NOTEBOOKS = sorted(p for folder in ("lib", "demos") for p in (ROOT / "nbs" / folder).rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(
+    p
+    for folder in ("lib", "demos")
+    for p in (ROOT / "nbs" / folder).rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in p.parts
+)
 CODE = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), verbose=False)[0])"
 
 
 def _execute(path):
-    return subprocess.run([sys.executable, "-c", CODE, path], cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "MPLBACKEND": "agg"})
+    return subprocess.run(
+        [sys.executable, "-c", CODE, path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "MPLBACKEND": "agg"},
+    )
 
 
 @pytest.fixture(scope="session")
 def executed(request):
-    asked = {i.callspec.params["path"] for i in request.session.items if i.name.startswith("test_notebook[")}
-    with ThreadPoolExecutor(2) as pool: yield {p: pool.submit(_execute, p) for p in NOTEBOOKS if p in asked}
+    asked = {
+        i.callspec.params["path"]
+        for i in request.session.items
+        if i.name.startswith("test_notebook[")
+    }
+    with ThreadPoolExecutor(2) as pool:
+        yield {p: pool.submit(_execute, p) for p in NOTEBOOKS if p in asked}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -29,6 +47,15 @@ def test_notebook(path, executed):
 
 def test_a_broken_notebook_fails(tmp_path):
     import nbformat
+
     path = tmp_path / "broken.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell("assert 1 == 2")],
+            metadata={
+                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+            },
+        ),
+        path,
+    )
     assert _execute(path).returncode != 0

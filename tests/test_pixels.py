@@ -1,4 +1,5 @@
 """Pixels: one reader for training, prediction, Grad-CAM and the demos; files as people have them; files that change while a process lives."""
+
 import io
 import json
 import os
@@ -36,12 +37,25 @@ def _png16(a, extra=b""):
     h, w, c = (*a.shape, 1)[:3]
     raw = a.astype(">u2").reshape(h, -1).view(np.uint8)
     rows = raw.copy()
-    rows[:, 2 * c:] -= raw[:, :-2 * c]
+    rows[:, 2 * c :] -= raw[:, : -2 * c]
     packed = b"".join(b"\1" + row.tobytes() for row in rows)
+
     def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
     head = struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[c], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(packed)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + extra
+        + chunk(b"IDAT", zlib.compress(packed))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _tiff(a, tmp=None, **tags):
@@ -57,7 +71,8 @@ def _saved(im, form="PNG", **kw):
     return out.getvalue()
 
 
-def _rgb(content, white=None): return data.decode(content, "x.png", None, white).transpose(1, 2, 0)
+def _rgb(content, white=None):
+    return data.decode(content, "x.png", None, white).transpose(1, 2, 0)
 
 
 # ------------------------------------------------------------------ predict sees what training saw
@@ -82,11 +97,14 @@ def _files(folder, rng, n, sizes, colour=True):
 SQUARE, WIDE = [(24, 24)], [(96, 48), (48, 96), (60, 60)]
 
 
-def _folder(root, rng, sizes, colour): _files(root / "own", rng, 12, sizes, colour); return root / "own"
+def _folder(root, rng, sizes, colour):
+    _files(root / "own", rng, 12, sizes, colour)
+    return root / "own"
 
 
 def _parted(root, rng, sizes, colour):
-    for part, n in (("train", 10), ("test", 5)): _files(root / "own" / part, rng, n, sizes, colour)
+    for part, n in (("train", 10), ("test", 5)):
+        _files(root / "own" / part, rng, n, sizes, colour)
     return root / "own"
 
 
@@ -98,15 +116,31 @@ def _table(root, rng, sizes, colour, header, row):
 
 
 def _labels(root, rng, sizes, colour):
-    return _table(root, rng, sizes, colour, "path,label", lambda c, i: f"{'ab'[c]}/{i}.png,{'ab'[c]}")
+    return _table(
+        root, rng, sizes, colour, "path,label", lambda c, i: f"{'ab'[c]}/{i}.png,{'ab'[c]}"
+    )
 
 
 def _split_column(root, rng, sizes, colour):
-    return _table(root, rng, sizes, colour, "path,label,split", lambda c, i: f"{'ab'[c]}/{i}.png,{'ab'[c]},{'test' if i > 7 else 'train'}")
+    return _table(
+        root,
+        rng,
+        sizes,
+        colour,
+        "path,label,split",
+        lambda c, i: f"{'ab'[c]}/{i}.png,{'ab'[c]},{'test' if i > 7 else 'train'}",
+    )
 
 
 def _targets(root, rng, sizes, colour):
-    return _table(root, rng, sizes, colour, "path,height,weight", lambda c, i: f"{'ab'[c]}/{i}.png,{c + i / 100},{3 - 2 * c}")
+    return _table(
+        root,
+        rng,
+        sizes,
+        colour,
+        "path,height,weight",
+        lambda c, i: f"{'ab'[c]}/{i}.png,{c + i / 100},{3 - 2 * c}",
+    )
 
 
 def _test_files(e):
@@ -117,11 +151,23 @@ def _test_files(e):
 
 
 @pytest.mark.parametrize("form", [_folder, _parted, _labels, _split_column, _targets])
-@pytest.mark.parametrize("sizes, size, colour", [(SQUARE, None, True), ([(30, 20)], None, False), (WIDE, 24, True), (WIDE, 24, False)])
+@pytest.mark.parametrize(
+    "sizes, size, colour",
+    [(SQUARE, None, True), ([(30, 20)], None, False), (WIDE, 24, True), (WIDE, 24, False)],
+)
 def test_predict_gives_the_stored_predictions(tmp_path, form, sizes, size, colour):
     rng = np.random.default_rng(0)
     path = form(tmp_path, rng, sizes, colour)
-    e = experiment(dataset=str(path), size=size, model="linear", epochs=3, batch_size=4, augment="none", lr=.001, **({"loss": "mse"} if form is _targets else {}))
+    e = experiment(
+        dataset=str(path),
+        size=size,
+        model="linear",
+        epochs=3,
+        batch_size=4,
+        augment="none",
+        lr=0.001,
+        **({"loss": "mse"} if form is _targets else {}),
+    )
     run(e, device=CPU)
     names, values, classes = classify(e.identity, _test_files(e), CPU)
     stored = train.test_predictions(e)
@@ -133,18 +179,43 @@ def test_predict_gives_the_stored_predictions(tmp_path, form, sizes, size, colou
     _, _, _, batches = prepared(e.identity, _test_files(e), CPU)
     d, part = data.load(str(path), size), split_of(e).test
     assert (batches.images.numpy() == (d.test if part is None else d.train[part])).all()
-    assert tuple(batches.mean.flatten().numpy()) == tuple(np.float32(d.mean)) and tuple(batches.std.flatten().numpy()) == tuple(np.float32(d.std))
+    assert tuple(batches.mean.flatten().numpy()) == tuple(np.float32(d.mean)) and tuple(
+        batches.std.flatten().numpy()
+    ) == tuple(np.float32(d.std))
 
 
 def test_the_command_and_gradcam_see_whole_images(tmp_path):
     "The class of these photographs shows at their sides only, which a crop of the middle loses."
     path = _parted(tmp_path, np.random.default_rng(0), [(96, 48)], True)
-    e = experiment(dataset=str(path), size=32, model="resnet18", width=4, epochs=6, batch_size=5, augment="none", lr=.05)
+    e = experiment(
+        dataset=str(path),
+        size=32,
+        model="resnet18",
+        width=4,
+        epochs=6,
+        batch_size=5,
+        augment="none",
+        lr=0.05,
+    )
     result = run(e, device=CPU)
     files = _test_files(e)
-    done = wavescat("predict", e.identity, *files, "--top", "1", "--gradcam", tmp_path / "why.png", store=tmp_path / "runs", env={"CUDA_VISIBLE_DEVICES": ""})
+    done = wavescat(
+        "predict",
+        e.identity,
+        *files,
+        "--top",
+        "1",
+        "--gradcam",
+        tmp_path / "why.png",
+        store=tmp_path / "runs",
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.returncode == 0, done.stderr
-    called = [line.rpartition(": ")[2].split()[0] for line in done.stdout.splitlines() if line.startswith(str(tmp_path / "own"))]
+    called = [
+        line.rpartition(": ")[2].split()[0]
+        for line in done.stdout.splitlines()
+        if line.startswith(str(tmp_path / "own"))
+    ]
     assert called == ["ab"[k] for k in train.test_predictions(e)] and result["test_accuracy"] == 100
     assert called == ["ab"[k] for k in train.test_labels(e)]
 
@@ -152,7 +223,8 @@ def test_the_command_and_gradcam_see_whole_images(tmp_path):
 def _mixed(folder, n=6):
     "Files of every kind in one set: grey of 12 bits, colours of 16, float, palette, CMYK, turned, transparent, 1 bit."
     rng = np.random.default_rng(1)
-    exif = Image.Exif(); exif[0x0112] = 6
+    exif = Image.Exif()
+    exif[0x0112] = 6
     for c in range(2):
         place = folder / "ab"[c]
         place.mkdir(parents=True)
@@ -166,37 +238,56 @@ def _mixed(folder, n=6):
             im.convert("CMYK").save(place / f"{i}cmyk.jpg")
             im.save(place / f"{i}turned.jpg", exif=exif)
             im.convert("1").save(place / f"{i}bit.png")
-            rgba = im.convert("RGBA"); rgba.putalpha(Image.fromarray(a[..., 1]))
+            rgba = im.convert("RGBA")
+            rgba.putalpha(Image.fromarray(a[..., 1]))
             rgba.save(place / f"{i}clear.png")
     return folder
 
 
 def test_predict_reads_every_kind_of_file_as_training_did(tmp_path):
     path = _mixed(tmp_path / "own")
-    e = experiment(dataset=str(path), size=16, model="linear", epochs=1, batch_size=8, augment="none", lr=.001)
+    e = experiment(
+        dataset=str(path), size=16, model="linear", epochs=1, batch_size=8, augment="none", lr=0.001
+    )
     run(e, device=CPU)
     _, values, _ = classify(e.identity, _test_files(e), CPU)
     assert values.argmax(1).tolist() == train.test_predictions(e).tolist()
     _, _, images, batches = prepared(e.identity, _test_files(e), CPU)
-    assert (batches.images.numpy() == data.load(str(path), 16).train[split_of(e).test]).all() and images["white"] == {"integer": 4095, "float": 1}
+    assert (
+        batches.images.numpy() == data.load(str(path), 16).train[split_of(e).test]
+    ).all() and images["white"] == {"integer": 4095, "float": 1}
 
 
 def test_an_image_that_a_run_has_no_white_for(tmp_path):
     path = _folder(tmp_path, np.random.default_rng(0), SQUARE, True)
-    for c in "ab": (path / c / "deep.png").write_bytes(_png16(np.full((24, 24), 4000)))
-    e = experiment(dataset=str(path), model="linear", epochs=1, batch_size=4, augment="none", lr=.001)
+    for c in "ab":
+        (path / c / "deep.png").write_bytes(_png16(np.full((24, 24), 4000)))
+    e = experiment(
+        dataset=str(path), model="linear", epochs=1, batch_size=4, augment="none", lr=0.001
+    )
     run(e, device=CPU)
     (tmp_path / "bright.png").write_bytes(_png16(np.full((24, 24), 60000)))
-    Image.fromarray(np.full((24, 24), .5, np.float32)).save(tmp_path / "f.tif")
+    Image.fromarray(np.full((24, 24), 0.5, np.float32)).save(tmp_path / "f.tif")
     (tmp_path / "none.png").write_text("no image")
-    for name, says in (("bright.png", "holds values up to 60000, and white is 4095"), ("f.tif", "have no known white"), ("none.png", "no image that Pillow knows")):
+    for name, says in (
+        ("bright.png", "holds values up to 60000, and white is 4095"),
+        ("f.tif", "have no known white"),
+        ("none.png", "no image that Pillow knows"),
+    ):
         done = wavescat("predict", e.identity, tmp_path / name, store=tmp_path / "runs")
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and name in done.stderr and says in done.stderr, done.stderr
+        assert (
+            done.returncode == 2
+            and done.stderr.count("\n") == 1
+            and name in done.stderr
+            and says in done.stderr
+        ), done.stderr
 
 
 def test_a_run_stored_without_white_is_read_as_before(tmp_path):
     path = _folder(tmp_path, np.random.default_rng(0), SQUARE, True)
-    e = experiment(dataset=str(path), model="linear", epochs=1, batch_size=4, augment="none", lr=.001)
+    e = experiment(
+        dataset=str(path), model="linear", epochs=1, batch_size=4, augment="none", lr=0.001
+    )
     run(e, device=CPU)
     place = run_dir(e) / "images.json"
     known = json.loads(place.read_text())
@@ -209,48 +300,94 @@ def test_a_run_stored_without_white_is_read_as_before(tmp_path):
 
 def test_training_and_test_images_of_two_sizes(tmp_path):
     rng = np.random.default_rng(0)
-    _files(tmp_path / "own" / "train", rng, 3, [(24, 24)]); _files(tmp_path / "own" / "test", rng, 3, [(20, 20)])
-    with pytest.raises(ValueError, match="0.png is 20×20 pixels where the first is 24×24; choose one size"): data.load(str(tmp_path / "own"))
+    _files(tmp_path / "own" / "train", rng, 3, [(24, 24)])
+    _files(tmp_path / "own" / "test", rng, 3, [(20, 20)])
+    with pytest.raises(
+        ValueError, match="0.png is 20×20 pixels where the first is 24×24; choose one size"
+    ):
+        data.load(str(tmp_path / "own"))
 
 
 def _published(root, name):
     "A small set in its publisher's layout, its images of another size and shape than the reader makes them; its test files."
     rng, place = np.random.default_rng(0), root / "data" / data.SOURCES[name].folder
+
     def image(path, c, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         _striped(rng, c, size).save(path)
+
     if name == "kth-tips2-b":
         for c, kind in enumerate(("cork", "wool")):
             for sample in "abcd":
-                for i in range(3): image(place / "KTH-TIPS2-b" / kind / f"sample_{sample}" / f"{i}.png", c, (200, 180))
+                for i in range(3):
+                    image(
+                        place / "KTH-TIPS2-b" / kind / f"sample_{sample}" / f"{i}.png",
+                        c,
+                        (200, 180),
+                    )
         return {"split": "sample", "split_seed": 0}
     if name == "covidx-cxr":
         for part in ("train", "test"):
-            for i in range(8): image(place / part / f"{i}.png", i % 2, (70, 40))
-            (place / f"{part}.txt").write_text("".join(f"p{part}{i} {i}.png {'positive' if i % 2 else 'negative'} x\n" for i in range(8)))
+            for i in range(8):
+                image(place / part / f"{i}.png", i % 2, (70, 40))
+            (place / f"{part}.txt").write_text(
+                "".join(
+                    f"p{part}{i} {i}.png {'positive' if i % 2 else 'negative'} x\n"
+                    for i in range(8)
+                )
+            )
         return {}
     if name == "tiny-imagenet":
         for c, kind in enumerate(("n01", "n02")):
-            for i in range(6): image(place / "train" / kind / "images" / f"{kind}_{i}.JPEG", c, (80, 50))
-        for i in range(4): image(place / "val" / "images" / f"val_{i}.JPEG", i % 2, (50, 90))
+            for i in range(6):
+                image(place / "train" / kind / "images" / f"{kind}_{i}.JPEG", c, (80, 50))
+        for i in range(4):
+            image(place / "val" / "images" / f"val_{i}.JPEG", i % 2, (50, 90))
         (place / "wnids.txt").write_text("n01\nn02\n")
         (place / "words.txt").write_text("n01\tcat\nn02\tdog\n")
-        (place / "val" / "val_annotations.txt").write_text("".join(f"val_{i}.JPEG\tn0{1 + i % 2}\t0\t0\t1\t1\n" for i in range(4)))
+        (place / "val" / "val_annotations.txt").write_text(
+            "".join(f"val_{i}.JPEG\tn0{1 + i % 2}\t0\t0\t1\t1\n" for i in range(4))
+        )
         return {}
     rows = []
     for i in range(10):
         image(place / "train" / f"{i}.png", i % 2, (60, 30))
         green, dead, clover = 10 + i, 5 + i % 2, 2 + i % 3
-        for t, v in zip(data._BIOMASS, (green, dead, clover, green + clover, green + clover + dead)):
+        for t, v in zip(
+            data._BIOMASS, (green, dead, clover, green + clover, green + clover + dead)
+        ):
             rows.append(f"train/{i}.png,2015/1/{1 + i},NSW,grass,{t},{v}")
-    (place / "train.csv").write_text("image_path,Sampling_Date,State,Species,target_name,target\n" + "\n".join(rows) + "\n")
+    (place / "train.csv").write_text(
+        "image_path,Sampling_Date,State,Species,target_name,target\n" + "\n".join(rows) + "\n"
+    )
     return {"loss": "mse"}
 
 
-@pytest.mark.parametrize("name, size", [("kth-tips2-b", None), ("kth-tips2-b", 48), ("covidx-cxr", None), ("covidx-cxr", 32), ("tiny-imagenet", None), ("tiny-imagenet", 32), ("csiro-biomass", None), ("csiro-biomass", 32)])
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("kth-tips2-b", None),
+        ("kth-tips2-b", 48),
+        ("covidx-cxr", None),
+        ("covidx-cxr", 32),
+        ("tiny-imagenet", None),
+        ("tiny-imagenet", 32),
+        ("csiro-biomass", None),
+        ("csiro-biomass", 32),
+    ],
+)
 def test_predict_on_files_of_published_sets(tmp_path, name, size):
     settings = _published(tmp_path, name)
-    e = experiment(dataset=name, size=size, model="linear", epochs=1, batch_size=4, augment="none", lr=1e-5, **settings)
+    e = experiment(
+        dataset=name,
+        size=size,
+        model="linear",
+        epochs=1,
+        batch_size=4,
+        augment="none",
+        lr=1e-5,
+        **settings,
+    )
     run(e, device=CPU)
     listing, part = data._READERS[name].read(data.source_folder(name)), split_of(e).test
     files = listing.test if part is None else [listing.train[i] for i in part]
@@ -258,8 +395,10 @@ def test_predict_on_files_of_published_sets(tmp_path, name, size):
     _, _, _, batches = prepared(e.identity, files, CPU)
     d = data.load(name, size)
     assert (batches.images.numpy() == (d.test if part is None else d.train[part])).all()
-    if classes: assert values.argmax(1).tolist() == train.test_predictions(e).tolist()
-    else: np.testing.assert_allclose(values.numpy(), train.test_predictions(e), rtol=1e-4, atol=1e-5)
+    if classes:
+        assert values.argmax(1).tolist() == train.test_predictions(e).tolist()
+    else:
+        np.testing.assert_allclose(values.numpy(), train.test_predictions(e), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------ files as people have them
@@ -270,20 +409,42 @@ def _set(tmp_path, contents, size=None):
             (tmp_path / "own" / c).mkdir(parents=True, exist_ok=True)
             (tmp_path / "own" / c / name).write_bytes(content)
     d = data.load(str(tmp_path / "own"), size)
-    return d, dict(zip(sorted(contents), d.train[:len(contents)].transpose(0, 2, 3, 1)))
+    return d, dict(zip(sorted(contents), d.train[: len(contents)].transpose(0, 2, 3, 1)))
 
 
-RAMP = np.arange(64 * 64).reshape(64, 64)                      # 0–4095: 12 bits
+RAMP = np.arange(64 * 64).reshape(64, 64)  # 0–4095: 12 bits
 
 
-@pytest.mark.parametrize("how", ["grey png", "colour png", "colour png with alpha", "grey png with alpha", "colour tiff", "big-endian tiff", "packed colour tiff", "signed tiff", "big-endian signed tiff", "32-bit tiff"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "grey png",
+        "colour png",
+        "colour png with alpha",
+        "grey png with alpha",
+        "colour tiff",
+        "big-endian tiff",
+        "packed colour tiff",
+        "signed tiff",
+        "big-endian signed tiff",
+        "32-bit tiff",
+    ],
+)
 def test_values_of_12_bits_keep_their_greys(tmp_path, how):
     a = RAMP.astype(np.uint16)
     colours, opaque = np.stack([a] * 3, 2), np.full((64, 64, 1), 65535)
-    content = {"grey png": lambda: _png16(a), "colour png": lambda: _png16(colours),
-               "colour png with alpha": lambda: _png16(np.concatenate([colours, opaque], 2)), "grey png with alpha": lambda: _png16(np.concatenate([a[..., None], opaque], 2)),
-               "colour tiff": lambda: _tiff(colours), "big-endian tiff": lambda: _tiff(a, byteorder=">"), "packed colour tiff": lambda: _tiff(colours, compression="zlib", byteorder=">"),
-               "signed tiff": lambda: _tiff(a.astype(np.int16)), "big-endian signed tiff": lambda: _tiff(a.astype(np.int16), byteorder=">"), "32-bit tiff": lambda: _tiff(a.astype(np.int32))}[how]()
+    content = {
+        "grey png": lambda: _png16(a),
+        "colour png": lambda: _png16(colours),
+        "colour png with alpha": lambda: _png16(np.concatenate([colours, opaque], 2)),
+        "grey png with alpha": lambda: _png16(np.concatenate([a[..., None], opaque], 2)),
+        "colour tiff": lambda: _tiff(colours),
+        "big-endian tiff": lambda: _tiff(a, byteorder=">"),
+        "packed colour tiff": lambda: _tiff(colours, compression="zlib", byteorder=">"),
+        "signed tiff": lambda: _tiff(a.astype(np.int16)),
+        "big-endian signed tiff": lambda: _tiff(a.astype(np.int16), byteorder=">"),
+        "32-bit tiff": lambda: _tiff(a.astype(np.int32)),
+    }[how]()
     d, pixels = _set(tmp_path, {"x.tif" if "tiff" in how else "x.png": content})
     (seen,) = pixels.values()
     assert d.white == {"integer": 4095} and (seen == np.rint(RAMP / 4095 * 255)[..., None]).all()
@@ -293,12 +454,21 @@ def test_brightness_is_comparable_within_a_set(tmp_path):
     "The brightest image of a set decides, of training and test images together."
     grey = lambda v: _png16(np.full((8, 8), v))
     d, pixels = _set(tmp_path, {"dark.png": grey(1000), "light.png": grey(4000)})
-    assert d.white == {"integer": 4095} and pixels["dark.png"].max() == 62 and pixels["light.png"].max() == 249
-    d, pixels = _set(tmp_path, {"dark.png": grey(1000), "light.png": grey(4000), "white.png": grey(65535)})
-    assert d.white == {"integer": 65535} and [pixels[f"{n}.png"].max() for n in ("dark", "light", "white")] == [4, 16, 255]
+    assert (
+        d.white == {"integer": 4095}
+        and pixels["dark.png"].max() == 62
+        and pixels["light.png"].max() == 249
+    )
+    d, pixels = _set(
+        tmp_path, {"dark.png": grey(1000), "light.png": grey(4000), "white.png": grey(65535)}
+    )
+    assert d.white == {"integer": 65535} and [
+        pixels[f"{n}.png"].max() for n in ("dark", "light", "white")
+    ] == [4, 16, 255]
     for part, value in (("train", 1000), ("test", 4000)):
         for c in "ab":
-            (tmp_path / "two" / part / c).mkdir(parents=True); (tmp_path / "two" / part / c / "x.png").write_bytes(grey(value))
+            (tmp_path / "two" / part / c).mkdir(parents=True)
+            (tmp_path / "two" / part / c / "x.png").write_bytes(grey(value))
     d = data.load(str(tmp_path / "two"))
     assert d.train.max() == 62 and d.test.max() == 249
 
@@ -313,21 +483,41 @@ def test_whole_16_bits_stay_as_they_were(tmp_path):
 def test_floats(tmp_path, top, white):
     a = np.linspace(0, top, 64 * 64, dtype=np.float32).reshape(64, 64)
     d, pixels = _set(tmp_path, {"x.tif": _tiff(a), "y.tif": _tiff(a / 2)})
-    assert d.white == {"float": white} and (np.abs(pixels["x.tif"][..., 0] - a / top * 255) <= .51).all() and pixels["y.tif"].max() in (127, 128)
+    assert (
+        d.white == {"float": white}
+        and (np.abs(pixels["x.tif"][..., 0] - a / top * 255) <= 0.51).all()
+        and pixels["y.tif"].max() in (127, 128)
+    )
 
 
-@pytest.mark.parametrize("values, says", [(np.full((8, 8), -1, np.int16), "x.tif can't be decoded .*negative values, down to -1"), (np.full((8, 8), np.nan, np.float32), "x.tif can't be decoded .*aren't finite"), (np.full((8, 8), np.inf, np.float32), "aren't finite"),
-                                          (np.full((8, 8), -.5, np.float32), "negative values"), (np.full((8, 8), 1.2, np.float32), "x.tif holds values up to 1.2, where white must be 1, or 255 and more"), (np.full((8, 8), 1e12, np.float32), "x.tif holds values up to 1e[+]12, more than 32 bits"),
-                                          (np.full((3, 8, 8), 9, np.uint16), "x.tif can't be decoded .*stored apart")])
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        (np.full((8, 8), -1, np.int16), "x.tif can't be decoded .*negative values, down to -1"),
+        (np.full((8, 8), np.nan, np.float32), "x.tif can't be decoded .*aren't finite"),
+        (np.full((8, 8), np.inf, np.float32), "aren't finite"),
+        (np.full((8, 8), -0.5, np.float32), "negative values"),
+        (
+            np.full((8, 8), 1.2, np.float32),
+            "x.tif holds values up to 1.2, where white must be 1, or 255 and more",
+        ),
+        (np.full((8, 8), 1e12, np.float32), "x.tif holds values up to 1e[+]12, more than 32 bits"),
+        (np.full((3, 8, 8), 9, np.uint16), "x.tif can't be decoded .*stored apart"),
+    ],
+)
 def test_what_is_no_brightness_is_refused(tmp_path, values, says):
     content = _tiff(values, **({"planarconfig": "separate"} if values.ndim == 3 else {}))
-    with pytest.raises(ValueError, match=says) as e: _set(tmp_path, {"x.tif": content})
+    with pytest.raises(ValueError, match=says) as e:
+        _set(tmp_path, {"x.tif": content})
     assert "\n" not in str(e.value) and not [p for p in data.cache_dir().iterdir() if p.is_dir()]
 
 
 def test_floats_on_two_scales_are_refused(tmp_path):
-    a = np.full((8, 8), .5, np.float32)
-    with pytest.raises(ValueError, match="small.tif holds values up to 0.5 and .*large.tif up to 200: scale"): _set(tmp_path, {"small.tif": _tiff(a), "large.tif": _tiff(400 * a)})
+    a = np.full((8, 8), 0.5, np.float32)
+    with pytest.raises(
+        ValueError, match="small.tif holds values up to 0.5 and .*large.tif up to 200: scale"
+    ):
+        _set(tmp_path, {"small.tif": _tiff(a), "large.tif": _tiff(400 * a)})
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -335,39 +525,88 @@ def test_floats_on_two_scales_are_refused(tmp_path):
 def test_png_is_turned_as_its_camera_says(orientation, bits):
     small = np.arange(12).reshape(3, 4) * 20
     colour = np.stack([small] * 3, 2)
-    exif = Image.Exif(); exif[0x0112] = orientation
+    exif = Image.Exif()
+    exif[0x0112] = orientation
     chunk = exif.tobytes().removeprefix(b"Exif\0\0")
-    packed = struct.pack(">I", len(chunk)) + b"eXIf" + chunk + struct.pack(">I", zlib.crc32(b"eXIf" + chunk))
-    content = {8: lambda: _saved(Image.fromarray(small.astype(np.uint8)), exif=exif), 16: lambda: _png16(small * 257, packed), "16 colour": lambda: _png16(colour * 257, packed)}[bits]()
-    turned = {1: small, 2: small[:, ::-1], 3: small[::-1, ::-1], 4: small[::-1], 5: small.T, 6: small.T[:, ::-1], 7: small.T[::-1, ::-1], 8: small.T[::-1]}[orientation]
+    packed = (
+        struct.pack(">I", len(chunk))
+        + b"eXIf"
+        + chunk
+        + struct.pack(">I", zlib.crc32(b"eXIf" + chunk))
+    )
+    content = {
+        8: lambda: _saved(Image.fromarray(small.astype(np.uint8)), exif=exif),
+        16: lambda: _png16(small * 257, packed),
+        "16 colour": lambda: _png16(colour * 257, packed),
+    }[bits]()
+    turned = {
+        1: small,
+        2: small[:, ::-1],
+        3: small[::-1, ::-1],
+        4: small[::-1],
+        5: small.T,
+        6: small.T[:, ::-1],
+        7: small.T[::-1, ::-1],
+        8: small.T[::-1],
+    }[orientation]
     assert (_rgb(content)[..., 0] == turned).all()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P key", "RGB key", "L key", "16-bit RGBA", "16-bit LA", "16-bit grey key", "16-bit colour key"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "RGBA",
+        "LA",
+        "PA",
+        "P key",
+        "RGB key",
+        "L key",
+        "16-bit RGBA",
+        "16-bit LA",
+        "16-bit grey key",
+        "16-bit colour key",
+    ],
+)
 def test_what_is_transparent_lies_on_white(mode):
     "A hidden colour, dark, under the left half; what is opaque stays."
-    grey = np.full((4, 6), 100, np.uint8); grey[:, :3] = 7
-    alpha = np.full((4, 6), 255, np.uint8); alpha[:, :3] = 0
+    grey = np.full((4, 6), 100, np.uint8)
+    grey[:, :3] = 7
+    alpha = np.full((4, 6), 255, np.uint8)
+    alpha[:, :3] = 0
     rgb, wide = np.stack([grey] * 3, 2), grey.astype(np.uint16) * 257
     if mode in ("RGBA", "LA"):
-        im = Image.fromarray(rgb if mode == "RGBA" else grey).convert(mode); im.putalpha(Image.fromarray(alpha))
+        im = Image.fromarray(rgb if mode == "RGBA" else grey).convert(mode)
+        im.putalpha(Image.fromarray(alpha))
         content = _saved(im)
     elif mode == "PA":
-        im = Image.fromarray(grey).convert("P").convert("PA"); im.putalpha(Image.fromarray(alpha))
+        im = Image.fromarray(grey).convert("P").convert("PA")
+        im.putalpha(Image.fromarray(alpha))
         assert im.mode == "PA"
         seen = np.asarray(data._on_white(im))
         assert (seen[:, :3] == 255).all() and (seen[:, 3:] == 100).all()
         return
     elif mode == "P key":
-        im = Image.fromarray((grey == 100).astype(np.uint8), "P"); im.putpalette([7] * 3 + [100] * 3)
+        im = Image.fromarray((grey == 100).astype(np.uint8), "P")
+        im.putpalette([7] * 3 + [100] * 3)
         content = _saved(im, transparency=0)
-    elif mode == "RGB key": content = _saved(Image.fromarray(rgb), transparency=(7, 7, 7))
-    elif mode == "L key": content = _saved(Image.fromarray(grey), transparency=7)
-    elif mode == "16-bit RGBA": content = _png16(np.concatenate([np.stack([wide] * 3, 2), alpha[..., None].astype(np.uint16) * 257], 2))
-    elif mode == "16-bit LA": content = _png16(np.stack([wide, alpha.astype(np.uint16) * 257], 2))
+    elif mode == "RGB key":
+        content = _saved(Image.fromarray(rgb), transparency=(7, 7, 7))
+    elif mode == "L key":
+        content = _saved(Image.fromarray(grey), transparency=7)
+    elif mode == "16-bit RGBA":
+        content = _png16(
+            np.concatenate([np.stack([wide] * 3, 2), alpha[..., None].astype(np.uint16) * 257], 2)
+        )
+    elif mode == "16-bit LA":
+        content = _png16(np.stack([wide, alpha.astype(np.uint16) * 257], 2))
     else:
         key = struct.pack(">H", 7 * 257) * (3 if "colour" in mode else 1)
-        chunk = struct.pack(">I", len(key)) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+        chunk = (
+            struct.pack(">I", len(key))
+            + b"tRNS"
+            + key
+            + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+        )
         content = _png16(np.stack([wide] * 3, 2) if "colour" in mode else wide, chunk)
     seen = _rgb(content)
     assert (seen[:, :3] == 255).all() and (seen[:, 3:] == 100).all()
@@ -394,14 +633,26 @@ def test_a_pgm_says_what_white_is(tmp_path):
 
 def test_of_several_pictures_the_first_is_taken_and_that_is_said(tmp_path):
     frames = [Image.new("L", (8, 8), v) for v in (50, 90, 130)]
-    d, pixels = _set(tmp_path, {"film.gif": _saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "pages.tif": _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "one.png": _saved(frames[0])})
-    assert all((p == 50).all() for p in pixels.values()) and any("4 files with several pictures, such as film.gif: the first is taken" in n for n in d.notes)
+    d, pixels = _set(
+        tmp_path,
+        {
+            "film.gif": _saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+            "pages.tif": _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+            "one.png": _saved(frames[0]),
+        },
+    )
+    assert all((p == 50).all() for p in pixels.values()) and any(
+        "4 files with several pictures, such as film.gif: the first is taken" in n for n in d.notes
+    )
     data.load.cache_clear()
     assert any("4 files with several" in n for n in data.load(str(tmp_path / "own")).notes)
 
 
 def test_one_bit(tmp_path):
-    _, pixels = _set(tmp_path, {"x.png": _saved(Image.fromarray(np.array([[0, 255]] * 4, np.uint8)).convert("1"))})
+    _, pixels = _set(
+        tmp_path,
+        {"x.png": _saved(Image.fromarray(np.array([[0, 255]] * 4, np.uint8)).convert("1"))},
+    )
     assert pixels["x.png"][0, :, 0].tolist() == [0, 255]
 
 
@@ -410,14 +661,29 @@ def test_demos_read_images_as_the_rest_does():
     ramp = np.tile(np.linspace(0, 1, 96, dtype=np.float32), (96, 1))
     eight = grey_square(_saved(Image.fromarray(np.rint(ramp * 255).astype(np.uint8))), "x.png")
     assert eight[0, 0] == 0 and eight[0, -1] == 1
-    for content in (_tiff(ramp), _tiff(ramp * 255), _tiff(np.rint(ramp * 4095).astype(np.uint16)), _png16(np.rint(ramp * 65535)), _png16(np.stack([np.rint(ramp * 4095)] * 3, 2))):
+    for content in (
+        _tiff(ramp),
+        _tiff(ramp * 255),
+        _tiff(np.rint(ramp * 4095).astype(np.uint16)),
+        _png16(np.rint(ramp * 65535)),
+        _png16(np.stack([np.rint(ramp * 4095)] * 3, 2)),
+    ):
         assert (grey_square(content, "x.tif") - eight).abs().max() <= 1 / 255 + 1e-6
     clear = Image.new("RGBA", (96, 96), (0, 0, 0, 0))
     assert (grey_square(_saved(clear), "x.png") == 1).all()
-    exif = Image.Exif(); exif[0x0112] = 3
-    assert (grey_square(_saved(Image.fromarray(np.rint(ramp * 255).astype(np.uint8)), exif=exif), "x.png") == eight.flip(0, 1)).all()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert (
+        grey_square(
+            _saved(Image.fromarray(np.rint(ramp * 255).astype(np.uint8)), exif=exif), "x.png"
+        )
+        == eight.flip(0, 1)
+    ).all()
     for content in (b"no image", _tiff(-ramp), _tiff(ramp * np.nan)):
-        with pytest.raises(ValueError, match="^x.tif can't be read as an image: choose a PNG or JPEG file$"): grey_square(content, "x.tif")
+        with pytest.raises(
+            ValueError, match="^x.tif can't be read as an image: choose a PNG or JPEG file$"
+        ):
+            grey_square(content, "x.tif")
 
 
 # ------------------------------------------------------------------ files that change while a process lives
@@ -428,7 +694,8 @@ def _grey(path, value, size=8, **kw):
 
 def _plain(folder, value=50, n=3):
     for c in "ab":
-        for i in range(n): _grey(folder / c / f"{i}.bmp", value + i)
+        for i in range(n):
+            _grey(folder / c / f"{i}.bmp", value + i)
     return folder
 
 
@@ -439,69 +706,117 @@ def test_an_image_rewritten_in_place_is_read_again(tmp_path):
     for value in range(60, 70):
         before = path.stat()
         with open(path, "r+b") as f:
-            f.seek(before.st_size - 3 * 64); f.write(bytes([value]) * 3 * 64)
+            f.seek(before.st_size - 3 * 64)
+            f.write(bytes([value]) * 3 * 64)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+        assert (
+            path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+        )
         assert (data.load(str(own)).train[0] == value).all()
 
 
-@pytest.mark.parametrize("how", ["added", "removed", "renamed", "swapped", "another link", "another class"])
+@pytest.mark.parametrize(
+    "how", ["added", "removed", "renamed", "swapped", "another link", "another class"]
+)
 def test_a_folder_that_changes(tmp_path, how):
     own = _plain(tmp_path / "own")
     outside = tmp_path / "outside"
-    for i in range(2): _grey(outside / f"{i}.bmp", 200 + i)
+    for i in range(2):
+        _grey(outside / f"{i}.bmp", 200 + i)
     (own / "a" / "link.bmp").symlink_to(outside / "0.bmp")
     first = data.load(str(own))
     same = data.load(str(own))
     assert same is first
-    if how == "added": _grey(own / "b" / "9.bmp", 9)
-    if how == "removed": (own / "b" / "2.bmp").unlink()
-    if how == "renamed": (own / "b" / "2.bmp").rename(own / "b" / "00.bmp")
+    if how == "added":
+        _grey(own / "b" / "9.bmp", 9)
+    if how == "removed":
+        (own / "b" / "2.bmp").unlink()
+    if how == "renamed":
+        (own / "b" / "2.bmp").rename(own / "b" / "00.bmp")
     if how == "swapped":
-        (own / "a" / "0.bmp").rename(tmp_path / "kept"); (own / "a" / "1.bmp").rename(own / "a" / "0.bmp"); (tmp_path / "kept").rename(own / "a" / "1.bmp")
+        (own / "a" / "0.bmp").rename(tmp_path / "kept")
+        (own / "a" / "1.bmp").rename(own / "a" / "0.bmp")
+        (tmp_path / "kept").rename(own / "a" / "1.bmp")
     if how == "another link":
-        (own / "a" / "link.bmp").unlink(); (own / "a" / "link.bmp").symlink_to(outside / "1.bmp")
-    if how == "another class": _plain(own / "more", n=1); os.rename(own / "more" / "a", own / "c"); os.rename(own / "more" / "b" / "0.bmp", own / "c" / "1.bmp"); os.rmdir(own / "more" / "b"); os.rmdir(own / "more")
+        (own / "a" / "link.bmp").unlink()
+        (own / "a" / "link.bmp").symlink_to(outside / "1.bmp")
+    if how == "another class":
+        _plain(own / "more", n=1)
+        os.rename(own / "more" / "a", own / "c")
+        os.rename(own / "more" / "b" / "0.bmp", own / "c" / "1.bmp")
+        os.rmdir(own / "more" / "b")
+        os.rmdir(own / "more")
     d = data.load(str(own))
     data.load.cache_clear()
     anew = data.load(str(own))
-    assert d.checksum == anew.checksum != first.checksum and (d.train == anew.train).all() and d.classes == anew.classes
+    assert (
+        d.checksum == anew.checksum != first.checksum
+        and (d.train == anew.train).all()
+        and d.classes == anew.classes
+    )
 
 
 def test_labels_swapped_in_a_csv(tmp_path):
     "A kernel's second run is of the new labels, and its first result is stale."
     _plain(tmp_path)
     path = tmp_path / "list.csv"
-    def write(x, y): path.write_text("path,label\n" + "".join(f"{c}/{i}.bmp,{x if c == 'a' else y}\n" for c in "ab" for i in range(3)))
+
+    def write(x, y):
+        path.write_text(
+            "path,label\n"
+            + "".join(f"{c}/{i}.bmp,{x if c == 'a' else y}\n" for c in "ab" for i in range(3))
+        )
+
     write("x", "y")
-    e = experiment(dataset=str(path), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4)
+    e = experiment(
+        dataset=str(path), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4
+    )
     one = run(e, device=CPU)
     assert data.load(str(path)).train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     write("y", "x")
-    assert data.load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0] and train.found(e)["stale"]
+    assert (
+        data.load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0] and train.found(e)["stale"]
+    )
     assert run(e, device=CPU)["data"] == data.load(str(path)).checksum != one["data"]
 
 
 def test_another_folder_of_the_same_name(tmp_path, monkeypatch):
-    for place, value in (("here", 10), ("there", 90)): _plain(tmp_path / place / "leaves", value)
-    e = experiment(dataset="leaves", model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4)
+    for place, value in (("here", 10), ("there", 90)):
+        _plain(tmp_path / place / "leaves", value)
+    e = experiment(
+        dataset="leaves", model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4
+    )
     seen = {}
     for place in ("here", "there", "here"):
         monkeypatch.chdir(tmp_path / place)
         result = run(e, device=CPU)
-        assert data.load("leaves").train.min() == {"here": 10, "there": 90}[place] and result["data"] == data.load("leaves").checksum
+        assert (
+            data.load("leaves").train.min() == {"here": 10, "there": 90}[place]
+            and result["data"] == data.load("leaves").checksum
+        )
         assert seen.setdefault(place, result["data"]) == result["data"]
     assert seen["here"] != seen["there"]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="unknown dataset 'leaves'"): data.load("leaves")
+    with pytest.raises(ValueError, match="unknown dataset 'leaves'"):
+        data.load("leaves")
 
 
 def test_a_relative_folder_of_data_sets_and_another_directory(tmp_path, monkeypatch):
     for place in ("here", "there"):
         _published(tmp_path / place, "kth-tips2-b")
-    other = tmp_path / "there" / "data" / data.SOURCES["kth-tips2-b"].folder / "KTH-TIPS2-b" / "cork" / "sample_a" / "0.png"
+    other = (
+        tmp_path
+        / "there"
+        / "data"
+        / data.SOURCES["kth-tips2-b"].folder
+        / "KTH-TIPS2-b"
+        / "cork"
+        / "sample_a"
+        / "0.png"
+    )
     _grey(other, 3)
-    monkeypatch.setenv("WAVESCAT_DATA", "data"); monkeypatch.setenv("WAVESCAT_CACHE", "cache")
+    monkeypatch.setenv("WAVESCAT_DATA", "data")
+    monkeypatch.setenv("WAVESCAT_CACHE", "cache")
     sums = []
     for place in ("here", "there", "here"):
         monkeypatch.chdir(tmp_path / place)
@@ -523,56 +838,98 @@ def test_an_image_of_a_published_set_rewritten_in_place(tmp_path, name):
 
 
 def test_a_set_put_where_data_sets_lie_later(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="covidx-cxr: .* is missing"): data.load("covidx-cxr")
+    with pytest.raises(FileNotFoundError, match="covidx-cxr: .* is missing"):
+        data.load("covidx-cxr")
     _published(tmp_path, "covidx-cxr")
     assert len(data.load("covidx-cxr", 16).train) == 8
     monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(FileNotFoundError, match="covidx-cxr: .*elsewhere.* is missing"): data.load("covidx-cxr", 16)
+    with pytest.raises(FileNotFoundError, match="covidx-cxr: .*elsewhere.* is missing"):
+        data.load("covidx-cxr", 16)
 
 
 def test_a_check_is_made_again_when_files_change(tmp_path):
     "What could be run can't be run any more, and the other way round: images, the split's file, the weights."
     own = _plain(tmp_path / "own", n=6)
-    e = experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4, per_class=4)
+    e = experiment(
+        dataset=str(own),
+        model="linear",
+        epochs=1,
+        batch_size=2,
+        augment="none",
+        lr=1e-4,
+        per_class=4,
+    )
     train.check(e)
-    for i in range(1, 6): (own / "a" / f"{i}.bmp").unlink()
-    with pytest.raises(ValueError, match="class a has 1 image"): train.check(e)
-    for i in range(1, 6): _grey(own / "a" / f"{i}.bmp", 50 + i)
+    for i in range(1, 6):
+        (own / "a" / f"{i}.bmp").unlink()
+    with pytest.raises(ValueError, match="class a has 1 image"):
+        train.check(e)
+    for i in range(1, 6):
+        _grey(own / "a" / f"{i}.bmp", 50 + i)
     train.check(e)
     from wavescat.data.splits import Split, save_split
+
     d, place = data.load(str(own)), tmp_path / "split.json"
     save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
-    e = experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4, split=str(place))
+    e = experiment(
+        dataset=str(own),
+        model="linear",
+        epochs=1,
+        batch_size=2,
+        augment="none",
+        lr=1e-4,
+        split=str(place),
+    )
     train.check(e)
     place.write_text("{}")
-    with pytest.raises(ValueError, match="is no split"): train.check(e)
+    with pytest.raises(ValueError, match="is no split"):
+        train.check(e)
     weights = tmp_path / "w.safetensors"
     save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
     train._save_tensors(train.build_model(e).state_dict(), tmp_path / "w")
-    e = experiment(dataset=str(own), model="linear", epochs=0, augment="none", split=str(place), weights=str(weights))
+    e = experiment(
+        dataset=str(own),
+        model="linear",
+        epochs=0,
+        augment="none",
+        split=str(place),
+        weights=str(weights),
+    )
     train.check(e)
     weights.write_bytes(b"none")
-    with pytest.raises(ValueError, match="isn't a file of tensors alone"): train.check(e)
+    with pytest.raises(ValueError, match="isn't a file of tensors alone"):
+        train.check(e)
 
 
 def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
     own, looks = _plain(tmp_path / "own"), []
     marks = data._marks
     monkeypatch.setattr(data, "_marks", lambda paths: looks.append(1) or marks(paths))
-    data.load(str(own)); looks.clear()
+    data.load(str(own))
+    looks.clear()
     with data.looked_at_once():
-        for _ in range(5): data.load(str(own))
+        for _ in range(5):
+            data.load(str(own))
     assert len(looks) == 1
-    for _ in range(5): data.load(str(own))
+    for _ in range(5):
+        data.load(str(own))
     assert len(looks) == 6
     from wavescat.training.sweep import plan
+
     looks.clear()
-    plan([experiment(dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", seed=s) for s in range(5)])
+    plan(
+        [
+            experiment(
+                dataset=str(own), model="linear", epochs=1, batch_size=2, augment="none", seed=s
+            )
+            for s in range(5)
+        ]
+    )
     assert len(looks) == 1
 
 
 def test_predict_on_grey_images_of_an_embedded_set(tmp_path):
-    e = experiment(model="linear", epochs=2, per_class=20, augment="none", lr=.001)
+    e = experiment(model="linear", epochs=2, per_class=20, augment="none", lr=0.001)
     run(e, device=CPU)
     images, files = data.load("textures").test[::20], []
     for i, image in enumerate(images):

@@ -1,9 +1,24 @@
 """What a person sees: the smoke reports in a real browser, on a desktop and on a phone."""
+
 import json
 
 import pytest
 
-STUDIES = ["baseline", "biomass", "challenge", "l_sweep", "linear_and_alexnet", "parametric", "regimes", "robustness", "tiny_imagenet", "transfer", "tuned", "variance", "wytiny"]
+STUDIES = [
+    "baseline",
+    "biomass",
+    "challenge",
+    "l_sweep",
+    "linear_and_alexnet",
+    "parametric",
+    "regimes",
+    "robustness",
+    "tiny_imagenet",
+    "transfer",
+    "tuned",
+    "variance",
+    "wytiny",
+]
 PAGES = [*STUDIES, "filters", "seeing", "speed", "stability", "throughput"]
 
 
@@ -17,6 +32,7 @@ def visit(browser):
         page.on("pageerror", lambda e: page.said.append(str(e)))
         page.goto(path.as_uri())
         return page
+
     return open_
 
 
@@ -25,10 +41,22 @@ def visit(browser):
 def test_page(smoke, visit, name, width):
     page = visit(smoke[0] / name, width)
     assert [u for u in page.asked if not u.startswith(("data:", "file:"))] == [] and page.said == []
-    assert len([u for u in page.asked if u.startswith("file:")]) == 1, "one file, and nothing beside it"
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page itself doesn't scroll sideways"
-    sizes = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt.length, i.src.startsWith('data:image/gif')])")
-    assert sizes and all(n >= (150 if film else 600) and 0 < c <= width and alt > 10 for n, c, alt, film in sizes) and sum(film for *_, film in sizes) == (3 if "filters" in name else "parametric" in name)
+    assert len([u for u in page.asked if u.startswith("file:")]) == 1, (
+        "one file, and nothing beside it"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+        "the page itself doesn't scroll sideways"
+    )
+    sizes = page.evaluate(
+        "[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt.length, i.src.startsWith('data:image/gif')])"
+    )
+    assert (
+        sizes
+        and all(
+            n >= (150 if film else 600) and 0 < c <= width and alt > 10 for n, c, alt, film in sizes
+        )
+        and sum(film for *_, film in sizes) == (3 if "filters" in name else "parametric" in name)
+    )
     text = page.inner_text("main")
     assert "$" not in text and "Traceback" not in text and "nan" not in text.lower().split()
     page.close()
@@ -38,7 +66,18 @@ def test_page(smoke, visit, name, width):
 def test_report_says_what_it_must(smoke, visit, study):
     page = visit(smoke[0] / study / "smoke.html", 1280)
     text = page.inner_text("main")
-    assert all(t in text for t in ("Question.", "Protocol.", "Expected cost.", "Provenance", "code version", "sha256:", f"wavescat run {study} --preset smoke"))
+    assert all(
+        t in text
+        for t in (
+            "Question.",
+            "Protocol.",
+            "Expected cost.",
+            "Provenance",
+            "code version",
+            "sha256:",
+            f"wavescat run {study} --preset smoke",
+        )
+    )
     assert page.locator("svg[role=img]").count() >= 1, "mathematics is set"
     page.close()
 
@@ -54,6 +93,25 @@ def test_a_link_of_the_index_leads_to_its_report(smoke, visit):
 def test_results_are_the_evidence(smoke, study):
     "Every run of a page is in its JSON, with where it comes from."
     gave = json.loads((smoke[0] / study / "smoke.json").read_text())
-    assert gave["missing"] == 0 and gave["runs"] and gave["command"] == f"wavescat run {study} --preset smoke"
+    assert (
+        gave["missing"] == 0
+        and gave["runs"]
+        and gave["command"] == f"wavescat run {study} --preset smoke"
+    )
     for r in gave["runs"]:
-        assert {"experiment", "identity", "code", "packages", "data", "device", "threads", "seconds", "finished", *(("test_rmse", "test_r2") if study == "biomass" else ("test_accuracy", "last_test_accuracy"))} <= set(r) and not r["stale"]
+        assert {
+            "experiment",
+            "identity",
+            "code",
+            "packages",
+            "data",
+            "device",
+            "threads",
+            "seconds",
+            "finished",
+            *(
+                ("test_rmse", "test_r2")
+                if study == "biomass"
+                else ("test_accuracy", "last_test_accuracy")
+            ),
+        } <= set(r) and not r["stale"]

@@ -1,4 +1,5 @@
 """Every setting of an experiment changes its run, or is refused where it would change nothing."""
+
 import dataclasses
 import json
 from pathlib import Path
@@ -14,13 +15,26 @@ from wavescat.training.train import check, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-LINEAR = dict(model="linear", per_class=4, epochs=3, batch_size=12, lr=.01, augment="none", validation=8)
-SCATTERING = dict(model="scattering-linear", J=2, L=2, per_class=2, epochs=2, batch_size=8, lr=.01, augment="flip-crop")
+LINEAR = dict(
+    model="linear", per_class=4, epochs=3, batch_size=12, lr=0.01, augment="none", validation=8
+)
+SCATTERING = dict(
+    model="scattering-linear",
+    J=2,
+    L=2,
+    per_class=2,
+    epochs=2,
+    batch_size=8,
+    lr=0.01,
+    augment="flip-crop",
+)
 LEARNED = {**SCATTERING, "learn": "canonical"}
-KEPT = {**LINEAR, "validation": 0}                             # the last epoch's weights
-RESNET = dict(dataset="FOLDER", model="resnet18", width=2, epochs=1, batch_size=8, lr=.01)
+KEPT = {**LINEAR, "validation": 0}  # the last epoch's weights
+RESNET = dict(dataset="FOLDER", model="resnet18", width=2, epochs=1, batch_size=8, lr=0.01)
 WYTINY = {**RESNET, "model": "wytiny"}
-MIXTURES = dict(dataset="mixtures", model="linear", loss="mse", epochs=1, batch_size=64, lr=1e-4, augment="none")
+MIXTURES = dict(
+    dataset="mixtures", model="linear", loss="mse", epochs=1, batch_size=64, lr=1e-4, augment="none"
+)
 ONE_CYCLE = {**KEPT, "schedule": "one-cycle"}
 
 # field → (settings in which it matters, one value, another, what differs)
@@ -34,7 +48,7 @@ EFFECTS = {
     "split_seed": (LINEAR, 42, 1, "weights"),
     "augment": (LINEAR, "none", "flip-crop", "weights"),
     "mix": (LINEAR, None, "mixup", "weights"),
-    "mix_beta": ({**LINEAR, "mix": "cutmix"}, None, 5., "weights"),
+    "mix_beta": ({**LINEAR, "mix": "cutmix"}, None, 5.0, "weights"),
     "model": (RESNET, "resnet18", "wytiny", "shapes"),
     "width": (RESNET, 2, 3, "shapes"),
     "widen": ({k: v for k, v in RESNET.items() if k != "width"} | {"model": "wrn"}, 1, 2, "shapes"),
@@ -47,38 +61,38 @@ EFFECTS = {
     "learn": (SCATTERING, None, "canonical", "shapes"),
     "init": (SCATTERING, "tight-frame", "random", "weights"),
     "upsample": ({**RESNET, "model": "scatresnet18", "L": 2}, "deconv", "nearest", "shapes"),
-    "slant": (SCATTERING, None, .5, "weights"),
+    "slant": (SCATTERING, None, 0.5, "weights"),
     "engine": (LEARNED, "wavescat", "svd-gradient", "weights"),
     "weights": (LINEAR, None, "FILE", "weights"),
     "new_head": ({**RESNET, "weights": "FILE"}, False, True, "weights"),
     "loss": (LINEAR, "cross-entropy", "hinge", "weights"),
-    "label_smoothing": (LINEAR, 0., .1, "weights"),
-    "margin": ({**LINEAR, "loss": "hinge"}, 1., 2., "weights"),
-    "target_scale": (MIXTURES, 1., 100., "weights"),
+    "label_smoothing": (LINEAR, 0.0, 0.1, "weights"),
+    "margin": ({**LINEAR, "loss": "hinge"}, 1.0, 2.0, "weights"),
+    "target_scale": (MIXTURES, 1.0, 100.0, "weights"),
     "epochs": (LINEAR, 3, 4, "steps"),
     "batch_size": (LINEAR, 12, 8, "steps"),
     "test_batch_size": (LINEAR, None, 7, "inputs"),
     "drop_last": (LINEAR, False, True, "steps"),
     "accumulate": (LINEAR, 1, 3, "inputs"),
     "optimizer": (LINEAR, "sgd", "adam", "weights"),
-    "lr": (LINEAR, .01, .02, "weights"),
-    "momentum": (LINEAR, .9, .5, "weights"),
-    "beta2": ({**LINEAR, "optimizer": "adam"}, .999, .9, "weights"),
-    "weight_decay": (LINEAR, 5e-4, .1, "weights"),
-    "filter_lr": (LEARNED, None, .1, "weights"),
-    "theta_lr": (LEARNED, None, .1, "weights"),
-    "filter_weight_decay": (LEARNED, 0., .5, "weights"),
-    "clip": (LINEAR, None, .01, "weights"),
+    "lr": (LINEAR, 0.01, 0.02, "weights"),
+    "momentum": (LINEAR, 0.9, 0.5, "weights"),
+    "beta2": ({**LINEAR, "optimizer": "adam"}, 0.999, 0.9, "weights"),
+    "weight_decay": (LINEAR, 5e-4, 0.1, "weights"),
+    "filter_lr": (LEARNED, None, 0.1, "weights"),
+    "theta_lr": (LEARNED, None, 0.1, "weights"),
+    "filter_weight_decay": (LEARNED, 0.0, 0.5, "weights"),
+    "clip": (LINEAR, None, 0.01, "weights"),
     "schedule": (KEPT, "cosine", "constant", "weights"),
     "points": ({**KEPT, "schedule": "steps"}, "1", "2", "weights"),
-    "step_factor": ({**KEPT, "schedule": "steps", "points": "1"}, .2, .5, "weights"),
-    "pct_start": (ONE_CYCLE, .3, .6, "weights"),
-    "div_factor": (ONE_CYCLE, 25., 5., "weights"),
-    "final_div_factor": (ONE_CYCLE, 1e4, 2., "weights"),
-    "base_momentum": (ONE_CYCLE, .85, .5, "weights"),
-    "max_momentum": (ONE_CYCLE, .95, .9, "weights"),
+    "step_factor": ({**KEPT, "schedule": "steps", "points": "1"}, 0.2, 0.5, "weights"),
+    "pct_start": (ONE_CYCLE, 0.3, 0.6, "weights"),
+    "div_factor": (ONE_CYCLE, 25.0, 5.0, "weights"),
+    "final_div_factor": (ONE_CYCLE, 1e4, 2.0, "weights"),
+    "base_momentum": (ONE_CYCLE, 0.85, 0.5, "weights"),
+    "max_momentum": (ONE_CYCLE, 0.95, 0.9, "weights"),
     "eval_every": (LINEAR, 1, 3, "history"),
-    "patience": ({**LINEAR, "epochs": 12, "lr": 3.}, None, 1, "steps"),
+    "patience": ({**LINEAR, "epochs": 12, "lr": 3.0}, None, 1, "steps"),
     "top_k": (LINEAR, 5, 2, "numbers"),
     "precision": (LINEAR, "float32", "bfloat16", "weights"),
     "channels_last": ({**RESNET, "augment": "none"}, True, False, "memory"),
@@ -93,15 +107,20 @@ def folder(tmp_path_factory):
     "Ten noisy images of each of two classes, 16×16 pixels, and four to test."
     import numpy as np
     from PIL import Image
+
     place, chance = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
     for part, n in (("train", 10), ("test", 4)):
         for k, name in enumerate(("dark", "light")):
             (place / part / name).mkdir(parents=True)
-            for i in range(n): Image.fromarray(chance.randint(60 * k, 200 + 50 * k, (16, 16, 3), np.uint8)).save(place / part / name / f"{i}.png")
+            for i in range(n):
+                Image.fromarray(chance.randint(60 * k, 200 + 50 * k, (16, 16, 3), np.uint8)).save(
+                    place / part / name / f"{i}.png"
+                )
     return place
 
 
-def _bytes(tensors): return {k: v.contiguous().numpy().tobytes() for k, v in tensors.items()}
+def _bytes(tensors):
+    return {k: v.contiguous().numpy().tobytes() for k, v in tensors.items()}
 
 
 def _seen(e, monkeypatch):
@@ -110,9 +129,10 @@ def _seen(e, monkeypatch):
 
     def build_model(e):
         def note(module, args):
-            x, = args
+            (x,) = args
             inputs.append((module.training, tuple(x.shape)))
             memory.add(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+
         model = made(e)
         model.register_forward_pre_hook(note)
         return model
@@ -120,18 +140,31 @@ def _seen(e, monkeypatch):
     monkeypatch.setattr(train, "build_model", build_model)
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(True) or model)
     taken, step = [], train.Training.step
-    monkeypatch.setattr(train.Training, "step", lambda self, x, y: taken.append(len(x)) or step(self, x, y))
+    monkeypatch.setattr(
+        train.Training, "step", lambda self, x, y: taken.append(len(x)) or step(self, x, y)
+    )
     fitted = fit(e, World(CPU))
-    with train._algorithms(e, torch.device("cuda")): gpu = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    with train._algorithms(e, torch.device("cuda")):
+        gpu = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     monkeypatch.undo()
     state = fitted.model.state_dict()
-    return {"inputs": inputs, "memory": memory, "compiled": compiled, "on a GPU": gpu, "steps": taken, "shapes": {k: v.shape for k, v in state.items()},
-            "weights": _bytes(state), "history": fitted.history,
-            "numbers": {k: v for k, v in fitted.numbers.items() if k not in ("trained", "resumed")},
-            "predictions": fitted.predictions.numpy().tobytes(), "data": train.load(e.dataset, e.size, e.classes).checksum}
+    return {
+        "inputs": inputs,
+        "memory": memory,
+        "compiled": compiled,
+        "on a GPU": gpu,
+        "steps": taken,
+        "shapes": {k: v.shape for k, v in state.items()},
+        "weights": _bytes(state),
+        "history": fitted.history,
+        "numbers": {k: v for k, v in fitted.numbers.items() if k not in ("trained", "resumed")},
+        "predictions": fitted.predictions.numpy().tobytes(),
+        "data": train.load(e.dataset, e.size, e.classes).checksum,
+    }
 
 
-def test_the_table_has_every_setting(): assert set(EFFECTS) == {f.name for f in dataclasses.fields(Experiment)}
+def test_the_table_has_every_setting():
+    assert set(EFFECTS) == {f.name for f in dataclasses.fields(Experiment)}
 
 
 @pytest.mark.parametrize("field", EFFECTS)
@@ -141,12 +174,15 @@ def test_a_setting_has_an_effect(field, folder, tmp_path, monkeypatch):
     file = tmp_path / "w.safetensors"
     if "FILE" in (settings.get("weights"), other):
         torch.manual_seed(5)
-        start = train.build_model(experiment(**{k: v for k, v in settings.items() if k != "weights"}))
+        start = train.build_model(
+            experiment(**{k: v for k, v in settings.items() if k != "weights"})
+        )
         train._save_tensors(start.state_dict(), tmp_path / "w")
     seen = []
     for value in (one, other):
         asked = {k: str(file) if v == "FILE" else v for k, v in {**settings, field: value}.items()}
-        if field == "dataset" and value == "textures": asked["loss"] = "cross-entropy"
+        if field == "dataset" and value == "textures":
+            asked["loss"] = "cross-entropy"
         e = experiment(**asked)
         check(e, CPU)
         seen.append(_seen(e, monkeypatch))
@@ -154,49 +190,84 @@ def test_a_setting_has_an_effect(field, folder, tmp_path, monkeypatch):
     assert any(isinstance(v, bytes) and v for v in seen[0]["weights"].values())
 
 
-@pytest.mark.parametrize("settings, said", [
-    (dict(margin=2.), "margin goes with loss=hinge or squared-hinge"),
-    (dict(loss="mse", label_smoothing=.1), "label_smoothing goes with loss=cross-entropy"),
-    (dict(target_scale=2., loss="mse"), "textures has classes: leave target_scale out"),
-    (dict(mix_beta=2.), "mix_beta goes with mix"),
-    (dict(beta2=.9), "beta2 goes with optimizer=adam or adamw"),
-    (dict(points="3"), "points goes with schedule=steps or piecewise"),
-    (dict(pct_start=.5), "pct_start goes with schedule=one-cycle"),
-    (dict(schedule="one-cycle", momentum=.5), "leave momentum out"),
-    (dict(patience=2), "patience needs validation images"),
-    (dict(new_head=True), "new_head goes with weights"),
-    (dict(width=8), "linear has no width: leave width out"),
-    (dict(widen=4), "linear has no widen"),
-    (dict(L=4), "linear has no L"),
-    (dict(engine="no-bound"), "linear has no engine"),
-    (dict(model="wytiny", width=2, ghost=8), "ghost goes with norm=ghost-batch"),
-    (dict(model="scattering-linear", filter_lr=.1), "filter_lr goes with learn="),
-    (dict(model="scattering-linear", learn="pixelwise", theta_lr=.1), "theta_lr goes with learn=canonical or equivariant, got learn=pixelwise: leave theta_lr out"),
-    (dict(model="scattering-linear", init="random", slant=.5), "leave slant out"),
-    (dict(model="scattering-linear", order=0, slant=.5), "order=0 has no wavelets, and slant is of them: leave slant out"),
-    (dict(model="scattering-linear", order=0, init="random"), "order=0 has no wavelets, and init is of them: leave init out"),
-    (dict(model="scattering-linear", engine="svd-gradient"), "learn=canonical"),
-    (dict(model="scattering-linear", engine="no-bound"), "set learn=canonical or equivariant"),
-    (dict(dataset="mixtures", per_class=None, loss="mse", top_k=2), "top_k counts guesses of a class, and mixtures has targets: leave top_k out"),
-])
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(margin=2.0), "margin goes with loss=hinge or squared-hinge"),
+        (dict(loss="mse", label_smoothing=0.1), "label_smoothing goes with loss=cross-entropy"),
+        (dict(target_scale=2.0, loss="mse"), "textures has classes: leave target_scale out"),
+        (dict(mix_beta=2.0), "mix_beta goes with mix"),
+        (dict(beta2=0.9), "beta2 goes with optimizer=adam or adamw"),
+        (dict(points="3"), "points goes with schedule=steps or piecewise"),
+        (dict(pct_start=0.5), "pct_start goes with schedule=one-cycle"),
+        (dict(schedule="one-cycle", momentum=0.5), "leave momentum out"),
+        (dict(patience=2), "patience needs validation images"),
+        (dict(new_head=True), "new_head goes with weights"),
+        (dict(width=8), "linear has no width: leave width out"),
+        (dict(widen=4), "linear has no widen"),
+        (dict(L=4), "linear has no L"),
+        (dict(engine="no-bound"), "linear has no engine"),
+        (dict(model="wytiny", width=2, ghost=8), "ghost goes with norm=ghost-batch"),
+        (dict(model="scattering-linear", filter_lr=0.1), "filter_lr goes with learn="),
+        (
+            dict(model="scattering-linear", learn="pixelwise", theta_lr=0.1),
+            "theta_lr goes with learn=canonical or equivariant, got learn=pixelwise: leave theta_lr out",
+        ),
+        (dict(model="scattering-linear", init="random", slant=0.5), "leave slant out"),
+        (
+            dict(model="scattering-linear", order=0, slant=0.5),
+            "order=0 has no wavelets, and slant is of them: leave slant out",
+        ),
+        (
+            dict(model="scattering-linear", order=0, init="random"),
+            "order=0 has no wavelets, and init is of them: leave init out",
+        ),
+        (dict(model="scattering-linear", engine="svd-gradient"), "learn=canonical"),
+        (dict(model="scattering-linear", engine="no-bound"), "set learn=canonical or equivariant"),
+        (
+            dict(dataset="mixtures", per_class=None, loss="mse", top_k=2),
+            "top_k counts guesses of a class, and mixtures has targets: leave top_k out",
+        ),
+    ],
+)
 def test_a_setting_without_effect_is_refused(settings, said):
     import re
-    with pytest.raises(ValueError, match=re.escape(said)): check(experiment(**{**dict(model="linear", per_class=2, epochs=2, batch_size=8), **settings}), CPU)
+
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check(
+            experiment(**{**dict(model="linear", per_class=2, epochs=2, batch_size=8), **settings}),
+            CPU,
+        )
 
 
 def test_a_split_of_a_file_has_no_seed(tmp_path):
     from wavescat.data.imageset import load
     from wavescat.data.splits import save_split
     from wavescat.training.train import split_of
+
     e = experiment(model="linear", per_class=2, epochs=2, batch_size=8)
     save_split(split_of(e), load("textures"), tmp_path / "s.json")
     kept = dict(model="linear", split=str(tmp_path / "s.json"), epochs=2, batch_size=8)
     check(experiment(**kept), CPU)
-    with pytest.raises(ValueError, match="says which images train: leave split_seed out"): check(experiment(**kept, split_seed=1), CPU)
+    with pytest.raises(ValueError, match="says which images train: leave split_seed out"):
+        check(experiment(**kept, split_seed=1), CPU)
 
 
-OF_A_MODEL = {"width": 4, "widen": 1, "convolution": "depthwise", "norm": "group", "ghost": 8, "J": 1, "L": 3, "order": 1, "learn": "canonical",
-              "init": "random", "upsample": "nearest", "slant": .5, "engine": "no-bound"}
+OF_A_MODEL = {
+    "width": 4,
+    "widen": 1,
+    "convolution": "depthwise",
+    "norm": "group",
+    "ghost": 8,
+    "J": 1,
+    "L": 3,
+    "order": 1,
+    "learn": "canonical",
+    "init": "random",
+    "upsample": "nearest",
+    "slant": 0.5,
+    "engine": "no-bound",
+}
 
 
 @pytest.mark.parametrize("name", [m for m in MODELS if "@" not in m])
@@ -210,13 +281,15 @@ def test_the_settings_of_a_model(name):
         torch.manual_seed(0)
         model = build(name, (3, side, side), 4, **{**small, **more}).eval()
         x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad(): return {k: v.shape for k, v in model.state_dict().items()}, model(x)
+        with torch.no_grad():
+            return {k: v.shape for k, v in model.state_dict().items()}, model(x)
 
     before = made()
     for setting, value in OF_A_MODEL.items():
         if setting not in options:
-            with pytest.raises(ValueError, match=f"{setting}.*leave {setting} out"): check(experiment(model=name, **{setting: value}), CPU)
-        elif setting not in ("ghost", "engine"):               # these go with norm=ghost-batch and with learn
+            with pytest.raises(ValueError, match=f"{setting}.*leave {setting} out"):
+                check(experiment(model=name, **{setting: value}), CPU)
+        elif setting not in ("ghost", "engine"):  # these go with norm=ghost-batch and with learn
             after = made(**{setting: value})
             assert before[0] != after[0] or not torch.equal(before[1], after[1]), setting
 
@@ -224,19 +297,32 @@ def test_the_settings_of_a_model(name):
 def _stored(found):
     "The experiments in what a report keeps, with their identities."
     if isinstance(found, dict):
-        if isinstance(found.get("experiment"), dict): yield found["identity"], found["experiment"]
-        for part in found.values(): yield from _stored(part)
+        if isinstance(found.get("experiment"), dict):
+            yield found["identity"], found["experiment"]
+        for part in found.values():
+            yield from _stored(part)
     elif isinstance(found, list):
-        for part in found: yield from _stored(part)
+        for part in found:
+            yield from _stored(part)
 
 
 def test_experiments_of_the_reports_are_as_they_were():
     "Each has the identity that it is stored under, and its settings go together still."
     from wavescat.training.optim import check_settings
-    known = {identity: settings for path in (ROOT / "reports").glob("*/*.json") for identity, settings in _stored(json.loads(path.read_text(encoding="utf-8")))}
+
+    known = {
+        identity: settings
+        for path in (ROOT / "reports").glob("*/*.json")
+        for identity, settings in _stored(json.loads(path.read_text(encoding="utf-8")))
+    }
     assert len(known) > 500
     for identity, settings in known.items():
         e = Experiment(**settings)
         check_settings(e)
         assert e.identity == identity
-        assert not (e.order == 0 or e.split.endswith(".json") or e.dataset == "mixtures" and "top_k" in e.changed)
+        assert not (
+            e.order == 0
+            or e.split.endswith(".json")
+            or e.dataset == "mixtures"
+            and "top_k" in e.changed
+        )

@@ -1,4 +1,5 @@
 """Sweeps: what is refused, processes that die, sweeps at once, runs that fail, clusters, Ctrl-C."""
+
 import json
 import os
 import queue
@@ -20,7 +21,7 @@ from wavescat.runs.store import failure, owned, run_dir, runs, work_dir
 from wavescat.training.sweep import Failed, grid, read_grid, sweep
 from wavescat.training.train import check, found
 
-SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=.01)
+SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=0.01)
 SCRIPT = """
 import sys
 from wavescat.training.sweep import read_grid, sweep
@@ -39,7 +40,8 @@ if wavescat.train.fit.__name__ != "watched": wavescat.training.train.fit = watch
 """
 
 
-def texts(**settings): return " ".join(f"{k}={v}" for k, v in {**SMALL, **settings}.items())
+def texts(**settings):
+    return " ".join(f"{k}={v}" for k, v in {**SMALL, **settings}.items())
 
 
 @pytest.fixture
@@ -47,23 +49,44 @@ def start(tmp_path):
     "Start sweeps in sessions of their own; whatever is left of them is killed at the end."
     (tmp_path / "in_workers.py").write_text(IN_WORKERS)
     started = []
+
     def start(settings, workers, *scheduler, cwd=ROOT):
-        env = {**os.environ, "WAVESCAT_RUNS": str(tmp_path / "s"), "SAID": str(tmp_path / "said"), "DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "in_workers.py"),
-               "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}     # a process takes longer to come back: a sweep waits for it
-        started.append(subprocess.Popen([sys.executable, "-c", SCRIPT, settings, str(workers), *scheduler], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        env = {
+            **os.environ,
+            "WAVESCAT_RUNS": str(tmp_path / "s"),
+            "SAID": str(tmp_path / "said"),
+            "DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "in_workers.py"),
+            "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s",
+        }  # a process takes longer to come back: a sweep waits for it
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, settings, str(workers), *scheduler],
+                cwd=cwd,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
         return started[-1]
+
     yield start
     for p in started:
-        for pid in session(p.pid): os.kill(pid, signal.SIGKILL)
+        for pid in session(p.pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def session(leader):
     "Live processes of a session."
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try: state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
-        except OSError: continue
-        if int(sid) == leader and state != "Z": found.append(int(stat.parent.name))
+        try:
+            state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(sid) == leader and state != "Z":
+            found.append(int(stat.parent.name))
     return found
 
 
@@ -71,9 +94,12 @@ def workers_of(leader):
     "The processes of a session that compute."
     found = []
     for pid in session(leader):
-        try: command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError: continue
-        if b"spawn_main" in command: found.append(pid)
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"spawn_main" in command:
+            found.append(pid)
     return found
 
 
@@ -82,14 +108,16 @@ def until(true, seconds=40):
     last = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < last, "waited in vain"
-        time.sleep(.05)
+        time.sleep(0.05)
     return value
 
 
 def epochs_of(progress):
     "How far a run is; 0 where it has ended in the meantime."
-    try: found = re.search(r'"epoch": (\d+)', progress.read_text())
-    except OSError: return 0
+    try:
+        found = re.search(r'"epoch": (\d+)', progress.read_text())
+    except OSError:
+        return 0
     return int(found[1]) if found else 0
 
 
@@ -103,29 +131,41 @@ def store(tmp_path, monkeypatch):
 def cluster():
     "A cluster of two processes that was there before."
     from distributed import LocalCluster
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster: yield cluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster
 
 
-@pytest.mark.parametrize("given, says", [
-    (["L"], "expected SETTING=VALUE"),
-    (["L="], "expected SETTING=VALUE"),
-    (["LL=3"], "did you mean L?"),
-    (["L=3-1"], "first-last"),
-    (["L=1-3,2"], "is there twice"),
-    (["L=2", "L=3"], "L is given twice"),
-    (["lr=.1-.2"], "lr must be float"),
-    (["lr=.1,0.10"], "is there twice"),
-    (["seed=0-99999999999"], "at most 100,000"),
-    (["seed=0-9999", "L=1-20"], "200,000 runs are too many"),
-])
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (["L"], "expected SETTING=VALUE"),
+        (["L="], "expected SETTING=VALUE"),
+        (["LL=3"], "did you mean L?"),
+        (["L=3-1"], "first-last"),
+        (["L=1-3,2"], "is there twice"),
+        (["L=2", "L=3"], "L is given twice"),
+        (["lr=.1-.2"], "lr must be float"),
+        (["lr=.1,0.10"], "is there twice"),
+        (["seed=0-99999999999"], "at most 100,000"),
+        (["seed=0-9999", "L=1-20"], "200,000 runs are too many"),
+    ],
+)
 def test_grids_that_are_refused(given, says):
-    with pytest.raises(ValueError, match=says.replace("?", r"\?")) as e: read_grid(given)
+    with pytest.raises(ValueError, match=says.replace("?", r"\?")) as e:
+        read_grid(given)
     assert "\n" not in str(e.value)
 
 
 def test_grids_that_are_read():
-    g = read_grid(["L=1-3,8", "model=scatresnet18", "lr=.1,1e-2", "per_class=none,10", "augment=none"])
-    assert g == grid(L=[1, 2, 3, 8], model="scatresnet18", lr=[.1, .01], per_class=[None, 10], augment="none")
+    g = read_grid(
+        ["L=1-3,8", "model=scatresnet18", "lr=.1,1e-2", "per_class=none,10", "augment=none"]
+    )
+    assert g == grid(
+        L=[1, 2, 3, 8], model="scatresnet18", lr=[0.1, 0.01], per_class=[None, 10], augment="none"
+    )
 
 
 def test_nothing_of_dask_where_nothing_is_computed():
@@ -137,11 +177,17 @@ def test_killed_workers_change_nothing(start, store, cluster, tmp_path, monkeypa
     "Every result is that of runs which nobody disturbed, on a cluster that was there before."
     settings = texts(epochs=30, seed="0-2")
     process, killed = start(settings, 2), 0
-    for least in range(1, 4):                                  # whenever a run has got as far as its next epochs
+    for least in range(1, 4):  # whenever a run has got as far as its next epochs
+
         def under_way():
             return [p for p in store.glob("*.work/progress.json") if epochs_of(p) >= least]
-        victims = until(lambda: under_way() and workers_of(process.pid) or process.poll() is not None and [None])
-        if victims != [None]: os.kill(victims[least % len(victims)], signal.SIGKILL); killed += 1
+
+        victims = until(
+            lambda: under_way() and workers_of(process.pid) or process.poll() is not None and [None]
+        )
+        if victims != [None]:
+            os.kill(victims[least % len(victims)], signal.SIGKILL)
+            killed += 1
     said = process.communicate(timeout=90)[1]
     assert process.returncode == 0 and killed == 3 and "Traceback" not in said, said
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "undisturbed"))
@@ -149,27 +195,46 @@ def test_killed_workers_change_nothing(start, store, cluster, tmp_path, monkeypa
     results = sweep(es, scheduler=cluster)
     monkeypatch.setenv("WAVESCAT_RUNS", str(store))
     for e, r in zip(es, results):
-        assert r["status"] == "done" and all(found(e)[k] == r[k] for k in ("test_accuracy", "test_loss", "train_loss", "best_epoch", "threads"))
-        assert not work_dir(e).exists() and len(json.loads((run_dir(e) / "history.json").read_text())) == 30
+        assert r["status"] == "done" and all(
+            found(e)[k] == r[k]
+            for k in ("test_accuracy", "test_loss", "train_loss", "best_epoch", "threads")
+        )
+        assert (
+            not work_dir(e).exists()
+            and len(json.loads((run_dir(e) / "history.json").read_text())) == 30
+        )
     assert len(cluster.scheduler_info["workers"]) == 2
 
 
 def test_two_sweeps_share_the_work(start, store, tmp_path):
     settings = texts(epochs=1, seed="0-5")
     both = [start(settings, 1), start(settings, 1)]
-    for p in both: assert p.wait(timeout=90) == 0, p.stderr.read()
+    for p in both:
+        assert p.wait(timeout=90) == 0, p.stderr.read()
     computed = (tmp_path / "said").read_text().split()
-    assert sorted(computed) == sorted(e.identity for e in read_grid(settings.split())) and len(runs(["status=done"])) == 6
+    assert (
+        sorted(computed) == sorted(e.identity for e in read_grid(settings.split()))
+        and len(runs(["status=done"])) == 6
+    )
 
 
 def test_code_that_is_edited_meanwhile(start, store, tmp_path):
     "A sweep compares results with the code that it started with."
-    shutil.copytree(ROOT / "wavescat", tmp_path / "own" / "wavescat", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "wavescat",
+        tmp_path / "own" / "wavescat",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     process = start(texts(epochs=30, seed="0-1"), 1, cwd=tmp_path / "own")
-    until(lambda: epochs_of(work_dir(experiment(**SMALL, epochs=30, seed=0)) / "progress.json") >= 2)
-    with open(tmp_path / "own" / "wavescat" / "augment.py", "a") as f: f.write("\nassert True\n")
+    until(
+        lambda: epochs_of(work_dir(experiment(**SMALL, epochs=30, seed=0)) / "progress.json") >= 2
+    )
+    with open(tmp_path / "own" / "wavescat" / "augment.py", "a") as f:
+        f.write("\nassert True\n")
     assert process.wait(timeout=90) == 0, process.stderr.read()
-    assert len({r["code"] for r in map(found, read_grid(texts(epochs=30, seed="0-1").split()))}) == 1
+    assert (
+        len({r["code"] for r in map(found, read_grid(texts(epochs=30, seed="0-1").split()))}) == 1
+    )
 
 
 def test_runs_that_fail(start, store):
@@ -178,9 +243,18 @@ def test_runs_that_fail(start, store):
     said = process.communicate(timeout=90)[1]
     last = said.strip().splitlines()[-1]
     raised, killer = (experiment(**SMALL, epochs=1, seed=s) for s in (14, 13))
-    assert process.returncode == 1 and "2 of 4 runs failed: " in last and f"{raised.identity} seed=14: MemoryError: no room" in last and f"{killer.identity} seed=13: its worker died 4 times" in last, said
-    assert "in watched" in failure(raised)["traceback"] and "died 4 times" in failure(killer)["error"]
-    assert [r["status"] for r in runs(["seed=12-15"])].count("done") == 2 and len(runs(["status=failed"])) == 2
+    assert (
+        process.returncode == 1
+        and "2 of 4 runs failed: " in last
+        and f"{raised.identity} seed=14: MemoryError: no room" in last
+        and f"{killer.identity} seed=13: its worker died 4 times" in last
+    ), said
+    assert (
+        "in watched" in failure(raised)["traceback"] and "died 4 times" in failure(killer)["error"]
+    )
+    assert [r["status"] for r in runs(["seed=12-15"])].count("done") == 2 and len(
+        runs(["status=failed"])
+    ) == 2
 
 
 @pytest.mark.parametrize("noticed", [True, False])
@@ -188,55 +262,98 @@ def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
     "It has computed its run, and can't say so any more: the run is found in the store."
     import wavescat.training.sweep
     from distributed import LocalCluster
+
     died = []
+
     class Late(queue.SimpleQueue):
         def put(self, future):
             if future.status == "finished" and not died:
                 died.append(future)
                 os.kill(future.client.run(os.getpid).popitem()[1], signal.SIGKILL)
-                if noticed: until(lambda: future.status != "finished")
+                if noticed:
+                    until(lambda: future.status != "finished")
             super().put(future)
-    monkeypatch.setattr(wavescat.training.sweep, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty))
-    monkeypatch.setattr(wavescat.training.sweep, "_ANSWER", 1.)
+
+    monkeypatch.setattr(
+        wavescat.training.sweep, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty)
+    )
+    monkeypatch.setattr(wavescat.training.sweep, "_ANSWER", 1.0)
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
-        assert [r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=cluster)] == ["done"] * 2
+        assert [
+            r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=cluster)
+        ] == ["done"] * 2
     assert len(died) == 1
 
 
 def test_failures_can_be_passed_over(store, cluster, tmp_path):
     from PIL import Image
+
     for i in range(12):
         (tmp_path / "own" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * i).save(tmp_path / "own" / "ab"[i % 2] / f"{i}.png")
-    bad, good = experiment(dataset=str(tmp_path / "own"), width=2, per_class=2, epochs=1, batch_size=4, augment="none"), experiment(**SMALL, epochs=1, seed=16)
+    bad, good = (
+        experiment(
+            dataset=str(tmp_path / "own"),
+            width=2,
+            per_class=2,
+            epochs=1,
+            batch_size=4,
+            augment="none",
+        ),
+        experiment(**SMALL, epochs=1, seed=16),
+    )
     check(bad)
-    shutil.rmtree(tmp_path / "own")                            # what is checked, and isn't there where it is computed
-    assert [r and r["status"] for r in sweep([bad, good], scheduler=cluster, strict=False)] == [None, "done"]
-    with pytest.raises(Failed, match="1 of 2 runs failed.*wavescat runs show") as e: sweep([bad, good], scheduler=cluster)
+    shutil.rmtree(tmp_path / "own")  # what is checked, and isn't there where it is computed
+    assert [r and r["status"] for r in sweep([bad, good], scheduler=cluster, strict=False)] == [
+        None,
+        "done",
+    ]
+    with pytest.raises(Failed, match="1 of 2 runs failed.*wavescat runs show") as e:
+        sweep([bad, good], scheduler=cluster)
     assert list(e.value.failed) == [bad] and "Traceback" in failure(bad)["traceback"]
 
 
 def test_other_code_and_another_store_are_refused(store, cluster, monkeypatch, tmp_path):
     import wavescat.training.sweep
+
     e = experiment(**SMALL, epochs=1)
     monkeypatch.setattr(wavescat.training.sweep, "_SHARED", 0)
-    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="must be one directory that all machines share"):
-        m.setattr(wavescat.training.sweep, "_places", lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")})
+    with (
+        monkeypatch.context() as m,
+        pytest.raises(RuntimeError, match="must be one directory that all machines share"),
+    ):
+        m.setattr(
+            wavescat.training.sweep,
+            "_places",
+            lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")},
+        )
         sweep([e], scheduler=cluster)
     monkeypatch.setattr(wavescat.training.sweep, "code_version", lambda e=None: "other")
-    with pytest.raises(RuntimeError, match="install the same version"): sweep([e], scheduler=cluster)
-    with pytest.raises(ValueError, match="expected the address of a Dask scheduler.*got 'nonsense'"): sweep([e], scheduler="nonsense")
+    with pytest.raises(RuntimeError, match="install the same version"):
+        sweep([e], scheduler=cluster)
+    with pytest.raises(
+        ValueError, match="expected the address of a Dask scheduler.*got 'nonsense'"
+    ):
+        sweep([e], scheduler="nonsense")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        with pytest.raises(ValueError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{s.getsockname()[1]}"): sweep([e], scheduler=f"tcp://127.0.0.1:{s.getsockname()[1]}")
+        with pytest.raises(
+            ValueError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{s.getsockname()[1]}"
+        ):
+            sweep([e], scheduler=f"tcp://127.0.0.1:{s.getsockname()[1]}")
 
 
 def test_a_job_queue(store):
     pytest.importorskip("dask_jobqueue")
     from dask_jobqueue.local import LocalCluster
-    with LocalCluster(cores=1, processes=1, memory="4 GB", scheduler_options={"dashboard_address": "127.0.0.1:0"}) as queue:
+
+    with LocalCluster(
+        cores=1, processes=1, memory="4 GB", scheduler_options={"dashboard_address": "127.0.0.1:0"}
+    ) as queue:
         queue.scale(jobs=1)
-        assert [r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=queue)] == ["done"] * 2
+        assert [
+            r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=queue)
+        ] == ["done"] * 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
@@ -244,19 +361,37 @@ def test_a_job_queue(store):
 def test_ctrl_c(whom, start, store):
     "It ends within seconds and says nothing, no process is left, and the runs keep their checkpoints."
     process = start(texts(epochs=3000, seed="0-3"), 2)
-    until(lambda: len([p for p in store.glob("*.work/progress.json") if '"epoch"' in p.read_text()]) == 2)
+    until(
+        lambda: (
+            len([p for p in store.glob("*.work/progress.json") if '"epoch"' in p.read_text()]) == 2
+        )
+    )
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT) if whom == "group" else process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=15)[1]
-    assert process.returncode == 130 and "Traceback" not in said and "Error" not in said and time.monotonic() - began < 8, said
+    assert (
+        process.returncode == 130
+        and "Traceback" not in said
+        and "Error" not in said
+        and time.monotonic() - began < 8
+    ), said
     until(lambda: not session(process.pid), 5)
     es = grid(**SMALL, epochs=3000, seed=range(4))
-    assert [(work_dir(e) / "checkpoint.pt").exists() for e in es] == [True, True, False, False] and not any(map(owned, es))
+    assert [(work_dir(e) / "checkpoint.pt").exists() for e in es] == [
+        True,
+        True,
+        False,
+        False,
+    ] and not any(map(owned, es))
 
 
 def test_a_parent_that_is_killed_leaves_no_workers(start, store):
     process = start(texts(epochs=3000, seed="0-3"), 2)
-    until(lambda: len([p for p in store.glob("*.work/progress.json") if '"epoch"' in p.read_text()]) == 2)
+    until(
+        lambda: (
+            len([p for p in store.glob("*.work/progress.json") if '"epoch"' in p.read_text()]) == 2
+        )
+    )
     assert len(workers_of(process.pid)) == 2
     process.kill()
     process.communicate()
@@ -268,9 +403,16 @@ def test_a_cluster_stays_when_the_sweep_ends(how, start, store, cluster):
     "The runs of a sweep that is interrupted, or dies, stop on the cluster with a checkpoint; the cluster goes on."
     process = start(texts(epochs=3000, seed="0-1"), 0, cluster.scheduler_address)
     es = grid(**SMALL, epochs=3000, seed=range(2))
-    until(lambda: len([p for p in store.glob("*.work/progress.json") if '"epoch"' in p.read_text()]) == 2)
+    until(
+        lambda: (
+            len([p for p in store.glob("*.work/progress.json") if '"epoch"' in p.read_text()]) == 2
+        )
+    )
     process.send_signal(how)
     process.communicate(timeout=15)
     until(lambda: not any(map(owned, es)), 10)
-    assert all((work_dir(e) / "checkpoint.pt").exists() for e in es) and len(cluster.scheduler_info["workers"]) == 2
+    assert (
+        all((work_dir(e) / "checkpoint.pt").exists() for e in es)
+        and len(cluster.scheduler_info["workers"]) == 2
+    )
     assert sweep(grid(**SMALL, epochs=1), scheduler=cluster)[0]["status"] == "done"

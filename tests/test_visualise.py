@@ -1,4 +1,5 @@
 """Filters as pictures: what is drawn is what the filters are, and what can't be drawn is refused."""
+
 import math
 import os
 import subprocess
@@ -15,25 +16,49 @@ from conftest import ROOT, wavescat
 
 from wavescat.scattering import filters
 from wavescat.runs.experiment import experiment
-from wavescat.scattering.filters import LEARN, FilterBank, LearnedBank, filter_bank, fourier_bank, random_frame
+from wavescat.scattering.filters import (
+    LEARN,
+    FilterBank,
+    LearnedBank,
+    filter_bank,
+    fourier_bank,
+    random_frame,
+)
 from wavescat.figures.plots import save
 from wavescat.scattering.layer import Scattering2D
 from wavescat.training.train import load_model, run
-from wavescat.figures.visualise import (PARTS, Recorder, before_after, coefficients_disk, film, filter_grid, frame_bounds, littlewood_paley, match, measured_orientations, parameter_curves, recorded)
+from wavescat.figures.visualise import (
+    PARTS,
+    Recorder,
+    before_after,
+    coefficients_disk,
+    film,
+    filter_grid,
+    frame_bounds,
+    littlewood_paley,
+    match,
+    measured_orientations,
+    parameter_curves,
+    recorded,
+)
 
 
-def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=.03, **kw):
+def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=0.03, **kw):
     "A recorder of a bank whose parameters wander."
     bank = LearnedBank(J, L, (side, side), learn, **kw)
     recorder, gen = Recorder(bank), torch.Generator().manual_seed(0)
     for _ in range(records):
-        sum(f.square().sum() for f in bank()).backward(); recorder.record(); bank.zero_grad()
+        sum(f.square().sum() for f in bank()).backward()
+        recorder.record()
+        bank.zero_grad()
         with torch.no_grad():
-            for p in bank.parameters(): p += size * p.abs().mean() * torch.randn(p.shape, generator=gen)
+            for p in bank.parameters():
+                p += size * p.abs().mean() * torch.randn(p.shape, generator=gen)
     return bank, recorder
 
 
-def _images(fig): return [ax.images[0].get_array() for ax in fig.axes if ax.images]
+def _images(fig):
+    return [ax.images[0].get_array() for ax in fig.axes if ax.images]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -44,7 +69,8 @@ def test_a_grid_has_every_filter(part, J, L, shape):
     shown = _images(fig)
     assert len(shown) == J * L
     fig.canvas.draw()
-    if part == "fourier": np.testing.assert_allclose(shown[-1], np.fft.fftshift(bank.psi_f[-1, -1].numpy()))
+    if part == "fourier":
+        np.testing.assert_allclose(shown[-1], np.fft.fftshift(bank.psi_f[-1, -1].numpy()))
     if part == "real":
         psi = torch.fft.ifft2(bank.psi_f[-1, -1]).real
         assert math.isclose(np.max(shown[-1]), psi[0, 0], rel_tol=1e-9) and len(shown[-1]) % 2 == 1
@@ -58,9 +84,17 @@ def test_most_orientations_are_left_out():
 def test_layers_models_and_banks_are_one():
     S = Scattering2D(2, (16, 16), 4)
     learned = Scattering2D(2, (16, 16), 4, learn="canonical")
-    banks = [S, learned, learned.bank, torch.nn.Sequential(learned, torch.nn.Flatten()), S.filters()]
+    banks = [
+        S,
+        learned,
+        learned.bank,
+        torch.nn.Sequential(learned, torch.nn.Flatten()),
+        S.filters(),
+    ]
     for other in banks[1:]:
-        assert match(S, other).distance.max() < 1e-5 and (match(S, other).place == np.arange(8)).all()
+        assert (
+            match(S, other).distance.max() < 1e-5 and (match(S, other).place == np.arange(8)).all()
+        )
         np.testing.assert_allclose(frame_bounds(other), frame_bounds(S), atol=1e-5)
 
 
@@ -68,8 +102,10 @@ def test_orientations_are_modulo_pi():
     start = filters.tight_frame(2, 4)
     turned = start._replace(theta=start.theta + math.pi)
     a, b = (fourier_bank(m, 1.6, 2, (24, 24)) for m in (start, turned))
-    torch.testing.assert_close(measured_orientations(a), measured_orientations(b), atol=1e-6, rtol=0)
-    assert match(a, b).distance.max() < 1e-6 and (a.psi_f - b.psi_f).abs().max() > .5
+    torch.testing.assert_close(
+        measured_orientations(a), measured_orientations(b), atol=1e-6, rtol=0
+    )
+    assert match(a, b).distance.max() < 1e-6 and (a.psi_f - b.psi_f).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,16 +113,22 @@ def test_the_assignment_is_optimal(seed):
     "No other pairing of a small bank is cheaper."
     from itertools import permutations
     from wavescat.figures.visualise import morlet_distances
+
     a, b = random_frame(1, 5, seed), random_frame(1, 5, seed + 100)
     d = morlet_distances(a, b)
     banks = [LearnedBank(1, 5, (16, 16)) for _ in "ab"]
     for bank, m in zip(banks, (a, b)):
         with torch.no_grad():
-            for p, v in zip((bank.theta, bank.xi, bank.raw_sigma, bank.raw_gamma), m): p.copy_(v)
+            for p, v in zip((bank.theta, bank.xi, bank.raw_sigma, bank.raw_gamma), m):
+                p.copy_(v)
     least = min(sum(d[i, p[i]] for i in range(5)) for p in permutations(range(5)))
     found = match(*banks)
-    assert math.isclose(found.distance.sum(), least, rel_tol=1e-4) and sorted(found.place) == list(range(5))
-    assert (d >= 0).all() and (a.theta[:, None] - b.theta).abs().max() > math.pi         # modulo π matters here
+    assert math.isclose(found.distance.sum(), least, rel_tol=1e-4) and sorted(found.place) == list(
+        range(5)
+    )
+    assert (d >= 0).all() and (
+        a.theta[:, None] - b.theta
+    ).abs().max() > math.pi  # modulo π matters here
 
 
 def test_a_spectrum_s_mirror_is_the_same_filter():
@@ -101,17 +143,25 @@ def test_littlewood_paley_is_drawn_as_computed():
     fig = littlewood_paley(bank)
     np.testing.assert_allclose(fig.axes[0].images[0].get_array(), np.fft.fftshift(A.numpy()))
     low, high = frame_bounds(bank)
-    assert (low, high) == (A.min().item(), A.max().item()) and .12 < low < .13 and 1 <= high < 1.0001
+    assert (
+        (low, high) == (A.min().item(), A.max().item()) and 0.12 < low < 0.13 and 1 <= high < 1.0001
+    )
     mean = fig.axes[1].lines[0].get_ydata()
-    assert math.isclose(mean[0], A[0, 0], rel_tol=1e-9) and mean.min() >= low - 1e-9 and mean.max() <= high + 1e-9
-    with pytest.raises(ValueError, match="frequency 0 is the lowest"): frame_bounds(bank, -1)
+    assert (
+        math.isclose(mean[0], A[0, 0], rel_tol=1e-9)
+        and mean.min() >= low - 1e-9
+        and mean.max() <= high + 1e-9
+    )
+    with pytest.raises(ValueError, match="frequency 0 is the lowest"):
+        frame_bounds(bank, -1)
 
 
 def test_before_and_after_stand_in_pairs():
     bank = filter_bank(1, 4, (16, 16))
     swapped = FilterBank(bank.psi_f[:, [2, 0, 3, 1]], bank.phi_f)
     shown = _images(before_after(bank, swapped))
-    for a, b in zip(shown[:4], shown[4:8]): np.testing.assert_allclose(a, b)
+    for a, b in zip(shown[:4], shown[4:8]):
+        np.testing.assert_allclose(a, b)
 
 
 @pytest.mark.parametrize("learn", LEARN)
@@ -120,27 +170,44 @@ def test_a_recorder_plays_back_what_was(learn):
     now = [f.detach().clone() for f in bank()]
     recorder.record()
     with torch.no_grad():
-        for p in bank.parameters(): p += 1.
-    for own, then in zip(recorder.at(-1)(), now): torch.testing.assert_close(own, then)
+        for p in bank.parameters():
+            p += 1.0
+    for own, then in zip(recorder.at(-1)(), now):
+        torch.testing.assert_close(own, then)
     h = recorder.history()
-    assert list(h["step"]) == list(range(6)) and h["distance"].shape == (6, 8) and h["distance"][0].max() < 1e-5 and h["distance"][-1].mean() > 1e-3
+    assert (
+        list(h["step"]) == list(range(6))
+        and h["distance"].shape == (6, 8)
+        and h["distance"][0].max() < 1e-5
+        and h["distance"][-1].mean() > 1e-3
+    )
     gradients = [n for n in h if n.startswith("gradient")]
-    assert len(gradients) == len(list(bank.parameters())) and all(np.isfinite(h[n][:5]).all() and np.isnan(h[n][5]) for n in gradients)
+    assert len(gradients) == len(list(bank.parameters())) and all(
+        np.isfinite(h[n][:5]).all() and np.isnan(h[n][5]) for n in gradients
+    )
     assert ("theta" in h) == (learn != "pixelwise")
     parameter_curves(recorder).canvas.draw()
 
 
 def test_curves_are_what_was_recorded():
     bank, recorder = _walk(records=1, L=1, J=1)
-    for theta in (.2, -.2, -.4):
-        with torch.no_grad(): bank.theta.fill_(theta)
+    for theta in (0.2, -0.2, -0.4):
+        with torch.no_grad():
+            bank.theta.fill_(theta)
         recorder.record(recorder.steps[-1] + 10)
     fig = parameter_curves(recorder)
     x, y = fig.axes[0].lines[0].get_data()
-    np.testing.assert_allclose(x, [0, 10, np.nan, 20, 30])                     # broken where θ passes 0
-    np.testing.assert_allclose(y[[1, 3, 4]], np.degrees([.2, math.pi - .2, math.pi - .4]), rtol=1e-5)
-    assert all("step" == ax.get_xlabel() for ax in fig.axes) and "rad/pixel" in fig.axes[1].get_ylabel() and "pixels" in fig.axes[2].get_ylabel()
-    with pytest.raises(ValueError, match="steps must grow"): recorder.record(5)
+    np.testing.assert_allclose(x, [0, 10, np.nan, 20, 30])  # broken where θ passes 0
+    np.testing.assert_allclose(
+        y[[1, 3, 4]], np.degrees([0.2, math.pi - 0.2, math.pi - 0.4]), rtol=1e-5
+    )
+    assert (
+        all("step" == ax.get_xlabel() for ax in fig.axes)
+        and "rad/pixel" in fig.axes[1].get_ylabel()
+        and "pixels" in fig.axes[2].get_ylabel()
+    )
+    with pytest.raises(ValueError, match="steps must grow"):
+        recorder.record(5)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -148,19 +215,28 @@ def test_a_film_has_its_frames(tmp_path, every):
     _, recorder = _walk(records=7)
     path = film(recorder, tmp_path / "f.gif", every=every, fps=5, size=16)
     with Image.open(path) as gif:
-        assert gif.n_frames == math.ceil(7 / every) and gif.info["duration"] == 200 and gif.info["loop"] == 0
+        assert (
+            gif.n_frames == math.ceil(7 / every)
+            and gif.info["duration"] == 200
+            and gif.info["loop"] == 0
+        )
 
 
 def test_still_banks_have_frames_too(tmp_path):
     S = Scattering2D(1, (16, 16), 2)
-    with Image.open(film([S] * 4, tmp_path / "f.gif", parts=list(PARTS))) as gif: assert gif.n_frames == 4
+    with Image.open(film([S] * 4, tmp_path / "f.gif", parts=list(PARTS))) as gif:
+        assert gif.n_frames == 4
 
 
 def test_a_film_is_kept_small(tmp_path):
     _, recorder = _walk(records=12)
-    large, small = (film(recorder, tmp_path / f"{n}.gif", **kw).stat().st_size for n, kw in (("large", {}), ("small", dict(limit=30_000))))
+    large, small = (
+        film(recorder, tmp_path / f"{n}.gif", **kw).stat().st_size
+        for n, kw in (("large", {}), ("small", dict(limit=30_000)))
+    )
     assert small <= 30_000 < large < 1_500_000
-    with pytest.raises(ValueError, match="film every"): film(recorder, tmp_path / "none.gif", limit=3000)
+    with pytest.raises(ValueError, match="film every"):
+        film(recorder, tmp_path / "none.gif", limit=3000)
     assert not (tmp_path / "none.gif").exists()
 
 
@@ -169,19 +245,30 @@ def _disk(S, paths):
     patches = coefficients_disk(S, paths).axes[0].collections[0]
     edges = [p.vertices for p in patches.get_paths()]
     middle = np.array([v[:-1].mean(0) for v in edges])
-    return np.degrees(np.arctan2(middle[:, 1], middle[:, 0])), np.hypot(*middle.T), np.asarray(patches.get_array())
+    return (
+        np.degrees(np.arctan2(middle[:, 1], middle[:, 0])),
+        np.hypot(*middle.T),
+        np.asarray(patches.get_array()),
+    )
 
 
 @pytest.mark.parametrize("xi, ring", [(2.4, 1), (1.2, 0)])
 def test_stripes_stand_where_their_frequency_is(xi, ring):
     "A wave along the rows is above and below the middle, fine ones outside."
     S = Scattering2D(2, (32, 32), 8)
-    u = torch.arange(32.)
-    for stripes, directions in ((torch.cos(xi * u)[:, None].expand(32, 32), (-90, 90)), (torch.cos(xi * u).expand(32, 32), (0, 180))):
+    u = torch.arange(32.0)
+    for stripes, directions in (
+        (torch.cos(xi * u)[:, None].expand(32, 32), (-90, 90)),
+        (torch.cos(xi * u).expand(32, 32), (0, 180)),
+    ):
         angle, radius, energy = _disk(S(stripes), S.paths)
         top = np.argsort(energy)[-2:]
-        assert len(angle) == 2 * 16 and ({*abs(angle[top].round())} == {90.} if directions == (-90, 90) else {*abs(angle[top].round())} == {0., 180.})
-        assert ((radius[top] > .58) == bool(ring)).all()
+        assert len(angle) == 2 * 16 and (
+            {*abs(angle[top].round())} == {90.0}
+            if directions == (-90, 90)
+            else {*abs(angle[top].round())} == {0.0, 180.0}
+        )
+        assert ((radius[top] > 0.58) == bool(ring)).all()
 
 
 @pytest.mark.parametrize("J, L, order", [(1, 1, 2), (1, 4, 1), (2, 3, 2), (4, 5, 2)])
@@ -189,10 +276,21 @@ def test_a_disk_has_every_coefficient(J, L, order):
     S = Scattering2D(J, (32, 32), L, order)
     x = S(torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0)))
     fig = coefficients_disk(x, S.paths)
-    drawn = [c for ax in fig.axes for c in ax.collections if c.get_array() is not None and len(c.get_paths()) == len(c.get_array()) and hasattr(c, "set_paths") and ax.get_title().startswith("order")]
+    drawn = [
+        c
+        for ax in fig.axes
+        for c in ax.collections
+        if c.get_array() is not None
+        and len(c.get_paths()) == len(c.get_array())
+        and hasattr(c, "set_paths")
+        and ax.get_title().startswith("order")
+    ]
     found = np.concatenate([c.get_array() for c in drawn])
-    assert math.isclose(found.sum(), 2 * x[:, 1:].double().square().sum(), rel_tol=1e-5) and len(found) == 2 * (len(S.paths) - 1)
-    for c in drawn: assert all(len(p.vertices) > 4 for p in c.get_paths())
+    assert math.isclose(found.sum(), 2 * x[:, 1:].double().square().sum(), rel_tol=1e-5) and len(
+        found
+    ) == 2 * (len(S.paths) - 1)
+    for c in drawn:
+        assert all(len(p.vertices) > 4 for p in c.get_paths())
     fig.canvas.draw()
 
 
@@ -201,7 +299,10 @@ def test_a_disk_of_learned_filters():
     coefficients_disk(S(torch.randn(32, 32)), S.paths).canvas.draw()
 
 
-@pytest.mark.parametrize("suffix, head", [(".svg", b"<?xml"), (".PDF", b"%PDF"), (".png", b"\x89PNG"), (".webp", b"RIFF")])
+@pytest.mark.parametrize(
+    "suffix, head",
+    [(".svg", b"<?xml"), (".PDF", b"%PDF"), (".png", b"\x89PNG"), (".webp", b"RIFF")],
+)
 def test_figures_are_saved(tmp_path, suffix, head):
     path = save(filter_grid(filter_bank(1, 2, (16, 16))), tmp_path / f"a{suffix}")
     assert path.read_bytes().startswith(head)
@@ -211,38 +312,92 @@ def test_figures_are_saved(tmp_path, suffix, head):
 def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
     "Full-batch steps from the tight frame: a record a step, the last of them the model's own filters."
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
-    options = dict(model="scattering-linear", J=1, L=4, per_class=2, epochs=5, batch_size=16, augment="none", lr=.1)
+    options = dict(
+        model="scattering-linear",
+        J=1,
+        L=4,
+        per_class=2,
+        epochs=5,
+        batch_size=16,
+        augment="none",
+        lr=0.1,
+    )
     e = experiment(**options, learn=learn)
     run(e)
     r = recorded(e)
     assert r.steps == list(range(6))
-    for a, b in zip(r.at(-1)(), next(m for m in load_model(e).modules() if isinstance(m, LearnedBank))()): torch.testing.assert_close(a, b)
-    for a, b in zip(r.at(0)(), LearnedBank(1, 4, r.source.shape, learn)()): torch.testing.assert_close(a, b)
+    for a, b in zip(
+        r.at(-1)(), next(m for m in load_model(e).modules() if isinstance(m, LearnedBank))()
+    ):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(r.at(0)(), LearnedBank(1, 4, r.source.shape, learn)()):
+        torch.testing.assert_close(a, b)
     h = r.history()
-    assert h["distance"][0].max() < 1e-5 < h["distance"][-1].mean() and all(np.isnan(h[n][0]) and (h[n][1:] > 0).all() for n in h if n.startswith("gradient"))
-    with Image.open(film(r, tmp_path / "f.gif")) as gif: assert gif.n_frames == 6
+    assert h["distance"][0].max() < 1e-5 < h["distance"][-1].mean() and all(
+        np.isnan(h[n][0]) and (h[n][1:] > 0).all() for n in h if n.startswith("gradient")
+    )
+    with Image.open(film(r, tmp_path / "f.gif")) as gif:
+        assert gif.n_frames == 6
     fixed = experiment(**options)
     run(fixed)
-    with pytest.raises(ValueError, match="recorded no filters"): recorded(fixed)
-    with pytest.raises(FileNotFoundError, match="isn't stored"): recorded(experiment(**options, learn=learn, seed=1))
-    for identity, file, code, says in ((e.identity[:8], "g.gif", 0, ""), (e.identity, "g.mp4", 2, "ends in .gif"), (fixed.identity, "h.gif", 2, "recorded no filters"), ("zzz", "h.gif", 2, "no run begins with")):
+    with pytest.raises(ValueError, match="recorded no filters"):
+        recorded(fixed)
+    with pytest.raises(FileNotFoundError, match="isn't stored"):
+        recorded(experiment(**options, learn=learn, seed=1))
+    for identity, file, code, says in (
+        (e.identity[:8], "g.gif", 0, ""),
+        (e.identity, "g.mp4", 2, "ends in .gif"),
+        (fixed.identity, "h.gif", 2, "recorded no filters"),
+        ("zzz", "h.gif", 2, "no run begins with"),
+    ):
         done = wavescat("runs", "film", identity, tmp_path / file, "--every", "2", store=tmp_path)
-        assert done.returncode == code and says in done.stderr and done.stderr.count("\n") == (code > 0) and (tmp_path / file).exists() == (code == 0), done.stderr
-    with Image.open(tmp_path / "g.gif") as gif: assert gif.n_frames == 3
+        assert (
+            done.returncode == code
+            and says in done.stderr
+            and done.stderr.count("\n") == (code > 0)
+            and (tmp_path / file).exists() == (code == 0)
+        ), done.stderr
+    with Image.open(tmp_path / "g.gif") as gif:
+        assert gif.n_frames == 3
 
 
 def test_what_can_t_be_is_refused(tmp_path):
     S, other = Scattering2D(2, (16, 16), 4), Scattering2D(2, (16, 16), 3)
-    empty, file, fig = Recorder(LearnedBank(1, 2, (8, 8))), tmp_path / "f.gif", filter_grid(filter_bank(1, 1, (8, 8)))
+    empty, file, fig = (
+        Recorder(LearnedBank(1, 2, (8, 8))),
+        tmp_path / "f.gif",
+        filter_grid(filter_bank(1, 1, (8, 8))),
+    )
     nan = FilterBank(*(t * math.nan for t in S.filters()))
     for said, bad in {
-        "did you mean imaginary": lambda: filter_grid(S, "imaginery"), "expected a FilterBank": lambda: filter_grid([1, 2]), "holds 0 scattering layers": lambda: filter_grid(torch.nn.Linear(1, 1)), "psi_f \\(J, L, M, N\\)": lambda: filter_grid(FilterBank(torch.ones(2, 8, 8), torch.ones(8, 8))),
-        "can't be matched": lambda: before_after(S, other), "aren't finite": lambda: match(S, nan), "filters are fixed": lambda: Recorder(S), "recorder is empty: call record": lambda: parameter_curves(empty), "history is empty": lambda: parameter_curves({}),
-        "recorder is empty": lambda: film(empty, file), "no banks": lambda: film([], file), "one shape": lambda: film([S, other], file), "ends in .gif": lambda: film([S], tmp_path / "f.avi"), "doesn't exist": lambda: film([S], tmp_path / "no" / "f.gif"),
-        "whole number": lambda: film([S], file, every=0), "fps must": lambda: film([S], file, fps=0), "size must": lambda: film([S], file, size=3), "at least one of": lambda: film([S], file, parts=()), "unknown part": lambda: film([S], file, parts=("fourier", "x")),
-        "with K = 25 as the paths": lambda: coefficients_disk(torch.zeros(3, 4, 4), S.paths), "order 1": lambda: coefficients_disk(torch.zeros(1, 4, 4), S.paths[:1]), "no suffix": lambda: save(fig, tmp_path / "a"), "unknown format": lambda: save(fig, tmp_path / "a.tif"),
+        "did you mean imaginary": lambda: filter_grid(S, "imaginery"),
+        "expected a FilterBank": lambda: filter_grid([1, 2]),
+        "holds 0 scattering layers": lambda: filter_grid(torch.nn.Linear(1, 1)),
+        "psi_f \\(J, L, M, N\\)": lambda: filter_grid(
+            FilterBank(torch.ones(2, 8, 8), torch.ones(8, 8))
+        ),
+        "can't be matched": lambda: before_after(S, other),
+        "aren't finite": lambda: match(S, nan),
+        "filters are fixed": lambda: Recorder(S),
+        "recorder is empty: call record": lambda: parameter_curves(empty),
+        "history is empty": lambda: parameter_curves({}),
+        "recorder is empty": lambda: film(empty, file),
+        "no banks": lambda: film([], file),
+        "one shape": lambda: film([S, other], file),
+        "ends in .gif": lambda: film([S], tmp_path / "f.avi"),
+        "doesn't exist": lambda: film([S], tmp_path / "no" / "f.gif"),
+        "whole number": lambda: film([S], file, every=0),
+        "fps must": lambda: film([S], file, fps=0),
+        "size must": lambda: film([S], file, size=3),
+        "at least one of": lambda: film([S], file, parts=()),
+        "unknown part": lambda: film([S], file, parts=("fourier", "x")),
+        "with K = 25 as the paths": lambda: coefficients_disk(torch.zeros(3, 4, 4), S.paths),
+        "order 1": lambda: coefficients_disk(torch.zeros(1, 4, 4), S.paths[:1]),
+        "no suffix": lambda: save(fig, tmp_path / "a"),
+        "unknown format": lambda: save(fig, tmp_path / "a.tif"),
     }.items():
-        with pytest.raises(ValueError, match=said) as caught: bad()
+        with pytest.raises(ValueError, match=said) as caught:
+            bad()
         assert "\n" not in str(caught.value)
     assert not file.exists()
 

@@ -1,4 +1,5 @@
 """Wavelet scattering in convolutional networks: layers, models, and studies that can be run again."""
+
 import importlib
 
 __version__ = "0.1.0"

@@ -31,62 +31,107 @@ from ..core.names import choose
 from ..scattering.layer import Scattering2D, kymatio_scattering
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-5
-COLOURS = 3 # of the images of every case
+COLOURS = 3  # of the images of every case
+
 
 @dataclass(frozen=True)
 class Case:
     "What is measured."
-    size:int            # side of the images, pixels
-    J:int               # number of scales
-    batch:int           # images at once
-    L:int=8             # number of orientations
-    order:int=2         # highest order
-    gradients:bool=False# forward and backward to the filters, or forward alone
-    device:str="cpu"    # as torch names it
-    images:int=0        # that this package takes at a time; 0: as it chooses
+
+    size: int  # side of the images, pixels
+    J: int  # number of scales
+    batch: int  # images at once
+    L: int = 8  # number of orientations
+    order: int = 2  # highest order
+    gradients: bool = False  # forward and backward to the filters, or forward alone
+    device: str = "cpu"  # as torch names it
+    images: int = 0  # that this package takes at a time; 0: as it chooses
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-6
 def _kymatio(case):
     S = kymatio_scattering(case.J, (case.size, case.size), case.L, case.order)
-    for filters in S.buffers(): filters.requires_grad_(case.gradients)
+    for filters in S.buffers():
+        filters.requires_grad_(case.gradients)
     return S
+
 
 def _ours(case, **options):
     chunk = Chunk(case.images, case.L) if case.images else None
-    return Scattering2D(case.J, (case.size, case.size), case.L, case.order, learn="canonical" if case.gradients else None, chunk=chunk, **options)
+    return Scattering2D(
+        case.J,
+        (case.size, case.size),
+        case.L,
+        case.order,
+        learn="canonical" if case.gradients else None,
+        chunk=chunk,
+        **options,
+    )
 
-ENGINES = {"kymatio": _kymatio, "wavescat": _ours, "compiled": lambda case: torch.compile(_ours(case), dynamic=False), "recomputing": lambda case: _ours(case, recompute=True)}
+
+ENGINES = {
+    "kymatio": _kymatio,
+    "wavescat": _ours,
+    "compiled": lambda case: torch.compile(_ours(case), dynamic=False),
+    "recomputing": lambda case: _ours(case, recompute=True),
+}
+
 
 def _call(engine, case):
     "A function that computes the case once, and waits until it is done."
-    S, x = choose(engine, ENGINES, "engine")(case).to(case.device), torch.randn(case.batch, COLOURS, case.size, case.size, device=case.device)
+    S, x = (
+        choose(engine, ENGINES, "engine")(case).to(case.device),
+        torch.randn(case.batch, COLOURS, case.size, case.size, device=case.device),
+    )
     wait = torch.cuda.synchronize if case.device.startswith("cuda") else lambda: None
+
     def forward():
-        with torch.no_grad(): S(x)
+        with torch.no_grad():
+            S(x)
         wait()
+
     def both():
         S(x).square().sum().backward()
-        for p in [*S.parameters(), *S.buffers()]: p.grad = None
+        for p in [*S.parameters(), *S.buffers()]:
+            p.grad = None
         wait()
+
     return both if case.gradients else forward
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-8
 def measured(
-    what:dict,                # that is measured: what a measurement is stored under
-    compute:bool,             # False: only what is stored
-    measure:Callable[[], dict],
-    code:str|None=None,       # version of the code that it depends on; None: of all that computes
-)->dict|None:                 # what `measure` gave, with code version, machine, seconds it took; None where nothing is stored
+    what: dict,  # that is measured: what a measurement is stored under
+    compute: bool,  # False: only what is stored
+    measure: Callable[[], dict],
+    code: str | None = None,  # version of the code that it depends on; None: of all that computes
+) -> (
+    dict | None
+):  # what `measure` gave, with code version, machine, seconds it took; None where nothing is stored
     "The stored measurement, or a new one. One of other code is marked stale, and measured again."
-    path = runs_dir() / "bench" / (hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16] + ".json")
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError): found = None
+    path = (
+        runs_dir()
+        / "bench"
+        / (hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16] + ".json")
+    )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
     code = code or code_version()
-    if found: found["stale"] = found["code"] != code or found["torch"] != torch.__version__
-    if found and not (compute and found["stale"]): return found
-    if not compute: return None
+    if found:
+        found["stale"] = found["code"] != code or found["torch"] != torch.__version__
+    if found and not (compute and found["stale"]):
+        return found
+    if not compute:
+        return None
     start = time.perf_counter()
-    found = {**what, **measure(), "code": code, "torch": torch.__version__, "machine": machine(), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    found = {
+        **what,
+        **measure(),
+        "code": code,
+        "torch": torch.__version__,
+        "machine": machine(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
     found["seconds"] = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
@@ -94,58 +139,83 @@ def measured(
     os.replace(part, path)
     return {**found, "stale": False}
 
-def machine()->str:
+
+def machine() -> str:
     "The processor of this machine, as far as it says."
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return f"{capabilities.get('cpu_name') or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-10
 def times(
-    case:Case,
-    engines:tuple[str, ...]=("kymatio", "wavescat"), # in `ENGINES`
-    repeats:int=5,        # of each engine, taking turns
-    compute:bool=True,    # False: only what is stored
-)->dict|None:             # "times" by engine, s, every repeat's; what it took in all in "seconds"
+    case: Case,
+    engines: tuple[str, ...] = ("kymatio", "wavescat"),  # in `ENGINES`
+    repeats: int = 5,  # of each engine, taking turns
+    compute: bool = True,  # False: only what is stored
+) -> dict | None:  # "times" by engine, s, every repeat's; what it took in all in "seconds"
     "Seconds of one call of each engine on one thread, every repeat's. Raises `ValueError` for an unknown engine."
-    for name in engines: choose(name, ENGINES, "engine")
+    for name in engines:
+        choose(name, ENGINES, "engine")
+
     def measure():
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             calls = {name: _call(name, case) for name in engines}
-            for call in calls.values(): call()               # once to warm up
+            for call in calls.values():
+                call()  # once to warm up
             took = {name: [] for name in engines}
             for _ in range(repeats):
                 for name, call in calls.items():
-                    start = time.perf_counter(); call(); took[name].append(time.perf_counter() - start)
-        finally: torch.set_num_threads(threads)
+                    start = time.perf_counter()
+                    call()
+                    took[name].append(time.perf_counter() - start)
+        finally:
+            torch.set_num_threads(threads)
         return {"times": took}
-    return measured({"what": "times", "case": asdict(case), "engines": list(engines), "repeats": repeats}, compute, measure)
+
+    return measured(
+        {"what": "times", "case": asdict(case), "engines": list(engines), "repeats": repeats},
+        compute,
+        measure,
+    )
+
 
 def speedup(
-    timed:dict,             # from `times`
-    engine:str="wavescat",  # which
-    than:str="kymatio",     # faster than which
-)->dict:                    # ratio of medians, and the lowest and highest ratio of repeats that took turns
+    timed: dict,  # from `times`
+    engine: str = "wavescat",  # which
+    than: str = "kymatio",  # faster than which
+) -> dict:  # ratio of medians, and the lowest and highest ratio of repeats that took turns
     "How many times as fast one engine is as another."
     a, b = (timed["times"][name] for name in (than, engine))
     ratios = [x / y for x, y in zip(a, b)]
-    return {"ratio": statistics.median(a) / statistics.median(b), "low": min(ratios), "high": max(ratios)}
+    return {
+        "ratio": statistics.median(a) / statistics.median(b),
+        "low": min(ratios),
+        "high": max(ratios),
+    }
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-12
 def epoch_times(
-    experiments:Mapping[str, Experiment], # by name, with whatever engine
-    repeats:int=3,     # epochs of each, taking turns
-    compute:bool=True, # False: only what is stored
-)->dict|None:          # "times" by name, s, every repeat's
+    experiments: Mapping[str, Experiment],  # by name, with whatever engine
+    repeats: int = 3,  # epochs of each, taking turns
+    compute: bool = True,  # False: only what is stored
+) -> dict | None:  # "times" by name, s, every repeat's
     "Seconds that an epoch takes, on one thread, every repeat's, after one to warm up. Raises `ValueError` for images that are never changed: their fixed coefficients are computed once, before the first epoch."
     for e in experiments.values():
-        if e.augment == "none" and not e.mix: raise ValueError("augment=none: coefficients of fixed filters are computed once, outside any epoch; time runs with an augmentation")
+        if e.augment == "none" and not e.mix:
+            raise ValueError(
+                "augment=none: coefficients of fixed filters are computed once, outside any epoch; time runs with an augmentation"
+            )
     from wavescat.training.distributed import World
     from wavescat.training.train import Training, check, default_device
+
     def measure():
-        for e in experiments.values(): check(e)
-        threads, wait = torch.get_num_threads(), torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        for e in experiments.values():
+            check(e)
+        threads, wait = (
+            torch.get_num_threads(),
+            torch.cuda.synchronize if torch.cuda.is_available() else lambda: None,
+        )
         learned = any(e.learn for e in experiments.values())
         torch.set_num_threads(1)
         try:
@@ -154,23 +224,39 @@ def epoch_times(
                 for name, e in experiments.items():
                     runs[name] = t = Training(e, World(default_device()))
                     if e.engine == "kymatio" and learned:
-                        for filters in t.model.front.buffers(): filters.requires_grad_()
+                        for filters in t.model.front.buffers():
+                            filters.requires_grad_()
                 for repeat in range(repeats + 1):
                     for name, t in runs.items():
-                        start = time.perf_counter(); t.epoch(lambda: None); wait()
-                        if repeat: took[name].append(time.perf_counter() - start)
-        finally: torch.set_num_threads(threads)
+                        start = time.perf_counter()
+                        t.epoch(lambda: None)
+                        wait()
+                        if repeat:
+                            took[name].append(time.perf_counter() - start)
+        finally:
+            torch.set_num_threads(threads)
         return {"times": took}
-    return measured({"what": "epoch", "experiments": {name: e.changed for name, e in experiments.items()}, "repeats": repeats}, compute, measure, "-".join(code_version(e) for e in experiments.values()))
+
+    return measured(
+        {
+            "what": "epoch",
+            "experiments": {name: e.changed for name, e in experiments.items()},
+            "repeats": repeats,
+        },
+        compute,
+        measure,
+        "-".join(code_version(e) for e in experiments.values()),
+    )
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-15
 @torch.no_grad()
 def flops(
-    model:nn.Module,
-    shape:tuple[int, int, int], # (C, H, W) of an image
-)->int:
+    model: nn.Module,
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+) -> int:
     "Multiplications and additions of one image on its way forward, in convolutions and matrix products, those of this package's scattering among them; Fourier transforms and what works element by element aren't counted."
     from torch.utils.flop_counter import FlopCounterMode
+
     device = next(model.parameters()).device
     with left_as_it_was(model), FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, *shape, device=device))
@@ -196,27 +282,41 @@ y = call(x)
 print(json.dumps({"beyond": size("VmHWM") - before - y.numel() * y.element_size(), "output": y.numel() * y.element_size(), "input": x.numel() * x.element_size()}))
 """
 
+
 def memory(
-    case:Case,
-    engine:str="wavescat", # one of `ENGINES`
-    compute:bool=True,     # False: only what is stored
-)->dict|None:              # bytes: "beyond" input and output, "input", "output"; None where they can't be measured
+    case: Case,
+    engine: str = "wavescat",  # one of `ENGINES`
+    compute: bool = True,  # False: only what is stored
+) -> (
+    dict | None
+):  # bytes: "beyond" input and output, "input", "output"; None where they can't be measured
     "Bytes that one call takes beyond its input and output, in a fresh process on a CPU. Raises `RuntimeError` if that process fails."
     choose(engine, ENGINES, "engine")
-    if not sys.platform.startswith("linux"): return None
+    if not sys.platform.startswith("linux"):
+        return None
+
     def measure():
-        done = subprocess.run([sys.executable, "-c", _MEMORY, engine, json.dumps(asdict(case))], capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(f"measuring the memory of {engine} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        done = subprocess.run(
+            [sys.executable, "-c", _MEMORY, engine, json.dumps(asdict(case))],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"measuring the memory of {engine} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}"
+            )
         return json.loads(done.stdout)
+
     return measured({"what": "memory", "case": asdict(case), "engine": engine}, compute, measure)
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-20
 def exponent(
-    sizes:list[float],
-    costs:list[float], # positive, one a size
-)->float:              # p of cost ∝ sizeᵖ, NaN of fewer than two sizes
+    sizes: list[float],
+    costs: list[float],  # positive, one a size
+) -> float:  # p of cost ∝ sizeᵖ, NaN of fewer than two sizes
     "Exponent of growth, by least squares on logarithms."
-    if len(sizes) < 2: return float("nan")
+    if len(sizes) < 2:
+        return float("nan")
     x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (sizes, costs))
     x, y = x - x.mean(), y - y.mean()
     return (x @ y / (x @ x)).item()

@@ -18,33 +18,53 @@ from torch import Generator, Tensor, nn
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-5
 def places(
-    shape:tuple[int, int],   # (H, W), pixels
-    dtype:torch.dtype|None=None,
-    device:torch.device|None=None,
-)->Tensor:                   # (H, W, 2), pixels from the image's middle
+    shape: tuple[int, int],  # (H, W), pixels
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:  # (H, W, 2), pixels from the image's middle
     "Row and column of the middle of every pixel."
-    return torch.stack(torch.meshgrid(*(torch.arange(n, dtype=dtype or torch.get_default_dtype(), device=device) - (n - 1) / 2 for n in shape), indexing="ij"), -1)
+    return torch.stack(
+        torch.meshgrid(
+            *(
+                torch.arange(n, dtype=dtype or torch.get_default_dtype(), device=device)
+                - (n - 1) / 2
+                for n in shape
+            ),
+            indexing="ij",
+        ),
+        -1,
+    )
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-6
 def displace(
-    x:Tensor,   # (B, C, H, W), float32 or float64
-    tau:Tensor, # (B, H, W, 2), or (1, H, W, 2) for all images, pixels
-)->Tensor:      # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W), float32 or float64
+    tau: Tensor,  # (B, H, W, 2), or (1, H, W, 2) for all images, pixels
+) -> Tensor:  # (B, C, H, W)
     "x̃(u) = x(u − τ(u)): bilinear, reflection at the border; differentiable in both. Raises `ValueError` for what isn't a batch of images."
-    if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64): raise ValueError(f"expected a batch of images (B, C, H, W) in float32 or float64, got shape {tuple(x.shape)} in {x.dtype}")
+    if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"expected a batch of images (B, C, H, W) in float32 or float64, got shape {tuple(x.shape)} in {x.dtype}"
+        )
     H, W = x.shape[-2:]
-    if len(tau) not in (1, len(x)) or tau.shape[1:] != (H, W, 2): raise ValueError(f"expected a displacement of shape (1 or {len(x)}, {H}, {W}, 2), got {tuple(tau.shape)}")
+    if len(tau) not in (1, len(x)) or tau.shape[1:] != (H, W, 2):
+        raise ValueError(
+            f"expected a displacement of shape (1 or {len(x)}, {H}, {W}, 2), got {tuple(tau.shape)}"
+        )
     source = (places((H, W), x.dtype, x.device) - tau) / x.new_tensor([H / 2, W / 2])
-    return F.grid_sample(x, source.flip(-1).expand(len(x), -1, -1, -1), "bilinear", "reflection", align_corners=False)
+    return F.grid_sample(
+        x, source.flip(-1).expand(len(x), -1, -1, -1), "bilinear", "reflection", align_corners=False
+    )
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-10
-def _strength(s, u): return torch.as_tensor(s, dtype=u.dtype, device=u.device).reshape(-1, 1, 1, 1)
+def _strength(s, u):
+    return torch.as_tensor(s, dtype=u.dtype, device=u.device).reshape(-1, 1, 1, 1)
+
 
 def rotation(
-    u:Tensor,              # places (..., 2), pixels from the middle
-    degrees:float|Tensor,  # one, or one an image
-    shape:tuple[int, int], # (H, W) of the images
-)->Tensor:                 # (B or 1, ..., 2), pixels
+    u: Tensor,  # places (..., 2), pixels from the middle
+    degrees: float | Tensor,  # one, or one an image
+    shape: tuple[int, int],  # (H, W) of the images
+) -> Tensor:  # (B or 1, ..., 2), pixels
     "Turn about the middle, anticlockwise as images are looked at."
     a = _strength(degrees, u) * (math.pi / 180)
     c, s = a.cos(), a.sin()
@@ -52,144 +72,211 @@ def rotation(
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-11
 def shear(
-    u:Tensor,              # places (..., 2), pixels from the middle
-    degrees:float|Tensor,  # that upright lines lean; one, or one an image
-    shape:tuple[int, int], # (H, W) of the images
-)->Tensor:                 # (B or 1, ..., 2), pixels
+    u: Tensor,  # places (..., 2), pixels from the middle
+    degrees: float | Tensor,  # that upright lines lean; one, or one an image
+    shape: tuple[int, int],  # (H, W) of the images
+) -> Tensor:  # (B or 1, ..., 2), pixels
     "Rows slide sideways in proportion to their height: τ = (0, tan(angle)·u₀)."
     along = (_strength(degrees, u) * (math.pi / 180)).tan() * u[..., :1]
     return torch.cat([torch.zeros_like(along), along], -1)
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-12
 def translation(
-    u:Tensor,              # places (..., 2), pixels from the middle
-    percent:float|Tensor,  # of the height, downwards; one, or one an image
-    shape:tuple[int, int], # (H, W) of the images
-)->Tensor:                 # (B or 1, ..., 2), pixels
+    u: Tensor,  # places (..., 2), pixels from the middle
+    percent: float | Tensor,  # of the height, downwards; one, or one an image
+    shape: tuple[int, int],  # (H, W) of the images
+) -> Tensor:  # (B or 1, ..., 2), pixels
     "Shift down the rows."
     down = (_strength(percent, u) * (shape[0] / 100)).expand(-1, *u.shape[:-1], 1)
     return torch.cat([down, torch.zeros_like(down)], -1)
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-13
 def warp(
-    u:Tensor,              # places (..., 2), pixels from the middle
-    eps:float|Tensor,      # ε; one, or one an image
-    shape:tuple[int, int], # (H, W) of the images
-)->Tensor:                 # (B or 1, ..., 2), pixels
+    u: Tensor,  # places (..., 2), pixels from the middle
+    eps: float | Tensor,  # ε; one, or one an image
+    shape: tuple[int, int],  # (H, W) of the images
+) -> Tensor:  # (B or 1, ..., 2), pixels
     "Smooth warp τ(v) = ε(.5v₀ + .3v₁², .3v₁), v in [−1, 1]² over the image. Source: the code of arXiv 2107.09539."
     half = u.new_tensor(shape) / 2
     v = u / half
-    return _strength(eps, u) * half * torch.stack([.5 * v[..., 0] + .3 * v[..., 1]**2, .3 * v[..., 1]], -1)
+    return (
+        _strength(eps, u)
+        * half
+        * torch.stack([0.5 * v[..., 0] + 0.3 * v[..., 1] ** 2, 0.3 * v[..., 1]], -1)
+    )
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-15
 def corners(
-    n:int,       # images
-    g:Generator, # random numbers
-)->Tensor:       # (n, 4, 2) in 0–1: top left, top right, bottom right, bottom left
+    n: int,  # images
+    g: Generator,  # random numbers
+) -> Tensor:  # (n, 4, 2) in 0–1: top left, top right, bottom right, bottom left
     "How far each corner of each image moves inwards, as a share of the most."
     return torch.rand(n, 4, 2, generator=g, device=g.device)
 
+
 def perspective(
-    u:Tensor,               # places (..., 2), pixels from the middle
-    strength:float|Tensor,  # the most that a corner moves, in half sides; one, or one an image
-    shape:tuple[int, int],  # (H, W) of the images
-    draws:Tensor,           # of `corners`, (B, 4, 2)
-)->Tensor:                  # (B, ..., 2), pixels
+    u: Tensor,  # places (..., 2), pixels from the middle
+    strength: float | Tensor,  # the most that a corner moves, in half sides; one, or one an image
+    shape: tuple[int, int],  # (H, W) of the images
+    draws: Tensor,  # of `corners`, (B, 4, 2)
+) -> Tensor:  # (B, ..., 2), pixels
     "The image seen from aside: its corners move inwards. Raises `ValueError` for strengths of 1 and more, where corners may meet."
     s, half = _strength(strength, u)[..., 0], u.new_tensor(shape) / 2
-    if (s.detach().abs() >= 1).any(): raise ValueError(f"a perspective's strength must be below 1, where corners meet; got {strength}")
+    if (s.detach().abs() >= 1).any():
+        raise ValueError(
+            f"a perspective's strength must be below 1, where corners meet; got {strength}"
+        )
     b = u.new_tensor([[-1, -1], [-1, 1], [1, 1], [1, -1]])
     a = b * (1 - s * draws.to(u))
     b, one, zero = b.expand_as(a), torch.ones_like(a[..., :1]), torch.zeros_like(a)
-    rows = [torch.cat([a, one, zero, zero[..., :1], -a * b[..., :1]], -1), torch.cat([zero, zero[..., :1], a, one, -a * b[..., 1:]], -1)]
+    rows = [
+        torch.cat([a, one, zero, zero[..., :1], -a * b[..., :1]], -1),
+        torch.cat([zero, zero[..., :1], a, one, -a * b[..., 1:]], -1),
+    ]
     h = torch.linalg.solve(torch.cat(rows, 1), torch.cat([b[..., 0], b[..., 1]], 1))
     h = torch.cat([h, torch.ones_like(h[:, :1])], 1).view(-1, *[1] * (u.ndim - 1), 3, 3)
-    p = (h @ F.pad(u / half, (0, 1), value=1.)[..., None])[..., 0]
+    p = (h @ F.pad(u / half, (0, 1), value=1.0)[..., None])[..., 0]
     return u - half * p[..., :2] / p[..., 2:]
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-17
 def sharpness(
-    x:Tensor,              # (B, C, H, W) in 0–1
-    strength:float|Tensor, # one, or one an image
-)->Tensor:                 # (B, C, H, W) in 0–1
+    x: Tensor,  # (B, C, H, W) in 0–1
+    strength: float | Tensor,  # one, or one an image
+) -> Tensor:  # (B, C, H, W) in 0–1
     "x + strength·(x − smooth x), smooth by (1 1 1; 1 5 1; 1 1 1)/13, clamped. Raises `ValueError` for values outside 0–1."
-    if x.min() < 0 or x.max() > 1: raise ValueError(f"sharpness wants images in 0–1, got values from {x.min():.3g} to {x.max():.3g}: deform before normalising")
-    kernel = torch.ones(3, 3, dtype=x.dtype, device=x.device).index_put((torch.tensor(1), torch.tensor(1)), x.new_tensor(5.)) / 13
-    smooth = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None], kernel[None, None]).view_as(x)
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(
+            f"sharpness wants images in 0–1, got values from {x.min():.3g} to {x.max():.3g}: deform before normalising"
+        )
+    kernel = (
+        torch.ones(3, 3, dtype=x.dtype, device=x.device).index_put(
+            (torch.tensor(1), torch.tensor(1)), x.new_tensor(5.0)
+        )
+        / 13
+    )
+    smooth = F.conv2d(
+        F.pad(x, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None], kernel[None, None]
+    ).view_as(x)
     return (x + _strength(strength, x) * (x - smooth)).clamp(0, 1)
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-19
 class Deformation(NamedTuple):
     "What is done to images. `self(x, strength)` does it."
-    most:float                             # strongest level of the published figures; the weakest is 0
-    unit:str                               # of the strength
-    tau:Callable[..., Tensor]|None = None  # (places, strength, shape, draws) → displacement; None: it displaces nothing
-    change:Callable[[Tensor, float|Tensor], Tensor]|None = None # of the images, where it isn't a displacement
-    draw:Callable[[int, Generator], Tensor]|None = None         # (images, generator) → what chance decides, whatever the strength
 
-    def draws(self,
-        n:int,      # images
-        seed:int=0,
-    )->Tensor|None: # one row an image; None where nothing is left to chance
+    most: float  # strongest level of the published figures; the weakest is 0
+    unit: str  # of the strength
+    tau: Callable[..., Tensor] | None = (
+        None  # (places, strength, shape, draws) → displacement; None: it displaces nothing
+    )
+    change: Callable[[Tensor, float | Tensor], Tensor] | None = (
+        None  # of the images, where it isn't a displacement
+    )
+    draw: Callable[[int, Generator], Tensor] | None = (
+        None  # (images, generator) → what chance decides, whatever the strength
+    )
+
+    def draws(
+        self,
+        n: int,  # images
+        seed: int = 0,
+    ) -> Tensor | None:  # one row an image; None where nothing is left to chance
         "What chance decides for each image: the same for every strength and model."
         return self.draw(n, torch.Generator().manual_seed(seed)) if self.draw else None
 
     def displacement(self, u, strength, shape, draws=None):
         "τ at places u (..., 2); zero where nothing is displaced."
-        if self.tau is None: return torch.zeros_like(u)[None]
-        if self.draw is None: return self.tau(u, strength, shape)
+        if self.tau is None:
+            return torch.zeros_like(u)[None]
+        if self.draw is None:
+            return self.tau(u, strength, shape)
         return self.tau(u, strength, shape, self.draws(1) if draws is None else draws)
 
-    def __call__(self,
-        x:Tensor,              # (B, C, H, W), float32 or float64
-        strength:float|Tensor, # one, or one an image
-        draws:Tensor|None=None,# as `draws` gives them; None: those of seed 0
-    )->Tensor:                 # (B, C, H, W)
+    def __call__(
+        self,
+        x: Tensor,  # (B, C, H, W), float32 or float64
+        strength: float | Tensor,  # one, or one an image
+        draws: Tensor | None = None,  # as `draws` gives them; None: those of seed 0
+    ) -> Tensor:  # (B, C, H, W)
         "The deformed images."
-        if self.change: return self.change(x, strength)
+        if self.change:
+            return self.change(x, strength)
         shape = tuple(x.shape[-2:])
-        return displace(x, self.displacement(places(shape, x.dtype, x.device), strength, shape, self.draws(len(x)) if draws is None else draws))
+        return displace(
+            x,
+            self.displacement(
+                places(shape, x.dtype, x.device),
+                strength,
+                shape,
+                self.draws(len(x)) if draws is None else draws,
+            ),
+        )
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-20
 DEFORMATIONS = {
-    "rotation": Deformation(10., "degrees", rotation),
-    "perspective": Deformation(.2, "half sides a corner moves at most", perspective, draw=corners),
-    "shear": Deformation(10., "degrees", shear),
-    "sharpness": Deformation(50., "times what smoothing takes away", change=sharpness),
-    "translation": Deformation(10., "% of the height", translation),
-    "warp": Deformation(1., "ε", warp),
+    "rotation": Deformation(10.0, "degrees", rotation),
+    "perspective": Deformation(0.2, "half sides a corner moves at most", perspective, draw=corners),
+    "shear": Deformation(10.0, "degrees", shear),
+    "sharpness": Deformation(50.0, "times what smoothing takes away", change=sharpness),
+    "translation": Deformation(10.0, "% of the height", translation),
+    "warp": Deformation(1.0, "ε", warp),
 }
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-31
-def _noise(x, g): return torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
-def _even(n, g, low=0., high=1.): return low + (high - low) * torch.rand(n, generator=g)
+def _noise(x, g):
+    return torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
+
+
+def _even(n, g, low=0.0, high=1.0):
+    return low + (high - low) * torch.rand(n, generator=g)
+
 
 def _filtered(x, kernel, mode="reflect"):
     "Every colour correlated with a kernel (h, w), or one an image (B, h, w); both of odd size."
     B, C, H, W = x.shape
-    kernel = kernel.to(x).expand(B, -1, -1) if kernel.ndim == 3 else kernel.to(x)[None].expand(B, -1, -1)
+    kernel = (
+        kernel.to(x).expand(B, -1, -1) if kernel.ndim == 3 else kernel.to(x)[None].expand(B, -1, -1)
+    )
     h, w = kernel.shape[-2:]
     padded = F.pad(x, (w // 2, w // 2, h // 2, h // 2), mode=mode)
     return F.conv2d(padded.transpose(0, 1), kernel[:, None], groups=B).transpose(0, 1)
 
+
 def _bell(size, sigma):
     u = torch.arange(size) - (size - 1) / 2
-    k = torch.exp(-u**2 / (2 * sigma**2))
-    return torch.outer(k, k) / k.sum()**2
+    k = torch.exp(-(u**2) / (2 * sigma**2))
+    return torch.outer(k, k) / k.sum() ** 2
+
 
 def _blurred(x, sigma):
     "Gaussian blur, cut off at four of its widths; the border pixels go on outside."
-    return _filtered(x, _bell(2 * max(1, int(4 * sigma + .5)) + 1, sigma), "replicate")
+    return _filtered(x, _bell(2 * max(1, int(4 * sigma + 0.5)) + 1, sigma), "replicate")
 
-def _grey(x): return (x * x.new_tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True).expand(x.shape) if x.shape[1] == 3 else x
+
+def _grey(x):
+    return (
+        (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None])
+        .sum(1, keepdim=True)
+        .expand(x.shape)
+        if x.shape[1] == 3
+        else x
+    )
+
 
 def _salt_and_pepper(x, amount, g):
     u = torch.rand(x.shape, generator=g).to(x)
-    return torch.where(u < amount / 2, 0., torch.where(u > 1 - amount / 2, 1., x))
+    return torch.where(u < amount / 2, 0.0, torch.where(u > 1 - amount / 2, 1.0, x))
+
 
 def _median(x, size):
     p = size // 2
-    return F.pad(x, (p,) * 4, mode="reflect").unfold(2, size, 1).unfold(3, size, 1).flatten(-2).median(-1).values
+    return (
+        F.pad(x, (p,) * 4, mode="reflect")
+        .unfold(2, size, 1)
+        .unfold(3, size, 1)
+        .flatten(-2)
+        .median(-1)
+        .values
+    )
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-32
 def _disk(radius, alias):
@@ -199,9 +286,11 @@ def _disk(radius, alias):
     k = _filtered((k / k.sum())[None, None], _bell(3, alias))[0, 0]
     return k / k.sum()
 
+
 def _bytes_of(x):
     "Values as files of 8 bits hold them, cut off as NumPy does; a rounding error takes none a step down."
     return (255 * x.clamp(0, 1) + 1e-4).floor() / 255
+
 
 def _glass(x, sigma, reach, times, g):
     """Blurred, pixels overwritten by one up or left of them, from the last to the first, and blurred again.
@@ -210,7 +299,7 @@ def _glass(x, sigma, reach, times, g):
     writes through views, and this is what is done here."""
     B, _, H, W = x.shape
     every, kind = torch.arange(B), x.dtype
-    x = _bytes_of(_blurred(x.double(), sigma)).to(kind)       # a slight blur decides by ten-thousandths
+    x = _bytes_of(_blurred(x.double(), sigma)).to(kind)  # a slight blur decides by ten-thousandths
     for _ in range(times):
         for h in range(H - reach, reach, -1):
             for w in range(W - reach, reach, -1):
@@ -218,38 +307,52 @@ def _glass(x, sigma, reach, times, g):
                 x[:, :, h, w] = x[every, :, h + dh, w + dw]
     return _blurred(x, sigma)
 
+
 def _streak(radius, sigma, degrees):
     "Kernels (B, n, n) of a motion that fades out to one side, in a direction for each image: ImageMagick's, 2·radius + 1 pixels long."
-    i = torch.arange(2 * radius + 1.)
-    fading = torch.exp(-i**2 / (2 * sigma**2))
+    i = torch.arange(2 * radius + 1.0)
+    fading = torch.exp(-(i**2) / (2 * sigma**2))
     a = torch.deg2rad(degrees)[:, None]
-    rows, cols = ((i * direction - .5).ceil().long() + 2 * radius for direction in (a.sin(), a.cos()))
+    rows, cols = (
+        (i * direction - 0.5).ceil().long() + 2 * radius for direction in (a.sin(), a.cos())
+    )
     k = torch.zeros(len(a), 4 * radius + 1, 4 * radius + 1)
-    k.index_put_((torch.arange(len(a))[:, None], rows, cols), (fading / fading.sum()).expand(len(a), -1), accumulate=True)
+    k.index_put_(
+        (torch.arange(len(a))[:, None], rows, cols),
+        (fading / fading.sum()).expand(len(a), -1),
+        accumulate=True,
+    )
     return k
 
-def _moving(x, radius, sigma, degrees): return _filtered(x, _streak(radius, sigma, degrees), "replicate")
+
+def _moving(x, radius, sigma, degrees):
+    return _filtered(x, _streak(radius, sigma, degrees), "replicate")
+
 
 def _zoomed(x, factor):
     "The middle, enlarged: bilinear between the middles of the outer pixels, as SciPy's zoom of order 1."
     sides = x.shape[-2:]
     crop = [math.ceil(n / factor) for n in sides]
     top, left = ((n - c) // 2 for n, c in zip(sides, crop))
-    middle = x[..., top:top + crop[0], left:left + crop[1]]
-    big = F.interpolate(middle, [round(c * factor) for c in crop], mode="bilinear", align_corners=True)
+    middle = x[..., top : top + crop[0], left : left + crop[1]]
+    big = F.interpolate(
+        middle, [round(c * factor) for c in crop], mode="bilinear", align_corners=True
+    )
     top, left = ((m - n) // 2 for m, n in zip(big.shape[-2:], sides))
-    return big[..., top:top + sides[0], left:left + sides[1]]
+    return big[..., top : top + sides[0], left : left + sides[1]]
+
 
 def _zoom_blur(x, steps):
     "The mean of an image and of it zoomed by 1, 1.01, and so on, in so many steps."
-    step = 1.01 - 1                                           # as NumPy makes it: its rounding error decides a side
+    step = 1.01 - 1  # as NumPy makes it: its rounding error decides a side
     return torch.stack([x, *(_zoomed(x, 1 + k * step) for k in range(steps))]).mean(0)
+
 
 def _plasma(n, shape, g, decay):
     """Fractal noise (n, 1, H, W) in 0–1 on a torus, by the diamond-square algorithm: a point in the middle of
     four others is their mean and a random number, whose range falls by decay² whenever the mesh is halved."""
-    side = 2**math.ceil(math.log2(max(shape)))
-    field, mesh, wibble = torch.zeros(n, side, side), side, 100.
+    side = 2 ** math.ceil(math.log2(max(shape)))
+    field, mesh, wibble = torch.zeros(n, side, side), side, 100.0
 
     def between(total):
         return total / 4 + wibble**2 * (2 * torch.rand(total.shape, generator=g) - 1)
@@ -260,59 +363,87 @@ def _plasma(n, shape, g, decay):
         pairs = corners + corners.roll(-1, 1)
         middles = between(pairs + pairs.roll(-1, 2))
         field[:, half::mesh, half::mesh] = middles
-        field[:, ::mesh, half::mesh] = between(corners + corners.roll(-1, 2) + middles + middles.roll(1, 1))
-        field[:, half::mesh, ::mesh] = between(corners + corners.roll(-1, 1) + middles + middles.roll(1, 2))
+        field[:, ::mesh, half::mesh] = between(
+            corners + corners.roll(-1, 2) + middles + middles.roll(1, 1)
+        )
+        field[:, half::mesh, ::mesh] = between(
+            corners + corners.roll(-1, 1) + middles + middles.roll(1, 2)
+        )
         mesh, wibble = half, wibble / decay
     field = field - field.amin((1, 2), keepdim=True)
-    return (field / field.amax((1, 2), keepdim=True))[:, None, :shape[0], :shape[1]]
+    return (field / field.amax((1, 2), keepdim=True))[:, None, : shape[0], : shape[1]]
 
-def _clouds(n, shape, g, decay=2.):
+
+def _clouds(n, shape, g, decay=2.0):
     "Fractal noise (n, 1, H, W) in 0–1: octaves of random grids, each weaker by `decay`."
     H, W = shape
-    out, weight = torch.zeros(n, 1, H, W), 1.
+    out, weight = torch.zeros(n, 1, H, W), 1.0
     for cells in (2, 4, 8, 16, 32):
-        if cells > max(H, W): break
-        out = out + weight * F.interpolate(torch.rand(n, 1, cells, cells, generator=g), (H, W), mode="bicubic" if cells > 2 else "bilinear", align_corners=True)
+        if cells > max(H, W):
+            break
+        out = out + weight * F.interpolate(
+            torch.rand(n, 1, cells, cells, generator=g),
+            (H, W),
+            mode="bicubic" if cells > 2 else "bilinear",
+            align_corners=True,
+        )
         weight /= decay
     low, high = out.amin((2, 3), keepdim=True), out.amax((2, 3), keepdim=True)
     return (out - low) / (high - low)
+
 
 def _fog(x, c, g):
     thick, decay = c
     top = x.amax((1, 2, 3), keepdim=True)
     return (x + thick * _plasma(len(x), x.shape[-2:], g, decay).to(x)) * top / (top + thick)
 
+
 def _frost(x, c, g):
     "Ice that is drawn: the published images have crops of photographs of frost, in the same two shares."
     seen, ice = c
-    ridges = 1 - (2 * _clouds(len(x), x.shape[-2:], g, 1.4) - 1).abs()                             # crystals are lines, not clouds
-    return seen * x + ice * ridges.to(x)**2
+    ridges = (
+        1 - (2 * _clouds(len(x), x.shape[-2:], g, 1.4) - 1).abs()
+    )  # crystals are lines, not clouds
+    return seen * x + ice * ridges.to(x) ** 2
+
 
 def _snow(x, c, g):
     mean, sd, zoom, least, length, fade, kept = c
     flakes = _zoomed(mean + sd * torch.randn(len(x), 1, *x.shape[-2:], generator=g), zoom)
-    flakes = _bytes_of(torch.where(flakes < least, 0., flakes))
-    flakes = _moving(flakes, length, fade, _even(len(x), g, -135., -45.)).to(x)
-    pale = kept * x + (1 - kept) * torch.maximum(x, 1.5 * _grey(x) + .5)
+    flakes = _bytes_of(torch.where(flakes < least, 0.0, flakes))
+    flakes = _moving(flakes, length, fade, _even(len(x), g, -135.0, -45.0)).to(x)
+    pale = kept * x + (1 - kept) * torch.maximum(x, 1.5 * _grey(x) + 0.5)
     return pale + flakes + flakes.flip((2, 3))
+
 
 def _brighter(x, more):
     "The value of HSV, its largest colour, is raised; hue and saturation stay."
     top = x.amax(1, keepdim=True)
-    return torch.where(top > 0, x / top.clamp(min=1e-6), 1.) * (top + more).clamp(0, 1)
+    return torch.where(top > 0, x / top.clamp(min=1e-6), 1.0) * (top + more).clamp(0, 1)
+
 
 def _contrast(x, c):
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * c + mean
+
 
 def _tilted(x, tips, moved):
     "The affine map that takes three `tips` (3, 2) to places `moved` (B, 3, 2), rows and columns; mirrored about the outer pixels."
     B, _, H, W = x.shape
     ones = torch.ones(B, 3, 1)
     back = torch.linalg.solve(torch.cat([moved, ones], -1), tips.expand(B, 3, 2))
-    at = torch.cat([torch.cartesian_prod(torch.arange(float(H)), torch.arange(float(W))), torch.ones(H * W, 1)], 1)
-    grid = 2 * (at @ back) / torch.tensor([H - 1., W - 1]) - 1
-    return F.grid_sample(x, grid.view(B, H, W, 2).flip(-1).to(x), padding_mode="reflection", align_corners=True)
+    at = torch.cat(
+        [
+            torch.cartesian_prod(torch.arange(float(H)), torch.arange(float(W))),
+            torch.ones(H * W, 1),
+        ],
+        1,
+    )
+    grid = 2 * (at @ back) / torch.tensor([H - 1.0, W - 1]) - 1
+    return F.grid_sample(
+        x, grid.view(B, H, W, 2).flip(-1).to(x), padding_mode="reflection", align_corners=True
+    )
+
 
 def _mirrored_about_edges(x, margin):
     "With `margin` more values on every side: c b a | a b c."
@@ -322,22 +453,30 @@ def _mirrored_about_edges(x, margin):
         x = x.index_select(dim, torch.minimum(at, 2 * n - 1 - at))
     return x
 
+
 def _elastic(x, c, g):
     alpha, sigma, corner = (v * x.shape[-1] for v in c)
     B, H, W = len(x), *x.shape[-2:]
     middle = torch.tensor([H // 2, W // 2])
-    tips = middle + min(H, W) // 3 * torch.tensor([[1., 1], [-1, 1], [-1, -1]])           # three points move, and all else with them
+    tips = middle + min(H, W) // 3 * torch.tensor(
+        [[1.0, 1], [-1, 1], [-1, -1]]
+    )  # three points move, and all else with them
     x = _tilted(x, tips, tips + _even((B, 3, 2), g, -corner, corner))
-    if not alpha: return x
-    margin = int(3 * sigma + .5)
-    drawn = _mirrored_about_edges(_even((B, 2, H, W), g, -1., 1.), margin)
-    tau = alpha * F.conv2d(drawn.flatten(0, 1)[:, None], _bell(2 * margin + 1, sigma)[None, None]).view(B, 2, H, W)
+    if not alpha:
+        return x
+    margin = int(3 * sigma + 0.5)
+    drawn = _mirrored_about_edges(_even((B, 2, H, W), g, -1.0, 1.0), margin)
+    tau = alpha * F.conv2d(
+        drawn.flatten(0, 1)[:, None], _bell(2 * margin + 1, sigma)[None, None]
+    ).view(B, 2, H, W)
     return displace(x, -tau.permute(0, 2, 3, 1).to(x))
+
 
 def _pixelated(x, share):
     "Made smaller and large again by Pillow's box filter, in 8 bits."
     import numpy as np
     from PIL import Image
+
     H, W = x.shape[-2:]
     few = int(W * share), int(H * share)
 
@@ -348,150 +487,243 @@ def _pixelated(x, share):
     pixels = (x.clamp(0, 1) * 255).round().byte().cpu().flatten(0, 1).numpy()
     return torch.stack([resized(colour) for colour in pixels]).view(x.shape).to(x) / 255
 
+
 def _jpeg(x, quality):
     import io
     import numpy as np
     from PIL import Image
+
     def coded(image):
-        pixels, out = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy(), io.BytesIO()
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(out, "JPEG", quality=quality)
-        return torch.from_numpy(np.asarray(Image.open(out)).reshape(pixels.shape).copy()).permute(2, 0, 1)
+        pixels, out = (
+            (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy(),
+            io.BytesIO(),
+        )
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+            out, "JPEG", quality=quality
+        )
+        return torch.from_numpy(np.asarray(Image.open(out)).reshape(pixels.shape).copy()).permute(
+            2, 0, 1
+        )
+
     return torch.stack([coded(image) for image in x]).to(x) / 255
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-33
 class Corruption(NamedTuple):
     "What is done to images in 0–1, in levels."
-    change:Callable[..., Tensor]      # (images, a level's numbers, generator) → images
-    levels:tuple                      # numbers of each severity, from 1 on
 
-    def __call__(self,
-        x:Tensor,       # (B, C, H, W) in 0–1
-        severity:int=1,
-        seed:int=0,     # of what chance decides; the same for every severity
-    )->Tensor:          # (B, C, H, W) in 0–1
+    change: Callable[..., Tensor]  # (images, a level's numbers, generator) → images
+    levels: tuple  # numbers of each severity, from 1 on
+
+    def __call__(
+        self,
+        x: Tensor,  # (B, C, H, W) in 0–1
+        severity: int = 1,
+        seed: int = 0,  # of what chance decides; the same for every severity
+    ) -> Tensor:  # (B, C, H, W) in 0–1
         "The corrupted images. Raises `ValueError` for a severity that there isn't, or values outside 0–1."
-        if not 1 <= severity <= len(self.levels): raise ValueError(f"severity must be between 1 and {len(self.levels)}, got {severity}")
-        if x.min() < 0 or x.max() > 1: raise ValueError(f"corruptions want images in 0–1, got values from {x.min():.3g} to {x.max():.3g}: corrupt before normalising")
-        return self.change(x, self.levels[severity - 1], torch.Generator().manual_seed(seed)).clamp(0, 1)
+        if not 1 <= severity <= len(self.levels):
+            raise ValueError(f"severity must be between 1 and {len(self.levels)}, got {severity}")
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError(
+                f"corruptions want images in 0–1, got values from {x.min():.3g} to {x.max():.3g}: corrupt before normalising"
+            )
+        return self.change(x, self.levels[severity - 1], torch.Generator().manual_seed(seed)).clamp(
+            0, 1
+        )
 
-SIX:dict[str, Corruption] = {
+
+SIX: dict[str, Corruption] = {
     "greyscale": Corruption(lambda x, c, g: _grey(x), (None,)),
-    "Gaussian noise, σ = 0.05": Corruption(lambda x, c, g: x + c * _noise(x, g), (.05,)),
-    "Gaussian blur 3×3, σ = 2": Corruption(lambda x, c, g: _filtered(x, _bell(3, c)), (2.,)),
+    "Gaussian noise, σ = 0.05": Corruption(lambda x, c, g: x + c * _noise(x, g), (0.05,)),
+    "Gaussian blur 3×3, σ = 2": Corruption(lambda x, c, g: _filtered(x, _bell(3, c)), (2.0,)),
     "median blur 3×3": Corruption(lambda x, c, g: _median(x, c), (3,)),
-    "salt and pepper, 2 %": Corruption(_salt_and_pepper, (.02,)),
-    "half the contrast": Corruption(lambda x, c, g: _contrast(x, c), (.5,)),
+    "salt and pepper, 2 %": Corruption(_salt_and_pepper, (0.02,)),
+    "half the contrast": Corruption(lambda x, c, g: _contrast(x, c), (0.5,)),
 }
-CIFAR10_C:dict[str, Corruption] = {
-    "gaussian noise": Corruption(lambda x, c, g: x + c * _noise(x, g), (.04, .06, .08, .09, .10)),
-    "shot noise": Corruption(lambda x, c, g: torch.poisson((x * c).cpu(), generator=g).to(x) / c, (500, 250, 100, 75, 50)),
-    "impulse noise": Corruption(_salt_and_pepper, (.01, .02, .03, .05, .07)),
-    "defocus blur": Corruption(lambda x, c, g: _filtered(x, _disk(*c)), ((.3, .4), (.4, .5), (.5, .6), (1, .2), (1.5, .1))),
-    "glass blur": Corruption(lambda x, c, g: _glass(x, *c, g), ((.05, 1, 1), (.25, 1, 1), (.4, 1, 1), (.25, 1, 2), (.4, 1, 2))),
-    "motion blur": Corruption(lambda x, c, g: _moving(x, *c, _even(len(x), g, -45., 45.)), ((6, 1.), (6, 1.5), (6, 2.), (8, 2.), (9, 2.5))),
+CIFAR10_C: dict[str, Corruption] = {
+    "gaussian noise": Corruption(
+        lambda x, c, g: x + c * _noise(x, g), (0.04, 0.06, 0.08, 0.09, 0.10)
+    ),
+    "shot noise": Corruption(
+        lambda x, c, g: torch.poisson((x * c).cpu(), generator=g).to(x) / c, (500, 250, 100, 75, 50)
+    ),
+    "impulse noise": Corruption(_salt_and_pepper, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "defocus blur": Corruption(
+        lambda x, c, g: _filtered(x, _disk(*c)),
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    ),
+    "glass blur": Corruption(
+        lambda x, c, g: _glass(x, *c, g),
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    ),
+    "motion blur": Corruption(
+        lambda x, c, g: _moving(x, *c, _even(len(x), g, -45.0, 45.0)),
+        ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
+    ),
     "zoom blur": Corruption(lambda x, c, g: _zoom_blur(x, c), (7, 12, 16, 21, 26)),
-    "snow": Corruption(_snow, ((.1, .2, 1., .6, 8, 3, .95), (.1, .2, 1., .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9), (.25, .3, 2.25, .6, 12, 6, .85), (.3, .3, 1.25, .65, 14, 12, .8))),
-    "frost": Corruption(_frost, ((1., .2), (1., .3), (.9, .4), (.85, .4), (.75, .45))),
-    "fog": Corruption(_fog, ((.2, 3.), (.5, 3.), (.75, 2.5), (1., 2.), (1.5, 1.75))),
-    "brightness": Corruption(lambda x, c, g: _brighter(x, c), (.05, .1, .15, .2, .3)),
-    "contrast": Corruption(lambda x, c, g: _contrast(x, c), (.75, .5, .4, .3, .15)),
-    "elastic": Corruption(_elastic, ((0., 0., .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03))),
-    "pixelate": Corruption(lambda x, c, g: _pixelated(x, c), (.95, .9, .85, .75, .65)),
+    "snow": Corruption(
+        _snow,
+        (
+            (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+    ),
+    "frost": Corruption(_frost, ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+    "fog": Corruption(_fog, ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))),
+    "brightness": Corruption(lambda x, c, g: _brighter(x, c), (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": Corruption(lambda x, c, g: _contrast(x, c), (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "elastic": Corruption(
+        _elastic,
+        (
+            (0.0, 0.0, 0.08),
+            (0.05, 0.2, 0.07),
+            (0.08, 0.06, 0.06),
+            (0.1, 0.04, 0.05),
+            (0.1, 0.03, 0.03),
+        ),
+    ),
+    "pixelate": Corruption(lambda x, c, g: _pixelated(x, c), (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg": Corruption(lambda x, c, g: _jpeg(x, c), (80, 65, 58, 50, 40)),
 }
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-38
 def sup_gradient(
-    d:Deformation,
-    strength:float|Tensor,   # one, or one an image
-    shape:tuple[int, int],   # (H, W) of the images, pixels
-    draws:Tensor|None=None,  # as `Deformation.draws` gives them
-    points:int=17,           # of the lattice, a side
-)->Tensor:                   # (B or 1,)
+    d: Deformation,
+    strength: float | Tensor,  # one, or one an image
+    shape: tuple[int, int],  # (H, W) of the images, pixels
+    draws: Tensor | None = None,  # as `Deformation.draws` gives them
+    points: int = 17,  # of the lattice, a side
+) -> Tensor:  # (B or 1,)
     "The largest spectral norm of ∇τ over the image: 0 for shifts, below 1 where the deformation can be undone."
-    u = torch.cartesian_prod(*(torch.linspace(-n / 2, n / 2, points, dtype=torch.float64) for n in shape))
-    if draws is None: draws = d.draws(1)
-    jacobian = torch.func.vmap(torch.func.jacfwd(lambda p: d.displacement(p[None, None], strength, shape, draws)[:, 0, 0]))(u)
+    u = torch.cartesian_prod(
+        *(torch.linspace(-n / 2, n / 2, points, dtype=torch.float64) for n in shape)
+    )
+    if draws is None:
+        draws = d.draws(1)
+    jacobian = torch.func.vmap(
+        torch.func.jacfwd(lambda p: d.displacement(p[None, None], strength, shape, draws)[:, 0, 0])
+    )(u)
     return torch.linalg.matrix_norm(jacobian, 2).amax(0)
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-42
 def _rows(representation, x):
     S = representation(x)
-    if not isinstance(S, Tensor) or S.shape[:1] != x.shape[:1]: raise ValueError(f"a representation gives one array an image: expected ({len(x)}, ...), got {tuple(S.shape) if isinstance(S, Tensor) else type(S).__name__}")
+    if not isinstance(S, Tensor) or S.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"a representation gives one array an image: expected ({len(x)}, ...), got {tuple(S.shape) if isinstance(S, Tensor) else type(S).__name__}"
+        )
     return S.flatten(1)
+
 
 def _sizes(S):
     norm = S.norm(dim=1)
-    if not (norm > 0).all(): raise ValueError(f"{int((~(norm > 0)).sum())} of {len(norm)} images are represented by zeros or NaN, and have no relative distance; leave these images out")
+    if not (norm > 0).all():
+        raise ValueError(
+            f"{int((~(norm > 0)).sum())} of {len(norm)} images are represented by zeros or NaN, and have no relative distance; leave these images out"
+        )
     return norm
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-43
 @torch.no_grad()
 def stability(
-    representation:Callable[[Tensor], Tensor], # (B, C, H, W) → (B, ...)
-    images:Tensor,             # (N, C, H, W), in 0–1
-    deformation:Deformation,   # one of `DEFORMATIONS`, or another
-    strengths:Sequence[float], # levels
-    seed:int=0,                # of the draws: the same for every level and representation
-    batch:int=64,              # images at once
-)->Tensor:                     # (N, levels)
+    representation: Callable[[Tensor], Tensor],  # (B, C, H, W) → (B, ...)
+    images: Tensor,  # (N, C, H, W), in 0–1
+    deformation: Deformation,  # one of `DEFORMATIONS`, or another
+    strengths: Sequence[float],  # levels
+    seed: int = 0,  # of the draws: the same for every level and representation
+    batch: int = 64,  # images at once
+) -> Tensor:  # (N, levels)
     "‖S(x) − S(x̃)‖ / ‖S(x)‖ for every image and level. Raises `ValueError` where ‖S(x)‖ is zero."
     draws, ratios = deformation.draws(len(images), seed), []
     for start in range(0, len(images), batch):
-        x, drawn = images[start:start + batch], None if draws is None else draws[start:start + batch]
+        x, drawn = (
+            images[start : start + batch],
+            None if draws is None else draws[start : start + batch],
+        )
         S = _rows(representation, x)
-        ratios.append(torch.stack([(S - _rows(representation, deformation(x, s, drawn))).norm(dim=1) for s in strengths], 1) / _sizes(S)[:, None])
+        ratios.append(
+            torch.stack(
+                [
+                    (S - _rows(representation, deformation(x, s, drawn))).norm(dim=1)
+                    for s in strengths
+                ],
+                1,
+            )
+            / _sizes(S)[:, None]
+        )
     return torch.cat(ratios)
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-44
 @torch.no_grad()
 def reference(
-    representation:Callable[[Tensor], Tensor], # (B, C, H, W) → (B, ...)
-    images:Tensor,            # (N, C, H, W), in 0–1
-    n:int=50,                 # random images
-    seed:int=0,               # of these
-    others:Tensor|None=None,  # (n, C, H, W), instead of random images
-    batch:int=64,             # images at once
-)->Tensor:                    # (N,)
+    representation: Callable[[Tensor], Tensor],  # (B, C, H, W) → (B, ...)
+    images: Tensor,  # (N, C, H, W), in 0–1
+    n: int = 50,  # random images
+    seed: int = 0,  # of these
+    others: Tensor | None = None,  # (n, C, H, W), instead of random images
+    batch: int = 64,  # images at once
+) -> Tensor:  # (N,)
     "Mean of ‖S(x) − S(r)‖ / ‖S(x)‖ over random images r, uniform noise in 0–1: what a distance is that says nothing."
-    if others is None: others = torch.rand(n, *images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=images.dtype).to(images.device)
+    if others is None:
+        others = torch.rand(
+            n, *images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=images.dtype
+        ).to(images.device)
     R = torch.cat([_rows(representation, r) for r in others.split(batch)])
     rows = (_rows(representation, x) for x in images.split(batch))
-    return torch.cat([torch.stack([(R - s).norm(dim=1).mean() for s in S]) / _sizes(S) for S in rows])
+    return torch.cat(
+        [torch.stack([(R - s).norm(dim=1).mean() for s in S]) / _sizes(S) for S in rows]
+    )
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-46
 def fourier_modulus(
-    x:Tensor, # (..., H, W)
-)->Tensor:    # (..., H, W)
+    x: Tensor,  # (..., H, W)
+) -> Tensor:  # (..., H, W)
     "|x̂|: shifts around the torus leave it as it is, stretching doesn't."
     return torch.fft.fft2(x).abs()
 
+
 def features(
-    model:nn.Module,   # in evaluation mode
-    head:str="head",   # name of its last layer
-)->Callable[[Tensor], Tensor]: # (B, C, H, W) → (B, D)
+    model: nn.Module,  # in evaluation mode
+    head: str = "head",  # name of its last layer
+) -> Callable[[Tensor], Tensor]:  # (B, C, H, W) → (B, D)
     "What a network hands to its last layer, as a representation. Raises `ValueError` if there is no such layer, or the network is training."
-    if head not in dict(model.named_modules()): raise ValueError(f"{type(model).__name__} has no layer {head!r}; it has {', '.join(n for n, _ in model.named_children())}")
-    if model.training: raise ValueError("the network is in training mode, where images change each other's features: call .eval() first")
+    if head not in dict(model.named_modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no layer {head!r}; it has {', '.join(n for n, _ in model.named_children())}"
+        )
+    if model.training:
+        raise ValueError(
+            "the network is in training mode, where images change each other's features: call .eval() first"
+        )
+
     def represent(x):
         kept = []
-        handle = model.get_submodule(head).register_forward_pre_hook(lambda layer, given: kept.append(given[0]))
-        try: model(x)
-        finally: handle.remove()
+        handle = model.get_submodule(head).register_forward_pre_hook(
+            lambda layer, given: kept.append(given[0])
+        )
+        try:
+            model(x)
+        finally:
+            handle.remove()
         return kept[0].flatten(1)
+
     return represent
 
 # %% ../../nbs/lib/06_analysis/01_deform.ipynb #04-deform-55
 def mirrored(
-    x:Tensor, # (B, C, H, W)
-)->Tensor:    # (B, C, 2H, 2W)
+    x: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (B, C, 2H, 2W)
     "The image beside its reflections: continuous on a torus."
     x = torch.cat([x, x.flip(2)], 2)
     return torch.cat([x, x.flip(3)], 3)
 
+
 def around(
-    x:Tensor,    # (B, C, H, W)
-    pixels:int,  # down the rows
-)->Tensor:       # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    pixels: int,  # down the rows
+) -> Tensor:  # (B, C, H, W)
     "Shift around the torus."
     return x.roll(int(pixels), 2)

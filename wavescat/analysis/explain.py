@@ -26,10 +26,16 @@ from ..core.names import choose
 @contextlib.contextmanager
 def _hooked(modules, hook):
     "A forward hook on modules for a while: hook(name, output) → what goes on instead, or None."
-    handles = [m.register_forward_hook(lambda m, i, out, name=name: hook(name, out)) for name, m in modules.items()]
-    try: yield
+    handles = [
+        m.register_forward_hook(lambda m, i, out, name=name: hook(name, out))
+        for name, m in modules.items()
+    ]
+    try:
+        yield
     finally:
-        for h in handles: h.remove()
+        for h in handles:
+            h.remove()
+
 
 def _check_images(x):
     "Refuse what is no batch of images; they come back as they may be computed with."
@@ -39,206 +45,360 @@ def _check_images(x):
         raise ValueError(f"expected images, a tensor (B, C, H, W), one at least, got {given}{kind}")
     return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
 
+
 def _call(model, x):
     "The model's output; of a model that was made in inference mode by copies of its tensors, through which gradients may pass."
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if torch.is_inference_mode_enabled() or not any(t.is_inference() for t in tensors.values()): return model(x)
-    return torch.func.functional_call(model, {n: t.clone() if t.is_inference() else t for n, t in tensors.items()}, x)
+    if torch.is_inference_mode_enabled() or not any(t.is_inference() for t in tensors.values()):
+        return model(x)
+    return torch.func.functional_call(
+        model, {n: t.clone() if t.is_inference() else t for n, t in tensors.items()}, x
+    )
+
 
 def _scores(model, x):
     "What a model says of images; a `ValueError` where it doesn't take them."
     x = _check_images(x)
-    try: scores = _call(model, x)
-    except torch.OutOfMemoryError: raise
-    except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f"{type(model).__name__} doesn't take images of shape {tuple(x.shape[1:])} (C, H, W), {x.dtype}: {str(e).splitlines()[0]}") from None
-    if not isinstance(scores, Tensor) or scores.ndim != 2: raise ValueError(f"expected a model that gives scores (B, classes), {type(model).__name__} gives {f'shape {tuple(scores.shape)}' if isinstance(scores, Tensor) else type(scores).__name__}")
+    try:
+        scores = _call(model, x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{type(model).__name__} doesn't take images of shape {tuple(x.shape[1:])} (C, H, W), {x.dtype}: {str(e).splitlines()[0]}"
+        ) from None
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        raise ValueError(
+            f"expected a model that gives scores (B, classes), {type(model).__name__} gives {f'shape {tuple(scores.shape)}' if isinstance(scores, Tensor) else type(scores).__name__}"
+        )
     return scores
+
 
 def _gradients(score, of):
     "Gradients of a score, None where it doesn't depend on a tensor; a `ValueError` under reentrant checkpointing."
-    if not score.requires_grad: return (None,) * len(of)
-    try: return torch.autograd.grad(score, of, allow_unused=True)
+    if not score.requires_grad:
+        return (None,) * len(of)
+    try:
+        return torch.autograd.grad(score, of, allow_unused=True)
     except RuntimeError as e:
-        if "use_reentrant" not in str(e): raise
-        raise ValueError("the model uses reentrant checkpointing, which gives gradients of no layer: call checkpoint with use_reentrant=False") from None
+        if "use_reentrant" not in str(e):
+            raise
+        raise ValueError(
+            "the model uses reentrant checkpointing, which gives gradients of no layer: call checkpoint with use_reentrant=False"
+        ) from None
+
 
 def layers(
-    model:nn.Module,
-    x:Tensor,          # (B, C, H, W) images that it takes
-)->dict[str, tuple[int, int, int]]: # name → (channels, h, w), in the order of computation
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W) images that it takes
+) -> dict[str, tuple[int, int, int]]:  # name → (channels, h, w), in the order of computation
     "The layers whose outputs are maps. Raises `ValueError` for a model that has none, or doesn't take these images."
     found, x = {}, _check_images(x)
-    with left_as_it_was(model), torch.no_grad(), _hooked({n: m for n, m in model.named_modules() if n and not isinstance(m, (nn.Sequential, nn.ModuleList))}, lambda n, out: found.update({n: (out.shape[1:-2].numel(), *out.shape[-2:])}) if isinstance(out, Tensor) and out.ndim >= 4 and out.shape[-2:].numel() > 1 else None):
+    with (
+        left_as_it_was(model),
+        torch.no_grad(),
+        _hooked(
+            {
+                n: m
+                for n, m in model.named_modules()
+                if n and not isinstance(m, (nn.Sequential, nn.ModuleList))
+            },
+            lambda n, out: (
+                found.update({n: (out.shape[1:-2].numel(), *out.shape[-2:])})
+                if isinstance(out, Tensor) and out.ndim >= 4 and out.shape[-2:].numel() > 1
+                else None
+            ),
+        ),
+    ):
         _scores(model, x[:1])
-    if not found: raise ValueError(f"{type(model).__name__} has no layer with maps: Grad-CAM needs a convolution or a scattering")
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no layer with maps: Grad-CAM needs a convolution or a scattering"
+        )
     return found
 
-def default_layer(model:nn.Module, x:Tensor)->str:
+
+def default_layer(model: nn.Module, x: Tensor) -> str:
     "The last layer with maps that the scores depend on."
     names, seen, modules = list(layers(model, x)), {}, dict(model.named_modules())
-    if len(names) == 1: return names[0]
-    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _hooked({n: modules[n] for n in names}, lambda n, out: seen.update({n: out})):
+    if len(names) == 1:
+        return names[0]
+    with (
+        torch.inference_mode(False),
+        left_as_it_was(model),
+        torch.enable_grad(),
+        _hooked({n: modules[n] for n in names}, lambda n, out: seen.update({n: out})),
+    ):
         scores = _scores(model, x[:1].detach().clone().requires_grad_())
         of = [n for n in names if seen[n].requires_grad]
         grads = _gradients(scores.sum(), [seen[n] for n in of]) if of else ()
     return next((n for n, g in reversed(list(zip(of, grads))) if g is not None), names[-1])
 
+
 def branches(
-    model:nn.Module,
-    x:Tensor, # (B, C, H, W)
-)->dict[str, str]: # what it is → layer
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W)
+) -> dict[str, str]:  # what it is → layer
     "The scattering and the convolution of a hybrid whose first layer has both; otherwise the default layer alone."
     stem = getattr(model, "stem", None)
-    if hasattr(stem, "scattering") and hasattr(stem, "conv"): return {"convolution": "stem.conv", "scattering": "stem.scattering"}
+    if hasattr(stem, "scattering") and hasattr(stem, "conv"):
+        return {"convolution": "stem.conv", "scattering": "stem.scattering"}
     return {"last layer": default_layer(model, x)}
+
 
 def _layer(model, x, layer):
     "Name and module of a layer that is named or given; None is the default one."
     if isinstance(layer, (list, tuple)):
-        if len(layer) != 1: raise ValueError(f"layer must be one layer, got {len(layer)}: ask for the map of each and average them")
-        layer, = layer
+        if len(layer) != 1:
+            raise ValueError(
+                f"layer must be one layer, got {len(layer)}: ask for the map of each and average them"
+            )
+        (layer,) = layer
     modules = dict(model.named_modules())
     if isinstance(layer, nn.Module):
         name = next((n for n, m in modules.items() if m is layer), "")
-        if not name: raise ValueError(f"this {type(layer).__name__} is no layer of the model; explain.layers lists those that have maps")
-    elif layer is None: name = default_layer(model, x)
-    elif isinstance(layer, str): name = layer
-    else: raise ValueError(f"layer must be the name of a layer, or the layer itself, got {layer!r}")
-    if name not in modules or not name: choose(name, layers(model, x), "layer")
+        if not name:
+            raise ValueError(
+                f"this {type(layer).__name__} is no layer of the model; explain.layers lists those that have maps"
+            )
+    elif layer is None:
+        name = default_layer(model, x)
+    elif isinstance(layer, str):
+        name = layer
+    else:
+        raise ValueError(f"layer must be the name of a layer, or the layer itself, got {layer!r}")
+    if name not in modules or not name:
+        choose(name, layers(model, x), "layer")
     return name, modules[name]
+
 
 def _targets(scores, target):
     "Classes (B,) to explain: given, or those with the highest score."
-    if target is None: return scores.argmax(1)
-    try: target = torch.as_tensor(target, device=scores.device)
-    except (TypeError, ValueError, RuntimeError): raise ValueError(f"target must be the number of a class, or one for each image, got {target!r}") from None
-    if target.dtype == torch.bool or target.shape not in ((), (1,), (len(scores),)): raise ValueError(f"target must be the number of a class, or one for each of the {len(scores)} images, got {target.dtype} of shape {tuple(target.shape)}")
+    if target is None:
+        return scores.argmax(1)
+    try:
+        target = torch.as_tensor(target, device=scores.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"target must be the number of a class, or one for each image, got {target!r}"
+        ) from None
+    if target.dtype == torch.bool or target.shape not in ((), (1,), (len(scores),)):
+        raise ValueError(
+            f"target must be the number of a class, or one for each of the {len(scores)} images, got {target.dtype} of shape {tuple(target.shape)}"
+        )
     target = (target if target.dtype.is_floating_point else target.long()).expand(len(scores))
-    if target.dtype.is_floating_point or len(target) and not (0 <= target.min() and target.max() < scores.shape[1]): raise ValueError(f"target must be a class between 0 and {scores.shape[1] - 1}, got {target.unique().tolist()}")
+    if (
+        target.dtype.is_floating_point
+        or len(target)
+        and not (0 <= target.min() and target.max() < scores.shape[1])
+    ):
+        raise ValueError(
+            f"target must be a class between 0 and {scores.shape[1] - 1}, got {target.unique().tolist()}"
+        )
     return target
 
 # %% ../../nbs/lib/06_analysis/04_explain.ipynb #25-explain-7
 METHODS = ("gradcam", "gradcam++")
 
+
 def gradcam(
-    model:nn.Module,
-    x:Tensor,                 # (B, C, H, W) images as the model takes them
-    target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
-    layer:str|nn.Module|None=None, # its name, or itself; None: `default_layer`. Of one that is used again and again, the last use
-    method:str="gradcam",     # one of `METHODS`
-    resized:bool=True,        # to the images' size, bilinear; otherwise the layer's
-    relu:bool=True,           # only what speaks for the class
-)->Tensor:                    # (B, H, W), or (B, h, w)
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W) images as the model takes them
+    target: int | Tensor | None = None,  # class, or classes (B,); None: what the model says
+    layer: str
+    | nn.Module
+    | None = None,  # its name, or itself; None: `default_layer`. Of one that is used again and again, the last use
+    method: str = "gradcam",  # one of `METHODS`
+    resized: bool = True,  # to the images' size, bilinear; otherwise the layer's
+    relu: bool = True,  # only what speaks for the class
+) -> Tensor:  # (B, H, W), or (B, h, w)
     "Where in each image a layer speaks for a class. Raises `ValueError` for a layer or class that isn't there, or a layer without maps."
     choose(method, dict.fromkeys(METHODS), "method")
     x = _check_images(x)
     name, module = _layer(model, x, layer)
     seen, taught = [], []
+
     def hook(_, out):
-        if not isinstance(out, Tensor) or out.ndim < 4: return None
+        if not isinstance(out, Tensor) or out.ndim < 4:
+            return None
         taught.append(torch.is_grad_enabled())
-        seen.append(out.detach().requires_grad_())            # nothing before it needs a gradient
-        return seen[-1].clone()                               # what follows may change it in place
-    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _hooked({name: module}, hook):
+        seen.append(out.detach().requires_grad_())  # nothing before it needs a gradient
+        return seen[-1].clone()  # what follows may change it in place
+
+    with (
+        torch.inference_mode(False),
+        left_as_it_was(model),
+        torch.enable_grad(),
+        _hooked({name: module}, hook),
+    ):
         scores = _scores(model, x)
-        if seen: g, = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), seen[-1:])
-    if not seen: raise ValueError(f"layer {name} gives no maps, or isn't used; {default_layer(model, x)} gives some, and so do others that explain.layers lists")
-    if g is None and not taught[-1]: raise ValueError(f"layer {name} is computed without gradients, as under reentrant checkpointing or torch.no_grad: call checkpoint with use_reentrant=False, or leave torch.no_grad out")
-    if g is None: raise ValueError(f"layer {name} has no influence on the scores")
-    if not torch.isfinite(scores).all(): raise ValueError("the model's scores aren't finite, so nothing speaks for a class: did its training diverge?")
-    A, g = (v.flatten(1, -3) for v in (seen[-1].detach(), g))  # (B, K, h, w); colours and paths alike
-    if method == "gradcam": w = g.mean((2, 3), keepdim=True)
+        if seen:
+            (g,) = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), seen[-1:])
+    if not seen:
+        raise ValueError(
+            f"layer {name} gives no maps, or isn't used; {default_layer(model, x)} gives some, and so do others that explain.layers lists"
+        )
+    if g is None and not taught[-1]:
+        raise ValueError(
+            f"layer {name} is computed without gradients, as under reentrant checkpointing or torch.no_grad: call checkpoint with use_reentrant=False, or leave torch.no_grad out"
+        )
+    if g is None:
+        raise ValueError(f"layer {name} has no influence on the scores")
+    if not torch.isfinite(scores).all():
+        raise ValueError(
+            "the model's scores aren't finite, so nothing speaks for a class: did its training diverge?"
+        )
+    A, g = (
+        v.flatten(1, -3) for v in (seen[-1].detach(), g)
+    )  # (B, K, h, w); colours and paths alike
+    if method == "gradcam":
+        w = g.mean((2, 3), keepdim=True)
     else:
         below = 2 * g**2 + A.sum((2, 3), keepdim=True) * g**3
-        w = (torch.where(below == 0, 0., g**2 / below) * g.relu()).sum((2, 3), keepdim=True)
+        w = (torch.where(below == 0, 0.0, g**2 / below) * g.relu()).sum((2, 3), keepdim=True)
     maps = (w * A).sum(1)
-    if relu: maps = maps.relu()
-    return F.interpolate(maps[:, None], x.shape[-2:], mode="bilinear", align_corners=False)[:, 0] if resized else maps
+    if relu:
+        maps = maps.relu()
+    return (
+        F.interpolate(maps[:, None], x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        if resized
+        else maps
+    )
+
 
 class _PositiveReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x): y = x.clamp(min=0); ctx.save_for_backward(y); return y
+    def forward(ctx, x):
+        y = x.clamp(min=0)
+        ctx.save_for_backward(y)
+        return y
+
     @staticmethod
-    def backward(ctx, g): return g.clamp(min=0) * (ctx.saved_tensors[0] > 0)
+    def backward(ctx, g):
+        return g.clamp(min=0) * (ctx.saved_tensors[0] > 0)
+
 
 class _PositiveReLUInPlace(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x): ctx.mark_dirty(x); x.clamp_(min=0); ctx.save_for_backward(x); return x
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        x.clamp_(min=0)
+        ctx.save_for_backward(x)
+        return x
+
     @staticmethod
-    def backward(ctx, g): return g.clamp(min=0) * (ctx.saved_tensors[0] > 0)
+    def backward(ctx, g):
+        return g.clamp(min=0) * (ctx.saved_tensors[0] > 0)
+
 
 class _Guided(TorchFunctionMode):
     "Every ReLU, module or function, in place or not, passes positive gradients only."
+
     def __torch_function__(self, f, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if f not in (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_): return f(*args, **kwargs)
+        if f not in (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_):
+            return f(*args, **kwargs)
         x, *more = (*args, kwargs["input"]) if "input" in kwargs else args
-        in_place = f in (F.relu_, torch.relu_, Tensor.relu_) or kwargs.get("inplace", more[0] if more else False)
+        in_place = f in (F.relu_, torch.relu_, Tensor.relu_) or kwargs.get(
+            "inplace", more[0] if more else False
+        )
         return (_PositiveReLUInPlace if in_place else _PositiveReLU).apply(x)
 
+
 def guided_backpropagation(
-    model:nn.Module,
-    x:Tensor,                    # (B, C, H, W)
-    target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
-)->Tensor:                       # (B, C, H, W)
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W)
+    target: int | Tensor | None = None,  # class, or classes (B,); None: what the model says
+) -> Tensor:  # (B, C, H, W)
     "The gradient of a score to the pixels through ReLUs that pass positive gradients only."
     with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _Guided():
         x = _check_images(x).detach().clone().requires_grad_()
         scores = _scores(model, x)
-        g, = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), [x])
-    if g is None: raise ValueError(f"the scores of {type(model).__name__} have no gradient to the images: does it compute under torch.no_grad?")
+        (g,) = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), [x])
+    if g is None:
+        raise ValueError(
+            f"the scores of {type(model).__name__} have no gradient to the images: does it compute under torch.no_grad?"
+        )
     return g
 
+
 def guided_gradcam(
-    model:nn.Module,
-    x:Tensor,                    # (B, C, H, W)
-    target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
-    layer:str|nn.Module|None=None, # its name, or itself; None: `default_layer`
-)->Tensor:                       # (B, C, H, W)
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W)
+    target: int | Tensor | None = None,  # class, or classes (B,); None: what the model says
+    layer: str | nn.Module | None = None,  # its name, or itself; None: `default_layer`
+) -> Tensor:  # (B, C, H, W)
     "Guided backpropagation times Grad-CAM, which is resized to the nearest of its places."
     maps = gradcam(model, x, target, layer, resized=False)
-    return guided_backpropagation(model, x, target) * F.interpolate(maps[:, None], x.shape[-2:], mode="nearest")
+    return guided_backpropagation(model, x, target) * F.interpolate(
+        maps[:, None], x.shape[-2:], mode="nearest"
+    )
 
 # %% ../../nbs/lib/06_analysis/04_explain.ipynb #25-explain-16
 def _scattering(model):
     "The layer of a model that tells its paths, and its name."
     for name, m in model.named_modules():
-        if (paths := getattr(m, "paths", None)) and all(hasattr(p, "theta1") for p in paths): return name, m
-    raise ValueError(f"{type(model).__name__} has no scattering layer whose paths could be told apart")
+        if (paths := getattr(m, "paths", None)) and all(hasattr(p, "theta1") for p in paths):
+            return name, m
+    raise ValueError(
+        f"{type(model).__name__} has no scattering layer whose paths could be told apart"
+    )
+
 
 def coefficients(
-    model:nn.Module,
-    x:Tensor, # (B, C, H, W)
-)->Tensor:    # (B, C, P, h, w)
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (B, C, P, h, w)
     "The scattering coefficients inside a model. Raises `ValueError` if it has none."
     name, module = _scattering(model)
     seen = []
-    with left_as_it_was(model), torch.no_grad(), _hooked({name: module}, lambda _, out: seen.append(out)): _scores(model, x)
+    with (
+        left_as_it_was(model),
+        torch.no_grad(),
+        _hooked({name: module}, lambda _, out: seen.append(out)),
+    ):
+        _scores(model, x)
     return seen[-1].reshape(len(x), -1, len(module.paths), *seen[-1].shape[-2:])
 
+
 def path_attribution(
-    model:nn.Module,
-    x:Tensor,                    # (B, C, H, W)
-    target:int|Tensor|None=None, # class, or classes (B,); None: what the model says
-    baseline:Tensor|None=None,   # coefficients (C, P, h, w) or (B, C, P, h, w), such as the mean of `coefficients` over a training set; None: zero
-    steps:int=32,                # points of the quadrature
-)->tuple[Tensor, Tensor]:        # (B, P) contributions; (B,) what they miss of s(c) − s(b)
+    model: nn.Module,
+    x: Tensor,  # (B, C, H, W)
+    target: int | Tensor | None = None,  # class, or classes (B,); None: what the model says
+    baseline: Tensor
+    | None = None,  # coefficients (C, P, h, w) or (B, C, P, h, w), such as the mean of `coefficients` over a training set; None: zero
+    steps: int = 32,  # points of the quadrature
+) -> tuple[Tensor, Tensor]:  # (B, P) contributions; (B,) what they miss of s(c) − s(b)
     "How much each scattering path contributed to a score. Raises `ValueError` for a model without scattering, a class that isn't there, or a baseline of another shape."
-    if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}")
-    with torch.inference_mode(False): return _integrated_gradients(model, x, target, baseline, steps)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    with torch.inference_mode(False):
+        return _integrated_gradients(model, x, target, baseline, steps)
+
 
 def _integrated_gradients(model, x, target, baseline, steps):
     name, module = _scattering(model)
     x = _check_images(x)
     c = coefficients(model, x)
-    if baseline is None: b = torch.zeros_like(c)
+    if baseline is None:
+        b = torch.zeros_like(c)
     else:
-        try: b = baseline.to(c).expand_as(c)
-        except RuntimeError: raise ValueError(f"the baseline must be coefficients of shape {tuple(c.shape[1:])}, got {tuple(baseline.shape)}") from None
-    points, weights = (torch.tensor(v, dtype=c.dtype, device=c.device) for v in np.polynomial.legendre.leggauss(steps))
+        try:
+            b = baseline.to(c).expand_as(c)
+        except RuntimeError:
+            raise ValueError(
+                f"the baseline must be coefficients of shape {tuple(c.shape[1:])}, got {tuple(baseline.shape)}"
+            ) from None
+    points, weights = (
+        torch.tensor(v, dtype=c.dtype, device=c.device)
+        for v in np.polynomial.legendre.leggauss(steps)
+    )
+
     def score(at, classes=None):
-        with _hooked({name: module}, lambda _, out: at.reshape(out.shape)): scores = _scores(model, x)
+        with _hooked({name: module}, lambda _, out: at.reshape(out.shape)):
+            scores = _scores(model, x)
         return scores if classes is None else scores.gather(1, classes[:, None])[:, 0]
+
     with left_as_it_was(model):
         with torch.no_grad():
             classes = _targets(score(c), target)
@@ -246,119 +406,213 @@ def _integrated_gradients(model, x, target, baseline, steps):
         total = torch.zeros_like(c)
         for t, w in zip((points + 1) / 2, weights / 2):
             at = (b + t * (c - b)).requires_grad_()
-            with torch.enable_grad(): g, = _gradients(score(at, classes).sum(), [at])
-            if g is None: raise ValueError(f"the scores of {type(model).__name__} have no gradient to its scattering: does it compute under torch.no_grad?")
+            with torch.enable_grad():
+                (g,) = _gradients(score(at, classes).sum(), [at])
+            if g is None:
+                raise ValueError(
+                    f"the scores of {type(model).__name__} have no gradient to its scattering: does it compute under torch.no_grad?"
+                )
             total += w * g
     per_path = ((c - b) * total).sum((1, 3, 4))
     return per_path, per_path.sum(1) - apart
 
+
 def _of_paths(model, values):
     paths = _scattering(model)[1].paths
-    if len(paths) != len(values): raise ValueError(f"expected a contribution for each of the {len(paths)} paths of this model, got {len(values)}")
+    if len(paths) != len(values):
+        raise ValueError(
+            f"expected a contribution for each of the {len(paths)} paths of this model, got {len(values)}"
+        )
     return paths
 
+
 def path_table(
-    model:nn.Module,
-    contributions:Tensor, # (P,), or (B, P), of which the mean is taken
-    names:Callable=lambda p: {"order": p.order, "j1": p.j1, "θ1, °": None if p.theta1 is None else math.degrees(p.theta1), "j2": p.j2, "θ2, °": None if p.theta2 is None else math.degrees(p.theta2)},
-)->list[dict]:            # rank, order, scales, orientations, contribution, share of the sum of sizes in %; the largest first
+    model: nn.Module,
+    contributions: Tensor,  # (P,), or (B, P), of which the mean is taken
+    names: Callable = lambda p: {
+        "order": p.order,
+        "j1": p.j1,
+        "θ1, °": None if p.theta1 is None else math.degrees(p.theta1),
+        "j2": p.j2,
+        "θ2, °": None if p.theta2 is None else math.degrees(p.theta2),
+    },
+) -> list[
+    dict
+]:  # rank, order, scales, orientations, contribution, share of the sum of sizes in %; the largest first
     "Paths with their contributions, ranked by size."
     values = contributions.reshape(-1, contributions.shape[-1]).mean(0).tolist()
-    total = sum(map(abs, values)) or 1.
+    total = sum(map(abs, values)) or 1.0
     rows = sorted(zip(_of_paths(model, values), values), key=lambda r: -abs(r[1]))
-    return [{"rank": i, **names(p), "contribution": v, "share, %": 100 * abs(v) / total} for i, (p, v) in enumerate(rows, 1)]
+    return [
+        {"rank": i, **names(p), "contribution": v, "share, %": 100 * abs(v) / total}
+        for i, (p, v) in enumerate(rows, 1)
+    ]
+
 
 def by_orientation(
-    model:nn.Module,
-    contributions:Tensor, # (P,), or (B, P), of which the mean is taken
-)->dict[tuple[int, ...], dict[float, float]]: # scales (j1,) or (j1, j2) → θ1, rad → contribution, summed over θ2
+    model: nn.Module,
+    contributions: Tensor,  # (P,), or (B, P), of which the mean is taken
+) -> dict[
+    tuple[int, ...], dict[float, float]
+]:  # scales (j1,) or (j1, j2) → θ1, rad → contribution, summed over θ2
     "Contributions against the orientation of the first wavelet, for every scale or pair of scales."
     values, found = contributions.reshape(-1, contributions.shape[-1]).mean(0).tolist(), {}
     for p, v in zip(_of_paths(model, values), values):
-        if p.order: found.setdefault((p.j1,) if p.order == 1 else (p.j1, p.j2), {}).setdefault(p.theta1, 0.)
-        if p.order: found[(p.j1,) if p.order == 1 else (p.j1, p.j2)][p.theta1] += v
+        if p.order:
+            found.setdefault((p.j1,) if p.order == 1 else (p.j1, p.j2), {}).setdefault(
+                p.theta1, 0.0
+            )
+        if p.order:
+            found[(p.j1,) if p.order == 1 else (p.j1, p.j2)][p.theta1] += v
     return found
 
 # %% ../../nbs/lib/06_analysis/04_explain.ipynb #25-explain-21
 def _check_probabilities(probabilities, labels):
     "Probabilities (N, K) and labels (N,) int64, as arrays; `ValueError` for what aren't."
     p = np.asarray(probabilities)
-    if p.ndim != 2 or len(p) != len(labels): raise ValueError(f"expected probabilities (N, K) of the {len(labels)} labelled images, got shape {p.shape}")
-    if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1 + 1e-5).all()): raise ValueError("expected probabilities between 0 and 1: these aren't, or aren't finite (a diverged run?)")
+    if p.ndim != 2 or len(p) != len(labels):
+        raise ValueError(
+            f"expected probabilities (N, K) of the {len(labels)} labelled images, got shape {p.shape}"
+        )
+    if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1 + 1e-5).all()):
+        raise ValueError(
+            "expected probabilities between 0 and 1: these aren't, or aren't finite (a diverged run?)"
+        )
     return p, class_numbers(labels, p.shape[1])
 
+
 def misclassified(
-    probabilities:np.ndarray, # (N, K)
-    labels:np.ndarray,        # (N,)
-    most:int=20,              # so many at most
-)->list[dict]:                # index, true, predicted, confidence in %; the most confident first
+    probabilities: np.ndarray,  # (N, K)
+    labels: np.ndarray,  # (N,)
+    most: int = 20,  # so many at most
+) -> list[dict]:  # index, true, predicted, confidence in %; the most confident first
     "The images that were most confidently called what they aren't; empty for a perfect model. Raises `ValueError` for what aren't probabilities of these images."
     probabilities, labels = _check_probabilities(probabilities, labels)
     called = probabilities.argmax(1)
     wrong = np.flatnonzero(called != labels)
     wrong = wrong[np.argsort(-probabilities[wrong, called[wrong]], kind="stable")][:most]
-    return [{"index": int(i), "true": int(labels[i]), "predicted": int(called[i]), "confidence": 100 * float(probabilities[i, called[i]])} for i in wrong]
+    return [
+        {
+            "index": int(i),
+            "true": int(labels[i]),
+            "predicted": int(called[i]),
+            "confidence": 100 * float(probabilities[i, called[i]]),
+        }
+        for i in wrong
+    ]
+
 
 def class_errors(
-    predicted:np.ndarray, # (N,)
-    labels:np.ndarray,    # (N,)
-    classes:Sequence[str],
-)->list[dict]:            # class, images, errors, error rate, precision and recall in %; the most misclassified first
+    predicted: np.ndarray,  # (N,)
+    labels: np.ndarray,  # (N,)
+    classes: Sequence[str],
+) -> list[
+    dict
+]:  # class, images, errors, error rate, precision and recall in %; the most misclassified first
     "How each class fares, those without an error included; a class without images, or never called, has None where nothing can be said. Raises `ValueError` for a label or prediction that is no class."
     labels = class_numbers(labels, len(classes))
     predicted = class_numbers(predicted, len(classes), "predictions")
     if len(predicted) != len(labels):
-        raise ValueError(f"expected a prediction for each of the {len(labels)} labels, got {len(predicted)}")
+        raise ValueError(
+            f"expected a prediction for each of the {len(labels)} labels, got {len(predicted)}"
+        )
     rows = []
     for k, name in enumerate(classes):
-        of, said, right = int((labels == k).sum()), int((predicted == k).sum()), int(((labels == k) & (predicted == k)).sum())
-        rows.append({"class": name, "images": of, "errors": of - right, "error rate, %": 100 * (of - right) / of if of else None, "precision, %": 100 * right / said if said else None, "recall, %": 100 * right / of if of else None})
-    return sorted(rows, key=lambda r: -(r["error rate, %"] if r["error rate, %"] is not None else -1))
+        of, said, right = (
+            int((labels == k).sum()),
+            int((predicted == k).sum()),
+            int(((labels == k) & (predicted == k)).sum()),
+        )
+        rows.append(
+            {
+                "class": name,
+                "images": of,
+                "errors": of - right,
+                "error rate, %": 100 * (of - right) / of if of else None,
+                "precision, %": 100 * right / said if said else None,
+                "recall, %": 100 * right / of if of else None,
+            }
+        )
+    return sorted(
+        rows, key=lambda r: -(r["error rate, %"] if r["error rate, %"] is not None else -1)
+    )
+
 
 def most_and_least(
-    rows:Sequence[Mapping], # from `class_errors`
-    k:int=5,                # classes at either end
-)->tuple[list[Mapping], list[Mapping]]: # the first and the last of `rows`
+    rows: Sequence[Mapping],  # from `class_errors`
+    k: int = 5,  # classes at either end
+) -> tuple[list[Mapping], list[Mapping]]:  # the first and the last of `rows`
     "The most and the least misclassified classes: k of each, or half of them; those without images are left out, those without an error aren't."
     known = [r for r in rows if r["images"]]
     k = min(k, -(-len(known) // 2))
-    return known[:k], known[max(k, len(known) - k):]
+    return known[:k], known[max(k, len(known) - k) :]
+
 
 def ties(
-    rows:Sequence[Mapping], # from `class_errors`
-    k:int=5,                # classes at either end
-)->str:                     # "" where there is nothing to say
+    rows: Sequence[Mapping],  # from `class_errors`
+    k: int = 5,  # classes at either end
+) -> str:  # "" where there is nothing to say
     "Whether `most_and_least` had to choose among classes that fare alike."
-    def rates(part): return [r["error rate, %"] for r in part if r["images"]]
+
+    def rates(part):
+        return [r["error rate, %"] for r in part if r["images"]]
+
     said = []
     for end, part in zip(("most", "least"), map(rates, most_and_least(rows, k))):
         edge = part[-1 if end == "most" else 0] if part else None
-        if part and (shown := part.count(edge)) < (n := rates(rows).count(edge)): said.append(f"{n} classes share an error rate of {edge:.4g} %, with room for {shown} of them among the {end} misclassified")
-    return f"{'; '.join(said)}: which, the order of the classes decides, not the model." if said else ""
+        if part and (shown := part.count(edge)) < (n := rates(rows).count(edge)):
+            said.append(
+                f"{n} classes share an error rate of {edge:.4g} %, with room for {shown} of them among the {end} misclassified"
+            )
+    return (
+        f"{'; '.join(said)}: which, the order of the classes decides, not the model."
+        if said
+        else ""
+    )
+
 
 def similar_order(
-    m:np.ndarray, # (K, K) counts: rows are labels, columns what they were called
-)->list[int]:     # (K,) classes
+    m: np.ndarray,  # (K, K) counts: rows are labels, columns what they were called
+) -> list[int]:  # (K,) classes
     "Classes in the order of a hierarchical clustering by how often they are taken for each other, so that what is confused stands side by side: average linkage, the best order of leaves."
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
+
     m = np.asarray(m, float)
-    if m.ndim != 2 or m.shape[0] != m.shape[1]: raise ValueError(f"expected a square confusion matrix, got shape {m.shape}")
-    if len(m) < 3: return list(range(len(m)))
+    if m.ndim != 2 or m.shape[0] != m.shape[1]:
+        raise ValueError(f"expected a square confusion matrix, got shape {m.shape}")
+    if len(m) < 3:
+        return list(range(len(m)))
     share = m / np.maximum(m.sum(1, keepdims=True), 1)
     distance = 1 - (share + share.T) / 2
     np.fill_diagonal(distance, 0)
     return leaves_list(linkage(squareform(distance), "average", optimal_ordering=True)).tolist()
 
+
 def calibration(
-    probabilities:np.ndarray, # (N, K)
-    labels:np.ndarray,        # (N,)
-    bins:int=10,              # of confidence, equally wide
-)->tuple[list[dict], float]:  # of each bin that has images: from, to, images, confidence, accuracy; the expected calibration error; all in %
+    probabilities: np.ndarray,  # (N, K)
+    labels: np.ndarray,  # (N,)
+    bins: int = 10,  # of confidence, equally wide
+) -> tuple[
+    list[dict], float
+]:  # of each bin that has images: from, to, images, confidence, accuracy; the expected calibration error; all in %
     "How often the model is right against how sure it is. Raises as `misclassified` does. Source: Guo et al. 2017."
     probabilities, labels = _check_probabilities(probabilities, labels)
-    if bins < 1: raise ValueError(f"bins must be at least 1, got {bins}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
     sure, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((sure * bins).astype(int), bins - 1)
-    rows = [{"from": 100 * b / bins, "to": 100 * (b + 1) / bins, "images": int((place == b).sum()), "confidence": 100 * float(sure[place == b].mean()), "accuracy": 100 * float(right[place == b].mean())} for b in range(bins) if (place == b).any()]
-    return rows, sum(r["images"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / max(1, len(labels))
+    rows = [
+        {
+            "from": 100 * b / bins,
+            "to": 100 * (b + 1) / bins,
+            "images": int((place == b).sum()),
+            "confidence": 100 * float(sure[place == b].mean()),
+            "accuracy": 100 * float(right[place == b].mean()),
+        }
+        for b in range(bins)
+        if (place == b).any()
+    ]
+    return rows, sum(r["images"] * abs(r["confidence"] - r["accuracy"]) for r in rows) / max(
+        1, len(labels)
+    )

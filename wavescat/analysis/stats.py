@@ -17,9 +17,9 @@ from statsmodels.stats.power import TTestIndPower
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-4
 def summary(
-    x:Sequence[float], # values, one a seed
-    level:float=0.95,  # of the interval
-)->dict:               # n, mean, sd (n − 1), low and high; NaN where one value can't tell
+    x: Sequence[float],  # values, one a seed
+    level: float = 0.95,  # of the interval
+) -> dict:  # n, mean, sd (n − 1), low and high; NaN where one value can't tell
     "Mean, standard deviation and t-interval."
     x = np.asarray(x, float)
     n, mean = len(x), x.mean() if len(x) else np.nan
@@ -29,28 +29,34 @@ def summary(
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-5
 def pm(
-    x:Sequence[float], # values, one a seed
-    digits:int=1,
-)->str:                # "58.2 ± 1.3", or "58.2" of one value
+    x: Sequence[float],  # values, one a seed
+    digits: int = 1,
+) -> str:  # "58.2 ± 1.3", or "58.2" of one value
     "Mean and half its 95 % interval, as text."
     s = summary(x)
-    return "–" if s["n"] == 0 else f"{s['mean']:.{digits}f}" + (f" ± {s['high'] - s['mean']:.{digits}f}" if s["n"] > 1 else "")
+    return (
+        "–"
+        if s["n"] == 0
+        else f"{s['mean']:.{digits}f}"
+        + (f" ± {s['high'] - s['mean']:.{digits}f}" if s["n"] > 1 else "")
+    )
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-9
 def holm(
-    p:Sequence[float], # probabilities; NaN where nothing was tested
-)->np.ndarray:         # the same, corrected
+    p: Sequence[float],  # probabilities; NaN where nothing was tested
+) -> np.ndarray:  # the same, corrected
     "Holm's step-down correction over those that were tested."
     p = np.asarray(p, float)
     corrected, tested = np.full(len(p), np.nan), ~np.isnan(p)
-    if tested.any(): corrected[tested] = multipletests(p[tested], method="holm")[1]
+    if tested.any():
+        corrected[tested] = multipletests(p[tested], method="holm")[1]
     return corrected
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-10
 def compare(
-    groups:Mapping[object, Sequence[float]], # candidate → values
-    reference:Sequence[float],               # values of what they are compared with
-)->pd.DataFrame:                             # a row a candidate: difference, its 95 % interval, p, p after Holm
+    groups: Mapping[object, Sequence[float]],  # candidate → values
+    reference: Sequence[float],  # values of what they are compared with
+) -> pd.DataFrame:  # a row a candidate: difference, its 95 % interval, p, p after Holm
     "Each group's mean against the reference's: Welch's t-test, two-sided, Holm's correction over the groups. Groups of one value, or values that don't vary, give NaN."
     rows = []
     for name, x in groups.items():
@@ -64,104 +70,157 @@ def compare(
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-13
 def beside(
-    x:Sequence[float],   # our values, one a seed
-    figure:float|None,   # published; None where there is none
-    level:float=0.95,    # of the intervals
-)->dict:                 # published, difference (ours minus theirs), and the interval that it lies in: of the mean, of one run, or neither
+    x: Sequence[float],  # our values, one a seed
+    figure: float | None,  # published; None where there is none
+    level: float = 0.95,  # of the intervals
+) -> dict:  # published, difference (ours minus theirs), and the interval that it lies in: of the mean, of one run, or neither
     "A published figure beside our values, as columns of a table."
-    if figure is None or not len(x): return {"published": np.nan if figure is None else figure, "ours − published": np.nan, "it lies in our interval of": "–"}
+    if figure is None or not len(x):
+        return {
+            "published": np.nan if figure is None else figure,
+            "ours − published": np.nan,
+            "it lies in our interval of": "–",
+        }
     s = summary(x, level)
     run = (s["high"] - s["mean"]) * np.sqrt(s["n"] + 1)
-    lies = "–" if s["n"] < 2 else "the mean" if s["low"] <= figure <= s["high"] else "one run" if abs(figure - s["mean"]) <= run else "neither"
-    return {"published": figure, "ours − published": s["mean"] - figure, "it lies in our interval of": lies}
+    lies = (
+        "–"
+        if s["n"] < 2
+        else "the mean"
+        if s["low"] <= figure <= s["high"]
+        else "one run"
+        if abs(figure - s["mean"]) <= run
+        else "neither"
+    )
+    return {
+        "published": figure,
+        "ours − published": s["mean"] - figure,
+        "it lies in our interval of": lies,
+    }
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-16
 def against(
-    x:Sequence[float], # our values, one a seed
-    mean:float,        # published
-    error:float,       # its published standard error
-    n:int,             # of so many runs
-)->dict:               # difference (ours minus theirs), low and high of its 95 % interval; NaN where one value can't tell
+    x: Sequence[float],  # our values, one a seed
+    mean: float,  # published
+    error: float,  # its published standard error
+    n: int,  # of so many runs
+) -> dict:  # difference (ours minus theirs), low and high of its 95 % interval; NaN where one value can't tell
     "Our mean against a published mean: Welch's interval from the summaries of both."
     s = summary(x)
     found = {"difference": s["mean"] - mean, "low": np.nan, "high": np.nan}
-    if s["n"] < 2 or s["sd"] == error == 0: return found
-    if n < 2: raise ValueError(f"a standard error takes at least two runs, got n = {n}")
-    ours, theirs = s["sd"]**2 / s["n"], error**2
-    half = sps.t.ppf(.975, (ours + theirs)**2 / (ours**2 / (s["n"] - 1) + theirs**2 / (n - 1))) * np.sqrt(ours + theirs)
+    if s["n"] < 2 or s["sd"] == error == 0:
+        return found
+    if n < 2:
+        raise ValueError(f"a standard error takes at least two runs, got n = {n}")
+    ours, theirs = s["sd"] ** 2 / s["n"], error**2
+    half = sps.t.ppf(
+        0.975, (ours + theirs) ** 2 / (ours**2 / (s["n"] - 1) + theirs**2 / (n - 1))
+    ) * np.sqrt(ours + theirs)
     return found | {"low": found["difference"] - half, "high": found["difference"] + half}
 
+
 def paired(
-    pairs:Mapping[object, tuple[Mapping[object, float], Mapping[object, float]]], # name → values by seed, and those they are compared with
-)->pd.DataFrame: # a row a name: pairs n, difference, its 95 % interval, p, p after Holm
+    pairs: Mapping[
+        object, tuple[Mapping[object, float], Mapping[object, float]]
+    ],  # name → values by seed, and those they are compared with
+) -> pd.DataFrame:  # a row a name: pairs n, difference, its 95 % interval, p, p after Holm
     "Mean difference of runs that share a seed: the paired t-test, two-sided, Holm's correction over the rows. One pair, or differences that don't vary, give NaN."
     rows = []
     for name, (a, b) in pairs.items():
         d = [a[k] - b[k] for k in a if k in b]
         s = summary(d)
-        row = {"name": name, "n": s["n"], "difference": s["mean"], "low": np.nan, "high": np.nan, "p": np.nan}
-        if s["n"] > 1 and s["sd"] > 0: row |= {"low": s["low"], "high": s["high"], "p": sps.ttest_1samp(d, 0).pvalue}
+        row = {
+            "name": name,
+            "n": s["n"],
+            "difference": s["mean"],
+            "low": np.nan,
+            "high": np.nan,
+            "p": np.nan,
+        }
+        if s["n"] > 1 and s["sd"] > 0:
+            row |= {"low": s["low"], "high": s["high"], "p": sps.ttest_1samp(d, 0).pvalue}
         rows.append(row)
     table = pd.DataFrame(rows, columns=["name", "n", "difference", "low", "high", "p"])
     return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-19
 def crossing(
-    groups:Mapping[int, Sequence[float]],    # size → values, one a seed
-    reference:Mapping[int, Sequence[float]], # the same of what they are compared with
-    repeats:int=2000,  # draws of the seeds
-    level:float=0.95,  # of the interval
-    seed:int=0,        # of the draws
-)->dict:               # at, low, high (sizes; NaN where they don't cross), share of the draws in which they do
+    groups: Mapping[int, Sequence[float]],  # size → values, one a seed
+    reference: Mapping[int, Sequence[float]],  # the same of what they are compared with
+    repeats: int = 2000,  # draws of the seeds
+    level: float = 0.95,  # of the interval
+    seed: int = 0,  # of the draws
+) -> dict:  # at, low, high (sizes; NaN where they don't cross), share of the draws in which they do
     "The size from which on the mean of `groups` is no longer above the reference's: the last change from above to below."
     sizes = sorted(n for n in groups if len(groups[n]) and len(reference.get(n, ())))
-    if len(sizes) < 2: return {"at": np.nan, "low": np.nan, "high": np.nan, "share": 0.}
+    if len(sizes) < 2:
+        return {"at": np.nan, "low": np.nan, "high": np.nan, "share": 0.0}
     logs, rng = np.log(sizes), np.random.default_rng(seed)
-    def last(d):                                                 # (draws, sizes) → (draws,)
+
+    def last(d):  # (draws, sizes) → (draws,)
         a, b = d[:, :-1], d[:, 1:]
         turns = (a > 0) & (b <= 0)
         at = logs[:-1] + np.diff(logs) * a / np.where(turns, a - b, 1)
         k = turns.shape[1] - 1 - turns[:, ::-1].argmax(1)
         return np.where(turns.any(1), np.exp(at[np.arange(len(d)), k]), np.nan)
-    def drawn(x): x = np.asarray(x, float); return x[rng.integers(len(x), size=(repeats, len(x)))].mean(1)
+
+    def drawn(x):
+        x = np.asarray(x, float)
+        return x[rng.integers(len(x), size=(repeats, len(x)))].mean(1)
+
     seen = last(np.array([[np.mean(groups[n]) - np.mean(reference[n]) for n in sizes]]))[0]
     draws = last(np.stack([drawn(groups[n]) - drawn(reference[n]) for n in sizes], 1))
     there = draws[~np.isnan(draws)]
-    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2]) if len(there) and not np.isnan(seen) else (np.nan, np.nan)
-    return {"at": float(seen), "low": float(low), "high": float(high), "share": len(there) / repeats}
+    low, high = (
+        np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
+        if len(there) and not np.isnan(seen)
+        else (np.nan, np.nan)
+    )
+    return {
+        "at": float(seen),
+        "low": float(low),
+        "high": float(high),
+        "share": len(there) / repeats,
+    }
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-22
 def equal_means(
-    groups:Mapping[object, Sequence[float]],
-)->float: # p; NaN if it can't be tested
+    groups: Mapping[object, Sequence[float]],
+) -> float:  # p; NaN if it can't be tested
     "Welch's analysis of variance: the probability of means that differ so much if all were equal."
     x = [np.asarray(g, float) for g in groups.values()]
-    if len(x) < 2 or min(map(len, x)) < 2 or min(g.std() for g in x) == 0: return np.nan
+    if len(x) < 2 or min(map(len, x)) < 2 or min(g.std() for g in x) == 0:
+        return np.nan
     from statsmodels.stats.oneway import anova_oneway
+
     return float(anova_oneway(x, use_var="unequal").pvalue)
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-23
 def equal_variances(
-    groups:Mapping[object, Sequence[float]],
-)->float: # p; NaN if it can't be tested
+    groups: Mapping[object, Sequence[float]],
+) -> float:  # p; NaN if it can't be tested
     "Levene's test about the medians: the probability of variances that differ so much if all were equal."
     x = list(groups.values())
-    if len(x) < 2 or min(map(len, x)) < 3: return np.nan
+    if len(x) < 2 or min(map(len, x)) < 3:
+        return np.nan
     return float(sps.levene(*x, center="median").pvalue)
 
 # %% ../../nbs/lib/06_analysis/00_stats.ipynb #24-stats-27
 def seeds_needed(
-    a:Sequence[float], # values of one model
-    b:Sequence[float], # values of another
-    power:float=0.8,   # chance of seeing the difference if it is as large as it looks
-    limit:int=10_000,  # more than this is called this
-)->int|None:           # seeds for each; None if it can't be estimated
+    a: Sequence[float],  # values of one model
+    b: Sequence[float],  # values of another
+    power: float = 0.8,  # chance of seeing the difference if it is as large as it looks
+    limit: int = 10_000,  # more than this is called this
+) -> int | None:  # seeds for each; None if it can't be estimated
     "Seeds a model that a two-sided t-test at 5 % would need to tell two means apart."
-    if min(len(a), len(b)) < 2: return None
+    if min(len(a), len(b)) < 2:
+        return None
     sd = np.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2)
     difference = abs(np.mean(a) - np.mean(b))
     effect = difference / sd if sd > 0 else np.inf if difference > 0 else 0
-    if effect > 20: return 2
-    if effect < 4 / np.sqrt(limit): return limit
+    if effect > 20:
+        return 2
+    if effect < 4 / np.sqrt(limit):
+        return limit
     found = TTestIndPower().solve_power(effect, power=power, alpha=0.05)
     return int(min(limit, max(2, np.ceil(np.max(found)))))

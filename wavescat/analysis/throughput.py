@@ -39,56 +39,100 @@ from ..training.sweep import sweep
 from ..training.train import Training, build_model, check
 
 # %% ../../nbs/lib/06_analysis/03_throughput.ipynb #23-throughput-5
-CLASSES = 10 # of the images that are measured with
+CLASSES = 10  # of the images that are measured with
+
 
 @dataclass(frozen=True)
 class Load:
     "What is trained. Raises `ValueError` for an epoch that hasn't got an image of each class."
-    model:str = "scatresnet18" # one of `hybrids.MODELS`
-    L:int|None = 8             # number of orientations; None for a model without scattering
-    width:int = 64             # channels of the first stage
-    batch:int = 128            # images a step
-    steps:int = 4              # an epoch: what is timed
-    side:int = 32              # of the images, pixels
-    device:str = "cpu"         # as torch names it
-    threads:int = 0            # 0: as torch chooses
+
+    model: str = "scatresnet18"  # one of `hybrids.MODELS`
+    L: int | None = 8  # number of orientations; None for a model without scattering
+    width: int = 64  # channels of the first stage
+    batch: int = 128  # images a step
+    steps: int = 4  # an epoch: what is timed
+    side: int = 32  # of the images, pixels
+    device: str = "cpu"  # as torch names it
+    threads: int = 0  # 0: as torch chooses
 
     def __post_init__(self):
-        if self.batch * self.steps < CLASSES: raise ValueError(f"an epoch needs {CLASSES} images at least, got {self.steps} steps of {self.batch}: raise one of them")
+        if self.batch * self.steps < CLASSES:
+            raise ValueError(
+                f"an epoch needs {CLASSES} images at least, got {self.steps} steps of {self.batch}: raise one of them"
+            )
 
-    def experiment(self, folder:Path, **more)->Experiment:
+    def experiment(self, folder: Path, **more) -> Experiment:
         "An experiment on the images in a folder."
-        return experiment(dataset=str(folder), model=self.model, width=self.width, batch_size=self.batch, epochs=1, **({"L": self.L} if self.L else {}), **more)
+        return experiment(
+            dataset=str(folder),
+            model=self.model,
+            width=self.width,
+            batch_size=self.batch,
+            epochs=1,
+            **({"L": self.L} if self.L else {}),
+            **more,
+        )
+
 
 class _Pictures(Dataset):
     "Pictures that are transformed one by one, each time they are asked for."
-    def __init__(self, data): self.pictures, self.labels, self.mean, self.std = [Image.fromarray(x.transpose(1, 2, 0)) for x in data.train], data.train_labels, *(np.array(v, np.float32)[:, None, None] for v in (data.mean, data.std))
-    def __len__(self): return len(self.pictures)
+
+    def __init__(self, data):
+        self.pictures, self.labels, self.mean, self.std = (
+            [Image.fromarray(x.transpose(1, 2, 0)) for x in data.train],
+            data.train_labels,
+            *(np.array(v, np.float32)[:, None, None] for v in (data.mean, data.std)),
+        )
+
+    def __len__(self):
+        return len(self.pictures)
+
     def __getitem__(self, i):
         x = np.asarray(_transformed(self.pictures[i]), np.float32).transpose(2, 0, 1) / 255
         return torch.from_numpy((x - self.mean) / self.std), int(self.labels[i])
 
+
 def _transformed(picture):
     "The protocol of `augment.scatresnet` for one picture: flip, colour jitter, random resized crop."
-    if random.random() < .5: picture = ImageOps.mirror(picture)
-    if random.random() < .2:
-        for what in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color): picture = what(picture).enhance(random.uniform(.9, 1.1))
+    if random.random() < 0.5:
+        picture = ImageOps.mirror(picture)
+    if random.random() < 0.2:
+        for what in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            picture = what(picture).enhance(random.uniform(0.9, 1.1))
         hue, *rest = picture.convert("HSV").split()
-        turn = random.randint(-26, 26)                         # .1 of the circle, in 256 parts
+        turn = random.randint(-26, 26)  # .1 of the circle, in 256 parts
         picture = Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), *rest)).convert("RGB")
-    if random.random() < .5:
-        side, area, ratio = picture.width, random.uniform(.7, 1), math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+    if random.random() < 0.5:
+        side, area, ratio = (
+            picture.width,
+            random.uniform(0.7, 1),
+            math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3))),
+        )
         w, h = (min(side, round(side * math.sqrt(area * r))) for r in (ratio, 1 / ratio))
         left, top = random.randint(0, side - w), random.randint(0, side - h)
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
+        picture = picture.resize(
+            (side, side), Image.Resampling.BILINEAR, (left, top, left + w, top + h)
+        )
     return picture
 
-def _plain(work, folder)->Callable[[], None]: # an epoch
+
+def _plain(work, folder) -> Callable[[], None]:  # an epoch
     kymatio = {"engine": "kymatio"} if work.L else {}
     e, device = work.experiment(folder, channels_last=False, **kymatio), torch.device(work.device)
     check(e)
     model = build_model(e).to(device)
-    taught, batches = optimizer(model, e), DataLoader(_Pictures(load(str(folder))), work.batch, shuffle=True, num_workers=2, persistent_workers=True, pin_memory=device.type == "cuda")
+    taught, batches = (
+        optimizer(model, e),
+        DataLoader(
+            _Pictures(load(str(folder))),
+            work.batch,
+            shuffle=True,
+            num_workers=2,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        ),
+    )
+
     def epoch():
         model.train()
         for x, y in batches:
@@ -96,14 +140,20 @@ def _plain(work, folder)->Callable[[], None]: # an epoch
             taught.zero_grad()
             loss.backward()
             taught.step()
+
     return epoch
 
-def _ours(work, folder, **settings)->Callable[[], None]: # an epoch
+
+def _ours(work, folder, **settings) -> Callable[[], None]:  # an epoch
     t = Training(work.experiment(folder, **settings), World(torch.device(work.device)))
     return lambda: t.epoch(lambda: None)
 
-LOOPS:dict[str, Callable] = { # name → of a load and a folder of images
-    "plain": _plain, "float32": _ours, "bfloat16": lambda work, folder: _ours(work, folder, precision="bfloat16")}
+
+LOOPS: dict[str, Callable] = {  # name → of a load and a folder of images
+    "plain": _plain,
+    "float32": _ours,
+    "bfloat16": lambda work, folder: _ours(work, folder, precision="bfloat16"),
+}
 
 # %% ../../nbs/lib/06_analysis/03_throughput.ipynb #23-throughput-7
 def _noise(folder, work, images):
@@ -113,139 +163,271 @@ def _noise(folder, work, images):
         for i in range(n):
             place = folder / part / f"class {i % CLASSES}"
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw.integers(0, 256, (work.side, work.side, 3), np.uint8)).save(place / f"{i:06}.png")
+            Image.fromarray(draw.integers(0, 256, (work.side, work.side, 3), np.uint8)).save(
+                place / f"{i:06}.png"
+            )
     return folder
+
 
 class _Utilisation(threading.Thread):
     "Samples how busy a GPU is while it runs, per cent; nothing where the driver doesn't say."
+
     def __init__(self, device):
         super().__init__(daemon=True)
         self.device, self.seen, self.over = torch.device(device), [], threading.Event()
+
     def run(self):
-        while self.device.type == "cuda" and not self.over.wait(.05):
-            try: self.seen.append(torch.cuda.utilization(self.device))
-            except Exception: return                           # no library that asks the driver
-    def __enter__(self): self.start(); return self
-    def __exit__(self, *_): self.over.set(); self.join()
+        while self.device.type == "cuda" and not self.over.wait(0.05):
+            try:
+                self.seen.append(torch.cuda.utilization(self.device))
+            except Exception:
+                return  # no library that asks the driver
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.join()
+
 
 def _turns(calls, repeats, device="cpu", warm=True):
     "Seconds of every call of each function, which take turns, after a round to `warm` up."
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     took, busy = {name: [] for name in calls}, {name: [] for name in calls}
-    for call in calls.values() if warm else (): call()
+    for call in calls.values() if warm else ():
+        call()
     for _ in range(repeats):
         for name, call in calls.items():
             wait()
             with _Utilisation(device) as u:
-                start = time.perf_counter(); call(); wait(); took[name].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                call()
+                wait()
+                took[name].append(time.perf_counter() - start)
             busy[name] += u.seen
-    return {"times": took, "threads": torch.get_num_threads(), "fast_bfloat16": fast_bfloat16(), "utilisation": {name: float(np.mean(b)) if b else None for name, b in busy.items()}}
+    return {
+        "times": took,
+        "threads": torch.get_num_threads(),
+        "fast_bfloat16": fast_bfloat16(),
+        "utilisation": {name: float(np.mean(b)) if b else None for name, b in busy.items()},
+    }
+
 
 def _aside(task, load, **given):
     "What a task of this module gives in a fresh process, with folders of its own."
     with tempfile.TemporaryDirectory() as tmp:
         env = {**os.environ, "WAVESCAT_RUNS": f"{tmp}/runs", "WAVESCAT_CACHE": f"{tmp}/cache"}
-        for name in ("MLFLOW_TRACKING_URI", "WAVESCAT_CHECKPOINT_SECONDS"): env.pop(name, None)
+        for name in ("MLFLOW_TRACKING_URI", "WAVESCAT_CHECKPOINT_SECONDS"):
+            env.pop(name, None)
         code = "import json, sys; from wavescat.analysis import throughput; print(json.dumps(getattr(throughput, sys.argv[1])(throughput.Load(**json.loads(sys.argv[2])), **json.loads(sys.argv[3]))))"
-        done = subprocess.run([sys.executable, "-c", code, task, json.dumps(asdict(load)), json.dumps(given)], capture_output=True, text=True, env=env)
-    if done.returncode: raise RuntimeError(f"measuring failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        done = subprocess.run(
+            [sys.executable, "-c", code, task, json.dumps(asdict(load)), json.dumps(given)],
+            capture_output=True,
+            text=True,
+            env=env,
+        )
+    if done.returncode:
+        raise RuntimeError(
+            f"measuring failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
+
 
 @contextlib.contextmanager
 def _pictures_of(load, images):
-    if load.threads: torch.set_num_threads(load.threads)
-    with tempfile.TemporaryDirectory() as tmp: yield _noise(Path(tmp), load, images)
+    if load.threads:
+        torch.set_num_threads(load.threads)
+    with tempfile.TemporaryDirectory() as tmp:
+        yield _noise(Path(tmp), load, images)
 
 # %% ../../nbs/lib/06_analysis/03_throughput.ipynb #23-throughput-9
 def rates(
-    load:Load,
-    loops:tuple[str, ...]=tuple(LOOPS), # in `LOOPS`
-    repeats:int=5,        # epochs of each, taking turns
-    compute:bool=True,    # False: only what is stored
-)->dict|None:             # "times" by loop, s an epoch, every repeat's; "rates" by loop, images/s, the median's; "utilisation" of a GPU, %
+    load: Load,
+    loops: tuple[str, ...] = tuple(LOOPS),  # in `LOOPS`
+    repeats: int = 5,  # epochs of each, taking turns
+    compute: bool = True,  # False: only what is stored
+) -> (
+    dict | None
+):  # "times" by loop, s an epoch, every repeat's; "rates" by loop, images/s, the median's; "utilisation" of a GPU, %
     "How fast loops train. Raises `ValueError` for an unknown loop, `RuntimeError` if it can't be measured."
-    for name in loops: choose(name, LOOPS, "loop")
-    found = measured({"what": "rates", "load": asdict(load), "loops": list(loops), "repeats": repeats}, compute, lambda: _aside("_rates", load, loops=list(loops), repeats=repeats))
-    return found and {**found, "rates": {name: load.batch * load.steps / float(np.median(t)) for name, t in found["times"].items()}}
+    for name in loops:
+        choose(name, LOOPS, "loop")
+    found = measured(
+        {"what": "rates", "load": asdict(load), "loops": list(loops), "repeats": repeats},
+        compute,
+        lambda: _aside("_rates", load, loops=list(loops), repeats=repeats),
+    )
+    return found and {
+        **found,
+        "rates": {
+            name: load.batch * load.steps / float(np.median(t))
+            for name, t in found["times"].items()
+        },
+    }
+
 
 def _rates(load, loops, repeats):
-    with _pictures_of(load, load.batch * load.steps) as folder: return _turns({name: LOOPS[name](load, folder) for name in loops}, repeats, load.device)
+    with _pictures_of(load, load.batch * load.steps) as folder:
+        return _turns({name: LOOPS[name](load, folder) for name in loops}, repeats, load.device)
+
 
 def overhead(
-    load:Load,
-    augment:str="scatresnet", # one of `augment.AUGMENTATIONS`
-    precision:str="bfloat16", # one of `optim.PRECISIONS`
-    repeats:int=10,
-    compute:bool=True,
-)->dict|None:                 # "times" of "loop", "bare" and "loop alone", s an epoch
+    load: Load,
+    augment: str = "scatresnet",  # one of `augment.AUGMENTATIONS`
+    precision: str = "bfloat16",  # one of `optim.PRECISIONS`
+    repeats: int = 10,
+    compute: bool = True,
+) -> dict | None:  # "times" of "loop", "bare" and "loop alone", s an epoch
     "The loop, against forward, backward and step alone on batches that are ready; and the loop around a model that computes nothing, which is what it costs beside them on a CPU."
-    return measured({"what": "overhead", "load": asdict(load), "augment": augment, "precision": precision, "repeats": repeats}, compute, lambda: _aside("_overhead", load, augment=augment, precision=precision, repeats=repeats))
+    return measured(
+        {
+            "what": "overhead",
+            "load": asdict(load),
+            "augment": augment,
+            "precision": precision,
+            "repeats": repeats,
+        },
+        compute,
+        lambda: _aside("_overhead", load, augment=augment, precision=precision, repeats=repeats),
+    )
+
 
 class _Nothing(nn.Module):
     "Scores that don't depend on the images."
+
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(CLASSES))
-    def forward(self, x): return self.w.expand(len(x), -1)
+
+    def forward(self, x):
+        return self.w.expand(len(x), -1)
+
 
 def _overhead(load, augment, precision, repeats):
     with _pictures_of(load, load.batch * load.steps) as folder:
-        t, empty = (Training(load.experiment(folder, augment=augment, precision=precision), World(torch.device(load.device))) for _ in range(2))
+        t, empty = (
+            Training(
+                load.experiment(folder, augment=augment, precision=precision),
+                World(torch.device(load.device)),
+            )
+            for _ in range(2)
+        )
         empty.forward = _Nothing().to(load.device)
         empty.optimizer = optimizer(empty.forward, empty.e)
         ready = list(t.train.inorder(load.batch, lambda x: t.augment(x, t.generator)))
+
         def bare():
             t.model.train()
             for x, y in ready:
                 t.optimizer.zero_grad(set_to_none=True)
-                with autocast(t.e, t.device): scores = t.model(x)
+                with autocast(t.e, t.device):
+                    scores = t.model(x)
                 cross_entropy(scores.float(), y).backward()
                 t.optimizer.step()
-        return _turns({"loop": lambda: t.epoch(lambda: None), "bare": bare, "loop alone": lambda: empty.epoch(lambda: None)}, repeats, load.device)
+
+        return _turns(
+            {
+                "loop": lambda: t.epoch(lambda: None),
+                "bare": bare,
+                "loop alone": lambda: empty.epoch(lambda: None),
+            },
+            repeats,
+            load.device,
+        )
+
 
 def cached(
-    load:Load,            # of a linear head: its epoch is repeated
-    repeats:int=5,
-    compute:bool=True,
-)->dict|None:             # "times" of "plain", "recomputing" and "cached", s an epoch
+    load: Load,  # of a linear head: its epoch is repeated
+    repeats: int = 5,
+    compute: bool = True,
+) -> dict | None:  # "times" of "plain", "recomputing" and "cached", s an epoch
     "A linear head on coefficients that are computed once, against one that computes them again every epoch, and against one that lets kymatio do so."
-    return measured({"what": "cached", "load": asdict(load), "repeats": repeats}, compute, lambda: _aside("_cached", load, repeats=repeats))
+    return measured(
+        {"what": "cached", "load": asdict(load), "repeats": repeats},
+        compute,
+        lambda: _aside("_cached", load, repeats=repeats),
+    )
+
 
 def _cached(load, repeats):
     with _pictures_of(load, load.batch * load.steps) as folder:
         e = load.experiment(folder, augment="none")
         once, again = (Training(e, World(torch.device(load.device))) for _ in range(2))
-        again.train, again.forward = Batches(again.data.train, again.data.train_labels, again.data.mean, again.data.std, load.device), again.model
-        head = nn.Sequential(nn.BatchNorm2d(once.model.bn.num_features), nn.Flatten(), nn.Linear(once.model.head.in_features, CLASSES)).to(load.device)
-        kymatio, taught = kymatio_scattering(e.J, (load.side, load.side), e.L, e.order).to(load.device), optimizer(head, e)
+        again.train, again.forward = (
+            Batches(
+                again.data.train,
+                again.data.train_labels,
+                again.data.mean,
+                again.data.std,
+                load.device,
+            ),
+            again.model,
+        )
+        head = nn.Sequential(
+            nn.BatchNorm2d(once.model.bn.num_features),
+            nn.Flatten(),
+            nn.Linear(once.model.head.in_features, CLASSES),
+        ).to(load.device)
+        kymatio, taught = (
+            kymatio_scattering(e.J, (load.side, load.side), e.L, e.order).to(load.device),
+            optimizer(head, e),
+        )
+
         def plain():
             for x, y in again.train.inorder(load.batch, order=torch.randperm(len(again.train))):
-                with torch.no_grad(): features = kymatio(x.contiguous()).flatten(1, 2)
+                with torch.no_grad():
+                    features = kymatio(x.contiguous()).flatten(1, 2)
                 loss = cross_entropy(head(features), y)
                 taught.zero_grad()
                 loss.backward()
                 taught.step()
-        return _turns({"plain": plain, "recomputing": lambda: again.epoch(lambda: None), "cached": lambda: once.epoch(lambda: None)}, repeats, load.device)
+
+        return _turns(
+            {
+                "plain": plain,
+                "recomputing": lambda: again.epoch(lambda: None),
+                "cached": lambda: once.epoch(lambda: None),
+            },
+            repeats,
+            load.device,
+        )
+
 
 def workers(
-    load:Load,
-    runs:int=8,           # of the sweep, one a seed
-    epochs:int=10,        # of each run
-    repeats:int=3,
-    compute:bool=True,
-)->dict|None:             # "times" of "1 worker" and "2 workers", s a sweep, with their start
+    load: Load,
+    runs: int = 8,  # of the sweep, one a seed
+    epochs: int = 10,  # of each run
+    repeats: int = 3,
+    compute: bool = True,
+) -> dict | None:  # "times" of "1 worker" and "2 workers", s a sweep, with their start
     "A sweep of small runs on two workers, against one."
-    return measured({"what": "workers", "load": asdict(load), "runs": runs, "epochs": epochs, "repeats": repeats}, compute, lambda: _aside("_workers", load, runs=runs, epochs=epochs, repeats=repeats))
+    return measured(
+        {
+            "what": "workers",
+            "load": asdict(load),
+            "runs": runs,
+            "epochs": epochs,
+            "repeats": repeats,
+        },
+        compute,
+        lambda: _aside("_workers", load, runs=runs, epochs=epochs, repeats=repeats),
+    )
+
 
 def _workers(load, runs, epochs, repeats):
     from dataclasses import replace
+
     def sweeping(n):
         def call():
             with tempfile.TemporaryDirectory() as tmp:
                 os.environ["WAVESCAT_RUNS"] = tmp
                 sweep([replace(e, seed=seed, epochs=epochs) for seed in range(runs)], workers=n)
+
         return call
+
     with _pictures_of(load, load.batch * load.steps) as folder:
         e = load.experiment(folder)
-        check(e)                                               # reads the images
+        check(e)  # reads the images
         return _turns({"1 worker": sweeping(1), "2 workers": sweeping(2)}, repeats, warm=False)

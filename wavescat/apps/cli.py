@@ -20,51 +20,127 @@ from typing import Annotated
 import typer
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-3
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
-                  help="wavescat: a reproducible study of wavelet scattering in convolutional networks.\n\nBegin with: wavescat run baseline --preset smoke")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="wavescat: a reproducible study of wavelet scattering in convolutional networks.\n\nBegin with: wavescat run baseline --preset smoke",
+)
 
-def _at_home(path:Path|None):
+
+def _at_home(path: Path | None):
     "A path with ~ as the home folder; a shell leaves it as it is in --option=~/folder."
     return path and Path(os.path.expanduser(path))
 
+
 def _placed(variable, option=None):
     "What sets a variable of the environment to the folder of an option; one that is named must be there."
-    def place(folder:Path|None):
-        if folder is None: return
+
+    def place(folder: Path | None):
+        if folder is None:
+            return
         folder = _at_home(folder)
         with _refusing():
-            if option and not folder.is_dir(): raise ValueError(f"{option} {folder} isn't a folder: make it, or name the one that holds the data sets")
+            if option and not folder.is_dir():
+                raise ValueError(
+                    f"{option} {folder} isn't a folder: make it, or name the one that holds the data sets"
+                )
         os.environ[variable] = str(folder)
+
     return place
 
-Data = Annotated[Path|None, typer.Option(metavar="FOLDER", callback=_placed("WAVESCAT_DATA", "--data"), help="Where data sets lie, in place of WAVESCAT_DATA.")]
-Store = Annotated[Path|None, typer.Option("--runs", metavar="FOLDER", callback=_placed("WAVESCAT_RUNS"), help="Where runs are stored, in place of WAVESCAT_RUNS.")]
-Given = Annotated[list[str], typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Override a parameter; may be repeated. In a list, a path with a comma or a space stands in double quotes.")]
-Preset = Annotated[str, typer.Option(help="Section of settings.ini: smoke (seconds), quick (minutes, no network), cpu (hours), paper (the published protocol).")]
-Reports = Annotated[Path|None, typer.Option(callback=_at_home, help="Where pages go; the checkout's reports/ if left out, or ./reports.")]
-Figures = Annotated[Path|None, typer.Option(metavar="FOLDER", callback=_at_home, help="Keep every figure there too, as SVG and PDF, and every film, in STUDY/PRESET/.")]
-Scheduler = Annotated[str|None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786, whose workers compute.")]
-Protocol = Annotated[str|None, typer.Option(metavar="NAME", help="Begin with the settings of a published protocol; wavescat list names them.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that compute; 0 takes one a CPU core, or one on a GPU.")]
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        callback=_placed("WAVESCAT_DATA", "--data"),
+        help="Where data sets lie, in place of WAVESCAT_DATA.",
+    ),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs",
+        metavar="FOLDER",
+        callback=_placed("WAVESCAT_RUNS"),
+        help="Where runs are stored, in place of WAVESCAT_RUNS.",
+    ),
+]
+Given = Annotated[
+    list[str],
+    typer.Option(
+        "-p",
+        "--parameter",
+        metavar="KEY=VALUE",
+        help="Override a parameter; may be repeated. In a list, a path with a comma or a space stands in double quotes.",
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="Section of settings.ini: smoke (seconds), quick (minutes, no network), cpu (hours), paper (the published protocol)."
+    ),
+]
+Reports = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_at_home, help="Where pages go; the checkout's reports/ if left out, or ./reports."
+    ),
+]
+Figures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        callback=_at_home,
+        help="Keep every figure there too, as SVG and PDF, and every film, in STUDY/PRESET/.",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="A running Dask scheduler, such as tcp://host:8786, whose workers compute.",
+    ),
+]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Begin with the settings of a published protocol; wavescat list names them.",
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, help="Processes that compute; 0 takes one a CPU core, or one on a GPU."),
+]
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-4
 @contextlib.contextmanager
 def _refusing():
     "Bad input: one line, exit status 2."
-    try: yield
-    except BrokenPipeError: raise           # whoever read the output has seen enough; typer ends quietly
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read the output has seen enough; typer ends quietly
     except (ValueError, OSError) as e:
         said = str(e)
         _complain(said if len(said) < 5000 else f"{said[:2000]} … {said[-1000:]}")
         raise typer.Exit(2) from None
+
 
 def _complain(what):
     "Say what went wrong, once a machine where several processes were launched."
     speaks = True
     if "WORLD_SIZE" in os.environ:
         from wavescat.training.distributed import leads
-        with contextlib.suppress(ValueError): speaks = leads(local=True)
-    if speaks: print(f"wavescat: {what}", file=sys.stderr)
+
+        with contextlib.suppress(ValueError):
+            speaks = leads(local=True)
+    if speaks:
+        print(f"wavescat: {what}", file=sys.stderr)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-5
 @contextlib.contextmanager
@@ -72,79 +148,156 @@ def _failing():
     "A run that fails: one line, exit status 1; the traceback on request."
     from wavescat.runs.store import Busy
     from wavescat.training.sweep import Failed
-    try: yield
-    except typer.Exit: raise
-    except (Failed, Busy) as e: _complain(e); raise typer.Exit(1) from None
-    except Exception as e:
-        if os.environ.get("WAVESCAT_TRACEBACK"): raise
-        _complain(f"a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)")
+
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (Failed, Busy) as e:
+        _complain(e)
         raise typer.Exit(1) from None
+    except Exception as e:
+        if os.environ.get("WAVESCAT_TRACEBACK"):
+            raise
+        _complain(
+            f"a run failed: {type(e).__name__}: {' '.join(str(e).split())}; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)"
+        )
+        raise typer.Exit(1) from None
+
 
 def _mirror():
     "Log finished runs to the MLflow server that MLFLOW_TRACKING_URI names; one that can't be reached is said and loses nothing."
-    if not os.environ.get("MLFLOW_TRACKING_URI"): return
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return
     from wavescat.runs.tracking import Unreachable, mirror
-    try: mirror(_figures)
-    except (Unreachable, ValueError, OSError) as e: print(f"wavescat: {e}", file=sys.stderr)
+
+    try:
+        mirror(_figures)
+    except (Unreachable, ValueError, OSError) as e:
+        print(f"wavescat: {e}", file=sys.stderr)
+
 
 def _figures(directory):
     "Figures of a run, by name: curves; of learned filters before and after, and their curves; of the study stability, where that was asked about this run."
     from wavescat.figures.plots import curves
+
     history = json.loads((directory / "history.json").read_text(encoding="utf-8"))
-    labels = {"train_loss": "training loss", "train_accuracy": "training accuracy, %", "val_accuracy": "validation accuracy, %"}
-    return {**({"curves": curves({"run": [history]}, {k: v for k, v in labels.items() if any(k in h for h in history)})} if history else {}), **_learning(directory), **_stability(directory)}
+    labels = {
+        "train_loss": "training loss",
+        "train_accuracy": "training accuracy, %",
+        "val_accuracy": "validation accuracy, %",
+    }
+    return {
+        **(
+            {
+                "curves": curves(
+                    {"run": [history]},
+                    {k: v for k, v in labels.items() if any(k in h for h in history)},
+                )
+            }
+            if history
+            else {}
+        ),
+        **_learning(directory),
+        **_stability(directory),
+    }
+
 
 def _learning(directory):
     "Filters of a run that learned them: before and after, and their curves."
-    if not any(directory.glob("learning.*")): return {}
+    if not any(directory.glob("learning.*")):
+        return {}
     from wavescat.runs.store import experiment_of
     from wavescat.figures.visualise import before_after, parameter_curves, recorded
+
     r = recorded(experiment_of(directory.name))
     return {"filters": before_after(r.at(0), r.at(-1)), "filter-curves": parameter_curves(r)}
+
 
 def _stability(directory):
     "The figure of the study stability, where that was asked about this run."
     import numpy as np
     from wavescat.figures.pictures import stability
     from wavescat.runs.store import runs_dir
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in (runs_dir() / "bench").glob("*.json")]
-    mine = [m for m in records if m.get("what") == "stability" and m.get("representation") == directory.name]
-    if not mine: return {}
+
+    records = [
+        json.loads(p.read_text(encoding="utf-8")) for p in (runs_dir() / "bench").glob("*.json")
+    ]
+    mine = [
+        m
+        for m in records
+        if m.get("what") == "stability" and m.get("representation") == directory.name
+    ]
+    if not mine:
+        return {}
     m = max(mine, key=lambda m: m["finished"])
-    return {"stability": stability({name: {"this run": np.array(r)} for name, r in m["ratios"].items()}, m["axis"], m["labels"], references={"this run": float(np.mean(m["reference"]))})}
+    return {
+        "stability": stability(
+            {name: {"this run": np.array(r)} for name, r in m["ratios"].items()},
+            m["axis"],
+            m["labels"],
+            references={"this run": float(np.mean(m["reference"]))},
+        )
+    }
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-6
 def _pairs(texts):
     "KEY=VALUE texts as a dict; of a key that is given twice the last counts."
     from wavescat.core.names import shown
+
     found = {}
     for t in texts:
         key, sign, value = t.partition("=")
-        if not sign or not key.strip(): raise ValueError(f"expected -p KEY=VALUE, got -p {shown(t)[1:-1]}")
+        if not sign or not key.strip():
+            raise ValueError(f"expected -p KEY=VALUE, got -p {shown(t)[1:-1]}")
         found[key.strip()] = value
     return found
 
+
 def _settings(protocol):
     from wavescat.studies.presets import protocol as read
+
     return read(protocol) if protocol else {}
 
+
 def _duration(seconds):
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+        if seconds < 360_000
+        else f"{seconds / 3600:,.0f} h"
+    )
+
 
 def _writable(place, setting):
     "The folder, made if need be; a `ValueError` that names the setting if it can't be written to."
-    try: place.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"{place} can't be made: {e.strerror}; choose another with {setting}") from e
-    if not os.access(place, os.W_OK): raise ValueError(f"{place} can't be written to; choose another with {setting}")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(
+            f"{place} can't be made: {e.strerror}; choose another with {setting}"
+        ) from e
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{place} can't be written to; choose another with {setting}")
     return place
+
 
 def _reports(folder, computes=True):
     "Where pages go; refuses it, or a store that runs shall go to, that can't be written to, before anything is computed."
     from wavescat.runs.store import project_dir, runs_dir
+
     folder = _writable(folder or (project_dir() or Path.cwd()) / "reports", "--reports")
-    if computes: _writable(runs_dir(), "WAVESCAT_RUNS")
-    try: str(folder).encode()
-    except UnicodeEncodeError: raise ValueError(f"{folder} isn't UTF-8, which pages are written in; choose another with --reports") from None
+    if computes:
+        _writable(runs_dir(), "WAVESCAT_RUNS")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{folder} isn't UTF-8, which pages are written in; choose another with --reports"
+        ) from None
     return folder
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-7
@@ -153,12 +306,19 @@ def _chosen(studies, preset, given, estimate=False):
     from wavescat.core.names import choose
     from wavescat.studies.presets import experiments_of, resolve, study_names
     from wavescat.training.sweep import plan
+
     names = study_names() if not studies or "all" in studies else studies
-    for name in names: choose(name, dict.fromkeys(study_names()), "study")
+    for name in names:
+        choose(name, dict.fromkeys(study_names()), "study")
     chosen = {name: resolve(name, preset, given) for name in names}
     experiments = {name: experiments_of(name, values) for name, values in chosen.items()}
     together = [e for es in experiments.values() for e in es]
-    return chosen, together, {name: plan(e, estimate) for name, e in experiments.items()}, plan(together, estimate)
+    return (
+        chosen,
+        together,
+        {name: plan(e, estimate) for name, e in experiments.items()},
+        plan(together, estimate),
+    )
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-8
 def _render(chosen, folder, measuring=(), figures=None):
@@ -167,99 +327,185 @@ def _render(chosen, folder, measuring=(), figures=None):
     from rich.console import Console
     from rich.table import Table
     from wavescat.studies.render import Failed, index, make
+
     summary, failed = Table("study", "runs", "headline"), False
     with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(2) as pool:
-        pages = {name: alone.submit(make, name, values, folder, figures) for name, values in chosen.items() if name in measuring}
-        for page in pages.values(): page.exception()         # what measures the machine has it to itself
-        pages |= {name: pool.submit(make, name, values, folder, figures, max(1, (os.cpu_count() or 1) // 2)) for name, values in chosen.items() if name not in measuring}
+        pages = {
+            name: alone.submit(make, name, values, folder, figures)
+            for name, values in chosen.items()
+            if name in measuring
+        }
+        for page in pages.values():
+            page.exception()  # what measures the machine has it to itself
+        pages |= {
+            name: pool.submit(
+                make, name, values, folder, figures, max(1, (os.cpu_count() or 1) // 2)
+            )
+            for name, values in chosen.items()
+            if name not in measuring
+        }
         for name, page in pages.items():
-            try: made = page.result()
-            except Failed as e: failed = True; print(f"wavescat: {e}", file=sys.stderr)
-            else: summary.add_row(name, str(len(made["runs"])), made["headline"])
-    if summary.row_count: Console().print(summary)
+            try:
+                made = page.result()
+            except Failed as e:
+                failed = True
+                print(f"wavescat: {e}", file=sys.stderr)
+            else:
+                summary.add_row(name, str(len(made["runs"])), made["headline"])
+    if summary.row_count:
+        Console().print(summary)
     print(f"open {index(folder)}")
-    if failed: raise typer.Exit(1)
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-9
 @app.command()
 def run(
-    studies:Annotated[list[str], typer.Argument(help="Names of studies, or all; see wavescat list.")],
-    preset:Preset="quick",
-    parameter:Given=[],
-    dry_run:Annotated[bool, typer.Option("--dry-run", help="Say how many runs there are, how many are stored and about how long the rest takes; compute nothing.")]=False,
-    workers:Workers=0,
-    scheduler:Scheduler=None,
-    reports:Reports=None,
-    figures:Figures=None,
-    data:Data=None,
-    runs:Store=None,
+    studies: Annotated[
+        list[str], typer.Argument(help="Names of studies, or all; see wavescat list.")
+    ],
+    preset: Preset = "quick",
+    parameter: Given = [],
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say how many runs there are, how many are stored and about how long the rest takes; compute nothing.",
+        ),
+    ] = False,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    reports: Reports = None,
+    figures: Figures = None,
+    data: Data = None,
+    runs: Store = None,
 ):
     "Run studies: compute what isn't stored, and write their pages."
     from wavescat.studies.render import check_kernel
     from wavescat.training.sweep import default_workers, sweep
-    with _refusing(): chosen, experiments, plans, total = _chosen(studies, preset, _pairs(parameter), estimate=dry_run)
+
+    with _refusing():
+        chosen, experiments, plans, total = _chosen(
+            studies, preset, _pairs(parameter), estimate=dry_run
+        )
     n = workers or default_workers()
     if dry_run:
         for name, p in {**plans, **({"together": total} if len(plans) > 1 else {})}.items():
-            print(f"{name}: no runs; it measures this machine while its page is made" if not p["runs"] else f"{name}: {p['runs']} runs, {p['stored']} stored" + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
-                  + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute")
+            print(
+                f"{name}: no runs; it measures this machine while its page is made"
+                if not p["runs"]
+                else f"{name}: {p['runs']} runs, {p['stored']} stored"
+                + (f" ({p['stale']} of other code, to be computed again)" if p["stale"] else "")
+                + f", about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute"
+            )
         return
     with _refusing():
         folder, figures = _reports(reports), figures and _writable(figures, "--figures")
-        if total["stored"] < total["runs"]: check_kernel()      # a page that can't be made is said before there are runs
+        if total["stored"] < total["runs"]:
+            check_kernel()  # a page that can't be made is said before there are runs
     with _failing(), _refusing():
         planned = []
-        while len(set(planned)) < len(set(experiments)):       # a plan may follow from results: it is made again until nothing is new
+        while len(set(planned)) < len(
+            set(experiments)
+        ):  # a plan may follow from results: it is made again until nothing is new
             planned = experiments
             sweep(planned, workers=n, scheduler=scheduler)
             _, experiments, *_ = _chosen(studies, preset, _pairs(parameter))
     _mirror()
-    measuring = [name for name, p in plans.items() if not p["runs"] or {"repeats", "timed_epochs"} & set(chosen[name])]      # who repeats, takes times
+    measuring = [
+        name
+        for name, p in plans.items()
+        if not p["runs"] or {"repeats", "timed_epochs"} & set(chosen[name])
+    ]  # who repeats, takes times
     _render(chosen, folder, measuring, figures)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-10
 @app.command()
 def report(
-    studies:Annotated[list[str]|None, typer.Argument(help="Names of studies; if left out, all that have stored runs.")]=None,
-    preset:Preset="quick",
-    parameter:Given=[],
-    reports:Reports=None,
-    figures:Figures=None,
-    data:Data=None,
-    runs:Store=None,
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of studies; if left out, all that have stored runs."),
+    ] = None,
+    preset: Preset = "quick",
+    parameter: Given = [],
+    reports: Reports = None,
+    figures: Figures = None,
+    data: Data = None,
+    runs: Store = None,
 ):
     "Render studies from stored runs, computing nothing; what is missing is said."
     with _refusing():
-        chosen, _, plans, _ = _chosen(studies or [], preset, {**_pairs(parameter), "compute": "false"})
+        chosen, _, plans, _ = _chosen(
+            studies or [], preset, {**_pairs(parameter), "compute": "false"}
+        )
         train = [name for name, p in plans.items() if p["runs"]]
         empty = [name for name in train if not plans[name]["stored"] + plans[name]["stale"]]
-        if empty and (empty == train or studies and "all" not in studies): raise ValueError(f"no run of {empty[0]} is stored; compute with: wavescat run {empty[0]} --preset {preset}")
-        folder, figures = _reports(reports, computes=False), figures and _writable(figures, "--figures")
-    if empty: _complain(f"left out, since no run is stored: {', '.join(empty)}; compute with: wavescat run {' '.join(empty)} --preset {preset}")
-    for name in empty: del chosen[name]
+        if empty and (empty == train or studies and "all" not in studies):
+            raise ValueError(
+                f"no run of {empty[0]} is stored; compute with: wavescat run {empty[0]} --preset {preset}"
+            )
+        folder, figures = (
+            _reports(reports, computes=False),
+            figures and _writable(figures, "--figures"),
+        )
+    if empty:
+        _complain(
+            f"left out, since no run is stored: {', '.join(empty)}; compute with: wavescat run {' '.join(empty)} --preset {preset}"
+        )
+    for name in empty:
+        del chosen[name]
     _render(chosen, folder, figures=figures)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-10b
-def _divergence(result:dict)->str:
+def _divergence(result: dict) -> str:
     "What to tell of a run that diverged; where the very first gradient wasn't finite, no learning rate helps."
     said = f"diverged in epoch {result['diverged_epoch']}: the loss or a weight was no longer finite; the weights kept are those of the epoch before. "
-    if result.get("began_finite", True): return said + "Lower lr, or set clip."
-    return said + ("The gradient of the very first step wasn't finite, so a lower lr can't help: "
-                   "look at the images, the first weights and the network.")
+    if result.get("began_finite", True):
+        return said + "Lower lr, or set clip."
+    return said + (
+        "The gradient of the very first step wasn't finite, so a lower lr can't help: "
+        "look at the images, the first weights and the network."
+    )
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-11
 @app.command()
 def train(
-    parameter:Given=[],
-    threads:Annotated[int, typer.Option(min=0, help="Threads of this run; 0 takes all cores.")]=0,
-    again:Annotated[bool, typer.Option("--again", help="Compute even if the result is stored.")]=False,
-    protocol:Protocol=None,
-    data:Data=None,
-    runs:Store=None,
-    cpu:Annotated[bool, typer.Option("--cpu", help="Compute on the CPU even where there is a GPU.")]=False,
-    log_every:Annotated[int, typer.Option(min=0, metavar="N", help="Say the loss and the accuracy of every Nth epoch, as it ends; 0 says none.")]=0,
-    err:Annotated[Path|None, typer.Option(metavar="FILE", callback=_at_home, help="Draw the error analysis, the classes misclassified most and least: a PNG, SVG or PDF.")]=None,
-    copy:Annotated[str|None, typer.Option(metavar="PREFIX", help="Copy what is stored of the run to PREFIXresult.json, PREFIXweights.safetensors and so on.")]=None,
+    parameter: Given = [],
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads of this run; 0 takes all cores.")
+    ] = 0,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute even if the result is stored.")
+    ] = False,
+    protocol: Protocol = None,
+    data: Data = None,
+    runs: Store = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Compute on the CPU even where there is a GPU.")
+    ] = False,
+    log_every: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Say the loss and the accuracy of every Nth epoch, as it ends; 0 says none.",
+        ),
+    ] = 0,
+    err: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            callback=_at_home,
+            help="Draw the error analysis, the classes misclassified most and least: a PNG, SVG or PDF.",
+        ),
+    ] = None,
+    copy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="Copy what is stored of the run to PREFIXresult.json, PREFIXweights.safetensors and so on.",
+        ),
+    ] = None,
 ):
     "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. With -p weights=FILE -p epochs=0 it only evaluates. On several GPUs or machines: accelerate launch -m wavescat.apps.cli train …"
     import torch
@@ -268,141 +514,301 @@ def train(
     from wavescat.training.sweep import grid
     from wavescat.training.train import check, run
     from wavescat.training.distributed import leads
+
     with _refusing():
-        speaks = leads()                                       # of the processes that accelerate launched
-        if copy is not None and not Path(os.path.expanduser(f"{copy}x")).parent.is_dir(): raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
+        speaks = leads()  # of the processes that accelerate launched
+        if copy is not None and not Path(os.path.expanduser(f"{copy}x")).parent.is_dir():
+            raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
         settings = {**_settings(protocol), **_pairs(parameter)}
-        e, = grid(**settings)
+        (e,) = grid(**settings)
         check(e)
-        if err: _check_errors(e, err)
+        if err:
+            _check_errors(e, err)
         _writable(runs_dir(), "WAVESCAT_RUNS")
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     with _failing(), tqdm(total=e.epochs, unit="epoch", desc=e.model, disable=not speaks) as bar:
         said = 0
+
         def tell(done, of, history):
             nonlocal said
             said = _log(history, said, log_every, of)
             bar.update(done - bar.n)
+
         result = run(e, tell, torch.device("cpu") if cpu else None, again=again)
-    if not speaks: return
-    if result["status"] == "diverged": print(_divergence(result))
-    _log(history_of(e), said, log_every, e.epochs)             # of a run that was stored, or of its last epoch, if it diverged in that
-    for k in ("test_accuracy", "test_top_k", "last_test_accuracy", "val_accuracy", "test_rmse", "test_r2", "train_loss", "best_epoch", "parameters", "precision", "processes", "seconds"): _say(k, result.get(k))
+    if not speaks:
+        return
+    if result["status"] == "diverged":
+        print(_divergence(result))
+    _log(
+        history_of(e), said, log_every, e.epochs
+    )  # of a run that was stored, or of its last epoch, if it diverged in that
+    for k in (
+        "test_accuracy",
+        "test_top_k",
+        "last_test_accuracy",
+        "val_accuracy",
+        "test_rmse",
+        "test_r2",
+        "train_loss",
+        "best_epoch",
+        "parameters",
+        "precision",
+        "processes",
+        "seconds",
+    ):
+        _say(k, result.get(k))
     with _refusing():
-        if err and result["status"] == "diverged": _complain("the run diverged, so that it has no errors to draw")
-        elif err: _draw_errors(e, err)
+        if err and result["status"] == "diverged":
+            _complain("the run diverged, so that it has no errors to draw")
+        elif err:
+            _draw_errors(e, err)
         if copy is not None:
-            for file in sorted(run_dir(e).iterdir()): shutil.copyfile(file, Path(os.path.expanduser(f"{copy}{file.name}")))
+            for file in sorted(run_dir(e).iterdir()):
+                shutil.copyfile(file, Path(os.path.expanduser(f"{copy}{file.name}")))
     print(run_dir(e))
     _mirror()
+
 
 def _log(history, said, every, of):
     "Say every Nth epoch's record, of those after `said`; how many epochs have been said."
     from tqdm import tqdm
+
     for r in history if every else ():
-        if r["epoch"] > said and r["epoch"] % every == 0: tqdm.write(f"epoch {r['epoch']} of {of}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if k != "epoch" and isinstance(v, float)))
-    sys.stdout.flush()                                         # a file or a pipe too has them as they come
+        if r["epoch"] > said and r["epoch"] % every == 0:
+            tqdm.write(
+                f"epoch {r['epoch']} of {of}: "
+                + ", ".join(
+                    f"{k} {v:.4g}" for k, v in r.items() if k != "epoch" and isinstance(v, float)
+                )
+            )
+    sys.stdout.flush()  # a file or a pipe too has them as they come
     return max(said, len(history))
+
 
 def _check_errors(e, file):
     "Refuse a figure of errors that can't be drawn, before anything is computed."
     from wavescat.data.imageset import load
     from wavescat.figures.plots import format_of
+
     format_of(file)
-    if load(e.dataset, e.size, e.classes).targets: raise ValueError(f"--err is for sets with classes, {e.dataset} has targets: leave --err out")
+    if load(e.dataset, e.size, e.classes).targets:
+        raise ValueError(
+            f"--err is for sets with classes, {e.dataset} has targets: leave --err out"
+        )
+
 
 def _write(fig, file):
     "Write a figure that nobody else holds, and let go of it."
     import matplotlib.pyplot as plt
     from wavescat.figures.plots import save
-    try: save(fig, file)
-    finally: plt.close(fig)
+
+    try:
+        save(fig, file)
+    finally:
+        plt.close(fig)
+
 
 def _draw_errors(e, file):
     "Say and draw which classes a stored run misclassifies most and least."
     import numpy as np
-    from wavescat.analysis import explain; from wavescat.figures import pictures
+    from wavescat.analysis import explain
+    from wavescat.figures import pictures
     from wavescat.data.imageset import load
     from wavescat.training.train import split_of, test_labels, test_predictions
+
     d, parts, labels = load(e.dataset, e.size, e.classes), split_of(e), test_labels(e)
     images = d.test if parts.test is None else d.train[parts.test]
     rows = explain.class_errors(test_predictions(e), labels, d.classes)
-    _write(pictures.class_errors(rows, {c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0) / 255 for k, c in enumerate(d.classes) if (labels == k).any()}), file)
+    _write(
+        pictures.class_errors(
+            rows,
+            {
+                c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0)
+                / 255
+                for k, c in enumerate(d.classes)
+                if (labels == k).any()
+            },
+        ),
+        file,
+    )
     most, least = explain.most_and_least(rows)
-    for title, part in (("most", most), ("least", least[::-1])): print(f"{title} misclassified: " + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part))
-    if said := explain.ties(rows): print(said)
+    for title, part in (("most", most), ("least", least[::-1])):
+        print(
+            f"{title} misclassified: "
+            + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part)
+        )
+    if said := explain.ties(rows):
+        print(said)
+
 
 def _say(name, value):
     "A name and its value in a line."
-    if isinstance(value, dict): value = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
-    if value is not None: print(f"{name:<20} {f'{value:,.6g}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
+    if isinstance(value, dict):
+        value = ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
+        )
+    if value is not None:
+        print(
+            f"{name:<20} {f'{value:,.6g}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}"
+        )
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-12
 @app.command()
 def sweep(
-    axes:Annotated[list[str], typer.Argument(metavar="SETTING=VALUES...", help="A grid: L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01. A value with a comma stands in double quotes: 'dataset=\"/data/a,b\"'; classes=0,1,3 is one value, 'classes=\"0,1\",\"2,3\"' are two.")],
-    workers:Workers=0,
-    scheduler:Scheduler=None,
-    dry_run:Annotated[bool, typer.Option("--dry-run", help="Say how many runs there are, how many are stored and about how long the rest takes; compute nothing.")]=False,
-    protocol:Protocol=None,
-    data:Data=None,
-    runs:Store=None,
+    axes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SETTING=VALUES...",
+            help='A grid: L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01. A value with a comma stands in double quotes: \'dataset="/data/a,b"\'; classes=0,1,3 is one value, \'classes="0,1","2,3"\' are two.',
+        ),
+    ],
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say how many runs there are, how many are stored and about how long the rest takes; compute nothing.",
+        ),
+    ] = False,
+    protocol: Protocol = None,
+    data: Data = None,
+    runs: Store = None,
 ):
     "Compute a grid of experiments: wavescat sweep model=scatresnet18 L=2,4,8 seed=0-5 per_class=10. What is stored is skipped, what was interrupted goes on."
     from wavescat.runs.store import runs_dir
     from wavescat.training.sweep import default_workers, plan, read_grid
     from wavescat.training.sweep import sweep as compute
+
     with _refusing():
-        experiments = read_grid([*axes, *(f"{k}={v}" for k, v in _settings(protocol).items() if not any(a.strip().startswith(f"{k}=") for a in axes))])
+        experiments = read_grid(
+            [
+                *axes,
+                *(
+                    f"{k}={v}"
+                    for k, v in _settings(protocol).items()
+                    if not any(a.strip().startswith(f"{k}=") for a in axes)
+                ),
+            ]
+        )
         p = plan(experiments, estimate=dry_run)
         n = workers or default_workers()
-        if dry_run: print(f"{p['runs']} runs, {p['stored']} stored, about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute"); return
+        if dry_run:
+            print(
+                f"{p['runs']} runs, {p['stored']} stored, about {_duration(p['seconds'] / min(n, max(1, p['runs'] - p['stored'])))} to compute"
+            )
+            return
         _writable(runs_dir(), "WAVESCAT_RUNS")
-    with _failing(), _refusing(): results = compute(experiments, workers=n, scheduler=scheduler)
+    with _failing(), _refusing():
+        results = compute(experiments, workers=n, scheduler=scheduler)
     _mirror()
     diverged = sum(r["status"] == "diverged" for r in results)
-    print(f"{len(results)} runs stored in {runs_dir()}{f', {diverged} of them diverged' if diverged else ''}; see wavescat runs list")
+    print(
+        f"{len(results)} runs stored in {runs_dir()}{f', {diverged} of them diverged' if diverged else ''}; see wavescat runs list"
+    )
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-13
 @app.command()
 def predict(
-    run:Annotated[str, typer.Argument(help="A stored run: its identity, or the first letters of it.")],
-    images:Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, read as those that the model was trained on: squashed or stretched to the same size.")],
-    top:Annotated[int, typer.Option(min=1, help="How many classes to say.")]=3,
-    gradcam:Annotated[Path|None, typer.Option(metavar="FILE", callback=_at_home, help="Draw where in each image the decision comes from: a PNG, SVG or PDF.")]=None,
-    layer:Annotated[str|None, typer.Option(help="Layer that --gradcam looks at; left out: the last one, and both branches of a hybrid's first layer.")]=None,
-    target:Annotated[str|None, typer.Option(metavar="CLASS", help="Class that --gradcam explains; left out: the one that the model names.")]=None,
+    run: Annotated[
+        str, typer.Argument(help="A stored run: its identity, or the first letters of it.")
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Image files, read as those that the model was trained on: squashed or stretched to the same size.",
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to say.")] = 3,
+    gradcam: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            callback=_at_home,
+            help="Draw where in each image the decision comes from: a PNG, SVG or PDF.",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer that --gradcam looks at; left out: the last one, and both branches of a hybrid's first layer."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Class that --gradcam explains; left out: the one that the model names.",
+        ),
+    ] = None,
 ):
     "Classify images with the model of a stored run."
     from wavescat.training.train import classify
+
     with _refusing():
         for option, value in (("--layer", layer), ("--target", target)):
-            if value is not None and not gradcam: raise ValueError(f"{option} goes with --gradcam FILE")
-        if gradcam and len(images) > 50: raise ValueError(f"--gradcam draws at most 50 images, got {len(images)}: give it fewer at a time")
+            if value is not None and not gradcam:
+                raise ValueError(f"{option} goes with --gradcam FILE")
+        if gradcam and len(images) > 50:
+            raise ValueError(
+                f"--gradcam draws at most 50 images, got {len(images)}: give it fewer at a time"
+            )
         images = [os.path.expanduser(i) for i in images]
         names, values, classes = classify(run, images)
-        if gradcam: _draw_gradcam(run, images, gradcam, layer, target)
+        if gradcam:
+            _draw_gradcam(run, images, gradcam, layer, target)
     for path, row in zip(images, values):
         best = row.topk(min(top, len(names))) if classes else None
-        print(f"{path}: " + (", ".join(f"{names[i]} {100 * p:.1f} %" for p, i in zip(best.values, best.indices)) if best else ", ".join(f"{n} {v:.4g}" for n, v in zip(names, row))))
+        print(
+            f"{path}: "
+            + (
+                ", ".join(f"{names[i]} {100 * p:.1f} %" for p, i in zip(best.values, best.indices))
+                if best
+                else ", ".join(f"{n} {v:.4g}" for n, v in zip(names, row))
+            )
+        )
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-14
 @app.command()
 def weights(
-    model:Annotated[str, typer.Argument(help="A model that torchvision has too: resnet50, resnet18-imagenet, alexnet-imagenet.")],
-    out:Annotated[Path, typer.Argument(metavar="OUT.safetensors", callback=_at_home, help="Where to write them.")],
-    file:Annotated[Path|None, typer.Option("--from", metavar="FILE", callback=_at_home, help="torchvision's file; left out: torchvision fetches it, if it is installed.")]=None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model that torchvision has too: resnet50, resnet18-imagenet, alexnet-imagenet."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT.safetensors", callback=_at_home, help="Where to write them."),
+    ],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            callback=_at_home,
+            help="torchvision's file; left out: torchvision fetches it, if it is installed.",
+        ),
+    ] = None,
 ):
     "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
     from wavescat.runs.store import replace
     from wavescat.training.train import pretrained
+
     with _refusing():
-        if out.suffix != ".safetensors": raise ValueError(f"expected a file that ends in .safetensors, got {out}")
-        if not out.parent.is_dir(): raise ValueError(f"{out.parent} isn't a folder: make it, or write elsewhere")
+        if out.suffix != ".safetensors":
+            raise ValueError(f"expected a file that ends in .safetensors, got {out}")
+        if not out.parent.is_dir():
+            raise ValueError(f"{out.parent} isn't a folder: make it, or write elsewhere")
         from safetensors.torch import save_file
+
         found = {k: v.contiguous() for k, v in pretrained(model, file).items()}
         replace(out, lambda part: save_file(found, part))
-    print(f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true{' -p size=224' if model.endswith('-imagenet') else ''} -p lr=0.001 …")
+    print(
+        f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true{' -p size=224' if model.endswith('-imagenet') else ''} -p lr=0.001 …"
+    )
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-16
 def _draw_gradcam(run, images, file, layer, target):
@@ -414,189 +820,396 @@ def _draw_gradcam(run, images, file, layer, target):
     from wavescat.core.names import choose
     from wavescat.training.train import prepared
     from wavescat.figures.pictures import heat_maps
+
     e, model, info, batches = prepared(run, images)
-    if info["targets"]: raise ValueError("--gradcam explains classes, and this run has targets")
+    if info["targets"]:
+        raise ValueError("--gradcam explains classes, and this run has targets")
     x, _ = batches.batch(torch.arange(len(images)), AUGMENTATIONS[e.augment].evaluate)
     names = info["classes"]
-    said = model(x).argmax(1) if target is None else torch.full((len(x),), choose(target, {n: i for i, n in enumerate(names)}, "class"), device=x.device)
-    where = [(layer, layer)] if layer is not None else dict.fromkeys([("last layer", default_layer(model, x)), *branches(model, x).items()])
+    said = (
+        model(x).argmax(1)
+        if target is None
+        else torch.full(
+            (len(x),), choose(target, {n: i for i, n in enumerate(names)}, "class"), device=x.device
+        )
+    )
+    where = (
+        [(layer, layer)]
+        if layer is not None
+        else dict.fromkeys([("last layer", default_layer(model, x)), *branches(model, x).items()])
+    )
     pictures = (x * batches.std + batches.mean).clamp(0, 1).permute(0, 2, 3, 1)
-    fig = heat_maps(pictures.cpu().numpy(), {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where}, [f"{Path(p).name}\n{'why ' if target is not None else ''}{names[s]}" for p, s in zip(images, said)])
+    fig = heat_maps(
+        pictures.cpu().numpy(),
+        {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where},
+        [
+            f"{Path(p).name}\n{'why ' if target is not None else ''}{names[s]}"
+            for p, s in zip(images, said)
+        ],
+    )
     _write(fig, file)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-17
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-app.add_typer(runs_app, name="runs", help="Stored runs: list, show, compare, remove them, log them to MLflow and look at them there.")
+runs_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(
+    runs_app,
+    name="runs",
+    help="Stored runs: list, show, compare, remove them, log them to MLflow and look at them there.",
+)
 
-Where = Annotated[list[str], typer.Option("-w", "--where", metavar="CONDITION", help="Only runs such as L=1-4, model!=resnet18, 'test_accuracy>50', status=failed; may be repeated.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Identities, or their first letters.")]
+Where = Annotated[
+    list[str],
+    typer.Option(
+        "-w",
+        "--where",
+        metavar="CONDITION",
+        help="Only runs such as L=1-4, model!=resnet18, 'test_accuracy>50', status=failed; may be repeated.",
+    ),
+]
+Runs = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Identities, or their first letters.")
+]
 _ALWAYS = ("identity", "status", "epoch", "test_accuracy", "val_accuracy", "seconds")
+
 
 def _differing(rows):
     "The settings in which runs differ from the defaults."
     from dataclasses import fields
     from wavescat.runs.experiment import Experiment
-    return [f.name for f in fields(Experiment) if any(r.get(f.name, f.default) != f.default for r in rows)]
+
+    return [
+        f.name
+        for f in fields(Experiment)
+        if any(r.get(f.name, f.default) != f.default for r in rows)
+    ]
+
 
 def _columns(rows, names):
     "Rows as aligned text."
-    def text(v): return "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
+
+    def text(v):
+        return "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
+
     cells = [list(names), *([text(r.get(n)) for n in names] for r in rows)]
     widths = [max(len(c[i]) for c in cells) for i in range(len(names))]
-    for c in cells: print("  ".join(v.ljust(w) for v, w in zip(c, widths)).rstrip())
+    for c in cells:
+        print("  ".join(v.ljust(w) for v, w in zip(c, widths)).rstrip())
+
 
 @runs_app.command("list")
-def runs_list(where:Where=[], csv:Annotated[bool, typer.Option("--csv", help="Every field, as comma-separated values.")]=False):
+def runs_list(
+    where: Where = [],
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Every field, as comma-separated values.")
+    ] = False,
+):
     "List runs, the newest last."
     from wavescat.runs.store import runs, runs_dir, table
-    with _refusing(): rows = runs(where)
-    if csv: print(table(where).to_csv(index=False), end=""); return
-    if not rows: print(f"no {'such run' if where else 'run'} in {runs_dir()}"); return
-    _columns([{**r, "status": r["status"] + (" (stale)" if r["stale"] else ""), "epoch": f"{r['epoch']}/{r['of']}" if "epoch" in r else None} for r in rows], [n for n in ("identity", "status", *_differing(rows), *_ALWAYS[2:]) if any(r.get(n) is not None for r in rows)])
+
+    with _refusing():
+        rows = runs(where)
+    if csv:
+        print(table(where).to_csv(index=False), end="")
+        return
+    if not rows:
+        print(f"no {'such run' if where else 'run'} in {runs_dir()}")
+        return
+    _columns(
+        [
+            {
+                **r,
+                "status": r["status"] + (" (stale)" if r["stale"] else ""),
+                "epoch": f"{r['epoch']}/{r['of']}" if "epoch" in r else None,
+            }
+            for r in rows
+        ],
+        [
+            n
+            for n in ("identity", "status", *_differing(rows), *_ALWAYS[2:])
+            if any(r.get(n) is not None for r in rows)
+        ],
+    )
+
 
 @runs_app.command()
-def show(run:Annotated[str, typer.Argument(help="Identity, or its first letters.")]):
+def show(run: Annotated[str, typer.Argument(help="Identity, or its first letters.")]):
     "Show a run: settings, numbers, where it is; of a failed one the traceback."
     from wavescat.runs.store import find, runs
+
     with _refusing():
         identity, directory = find(run)
         row = runs([f"identity={identity}"])
     for r in row:
-        for k in ("identity", "status", "stale", *_differing([r])): _say(k, r.get(k))
+        for k in ("identity", "status", "stale", *_differing([r])):
+            _say(k, r.get(k))
         from dataclasses import fields
         from wavescat.runs.experiment import Experiment
+
         for k, v in r.items():
-            if k not in ("identity", "status", "stale") and k not in {f.name for f in fields(Experiment)}: _say(k, v)
+            if k not in ("identity", "status", "stale") and k not in {
+                f.name for f in fields(Experiment)
+            }:
+                _say(k, v)
     print(directory)
     failed = directory.with_name(f"{identity}.work") / "failure.json"
-    if failed.exists(): print(json.loads(failed.read_text(encoding="utf-8"))["traceback"])
+    if failed.exists():
+        print(json.loads(failed.read_text(encoding="utf-8"))["traceback"])
+
 
 @runs_app.command()
-def compare(run:Runs):
+def compare(run: Runs):
     "Compare runs: what they differ in, and their numbers."
     from wavescat.runs.store import find, runs
-    with _refusing(): rows = [runs([f"identity={find(r)[0]}"])[0] for r in run]
-    names = [n for n in dict.fromkeys(k for r in rows for k in r) if n not in ("finished", "error", "host", "pid") and (n in _ALWAYS or len({str(r.get(n)) for r in rows}) > 1)]
-    def text(v): return "–" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v)
-    _columns([{"": n, **{r["identity"]: text(r.get(n)) for r in rows}} for n in names if n != "identity"], ["", *[r["identity"] for r in rows]])
+
+    with _refusing():
+        rows = [runs([f"identity={find(r)[0]}"])[0] for r in run]
+    names = [
+        n
+        for n in dict.fromkeys(k for r in rows for k in r)
+        if n not in ("finished", "error", "host", "pid")
+        and (n in _ALWAYS or len({str(r.get(n)) for r in rows}) > 1)
+    ]
+
+    def text(v):
+        return "–" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v)
+
+    _columns(
+        [
+            {"": n, **{r["identity"]: text(r.get(n)) for r in rows}}
+            for n in names
+            if n != "identity"
+        ],
+        ["", *[r["identity"] for r in rows]],
+    )
+
 
 @runs_app.command()
-def rm(run:Annotated[list[str]|None, typer.Argument(metavar="RUN...", help="Identities, or their first letters.")]=None, where:Where=[],
-       yes:Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]=False):
+def rm(
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Identities, or their first letters."),
+    ] = None,
+    where: Where = [],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+):
     "Remove runs from the store, and what there is of them in progress; never one that is being computed."
     from wavescat.runs.store import Busy, find, remove, runs
+
     with _refusing():
-        if bool(run) == bool(where): raise ValueError("expected runs, or conditions with -w, and not both: wavescat runs rm 564b0b, or wavescat runs rm -w status=failed")
+        if bool(run) == bool(where):
+            raise ValueError(
+                "expected runs, or conditions with -w, and not both: wavescat runs rm 564b0b, or wavescat runs rm -w status=failed"
+            )
         chosen = [find(r)[0] for r in run] if run else [r["identity"] for r in runs(where)]
-    if not chosen: print("no such run"); return
-    if not yes and not typer.confirm(f"remove {len(chosen)} run{'s' if len(chosen) > 1 else ''}: {', '.join(chosen[:5])}{', …' if len(chosen) > 5 else ''}?"): return
+    if not chosen:
+        print("no such run")
+        return
+    if not yes and not typer.confirm(
+        f"remove {len(chosen)} run{'s' if len(chosen) > 1 else ''}: {', '.join(chosen[:5])}{', …' if len(chosen) > 5 else ''}?"
+    ):
+        return
     for identity in chosen:
-        try: remove(identity)
-        except Busy as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(2) from None
+        try:
+            remove(identity)
+        except Busy as e:
+            print(f"wavescat: {e}", file=sys.stderr)
+            raise typer.Exit(2) from None
     print(f"{len(chosen)} removed")
+
 
 @runs_app.command("film")
 def runs_film(
-    run:Annotated[str, typer.Argument(help="A stored run with learned filters: its identity, or the first letters of it.")],
-    file:Annotated[Path, typer.Argument(callback=_at_home, help="The GIF to write, at most 1.5 MB.")],
-    every:Annotated[int, typer.Option(min=1, help="A frame every so many records; a short run has a record a step.")]=1,
-    fps:Annotated[float, typer.Option(help="Frames a second, at most 50.")]=10.,
-    part:Annotated[list[str], typer.Option(help="fourier, real, imaginary or phase; may be repeated.")]=["fourier", "real", "imaginary"],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A stored run with learned filters: its identity, or the first letters of it."
+        ),
+    ],
+    file: Annotated[
+        Path, typer.Argument(callback=_at_home, help="The GIF to write, at most 1.5 MB.")
+    ],
+    every: Annotated[
+        int,
+        typer.Option(min=1, help="A frame every so many records; a short run has a record a step."),
+    ] = 1,
+    fps: Annotated[float, typer.Option(help="Frames a second, at most 50.")] = 10.0,
+    part: Annotated[
+        list[str], typer.Option(help="fourier, real, imaginary or phase; may be repeated.")
+    ] = ["fourier", "real", "imaginary"],
 ):
     "Film the filters of a run while they learned: Fourier transform, real and imaginary part."
     from wavescat.runs.store import experiment_of
     from wavescat.figures.visualise import film, recorded
-    with _refusing(): print(film(recorded(experiment_of(run)), file, every, part, fps))
+
+    with _refusing():
+        print(film(recorded(experiment_of(run)), file, every, part, fps))
+
 
 @runs_app.command("log")
 def runs_log():
     "Log runs to MLflow that aren't there yet: at MLFLOW_TRACKING_URI, or in a SQLite file in the store."
     from wavescat.runs.tracking import Unreachable, mirror, uri
+
     with _refusing():
-        try: said = mirror(_figures)
-        except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
-    print(f"{said['logged']} runs logged to {uri()}, {said['already']} were there{f', {n} are left' if (n := said['left']) else ''}")
-    for identity, why in said["refused"].items(): print(f"wavescat: MLflow doesn't take {identity}: {why}", file=sys.stderr)
-    if said["refused"]: raise typer.Exit(1)
+        try:
+            said = mirror(_figures)
+        except Unreachable as e:
+            print(f"wavescat: {e}", file=sys.stderr)
+            raise typer.Exit(1) from None
+    print(
+        f"{said['logged']} runs logged to {uri()}, {said['already']} were there{f', {n} are left' if (n := said['left']) else ''}"
+    )
+    for identity, why in said["refused"].items():
+        print(f"wavescat: MLflow doesn't take {identity}: {why}", file=sys.stderr)
+    if said["refused"]:
+        raise typer.Exit(1)
+
 
 @runs_app.command()
-def ui(port:Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")]=5000):
+def ui(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")
+    ] = 5000,
+):
     "Log the runs to MLflow and open it on localhost, until Ctrl-C."
     from wavescat.runs.tracking import Unreachable, serve
+
     with _refusing():
-        try: serve(port, figures=_figures)
-        except Unreachable as e: print(f"wavescat: {e}", file=sys.stderr); raise typer.Exit(1) from None
+        try:
+            serve(port, figures=_figures)
+        except Unreachable as e:
+            print(f"wavescat: {e}", file=sys.stderr)
+            raise typer.Exit(1) from None
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-19
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-app.add_typer(data_app, name="data", help="Data sets: list them, fetch them, verify their files, say what they hold.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(
+    data_app,
+    name="data",
+    help="Data sets: list them, fetch them, verify their files, say what they hold.",
+)
 
-DataSet = Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `wavescat data list` names it.")]
+DataSet = Annotated[
+    str, typer.Argument(metavar="NAME", help="A data set, as `wavescat data list` names it.")
+]
+
 
 @data_app.command("list")
 def data_list():
     "List the data sets, where they come from, and which are here."
     from wavescat.data.imageset import DATASETS
     from wavescat.data.sources import EMBEDDED, SOURCES, data_dir, is_here
+
     print(f"in {data_dir()} (WAVESCAT_DATA names another folder)\n")
     for name in DATASETS:
         s = SOURCES.get(name)
         here = "here" if is_here(name) else "to fetch" if s.url else "by hand"
         print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else EMBEDDED[name]}")
-    print("\nOne's own images: dataset=FOLDER of class folders, or dataset=FILE.csv with the columns path and label.")
+    print(
+        "\nOne's own images: dataset=FOLDER of class folders, or dataset=FILE.csv with the columns path and label."
+    )
+
 
 @data_app.command()
 def fetch(
-    name:DataSet,
-    mirror:Annotated[str|None, typer.Option(metavar="URL", help="Fetch from here instead of from the official address.")]=None,
+    name: DataSet,
+    mirror: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Fetch from here instead of from the official address."),
+    ] = None,
 ):
     "Download, verify and unpack a data set; its folder appears whole or not at all."
     with _refusing():
         from wavescat.data.sources import SOURCES, fetch
         from wavescat.data.imageset import DATASETS, verify_set
-        if name in DATASETS and name not in SOURCES: print(f"{name} comes with scikit-image: nothing to fetch"); return
+
+        if name in DATASETS and name not in SOURCES:
+            print(f"{name} comes with scikit-image: nothing to fetch")
+            return
         folder = fetch(name, mirror)
         whole, said = verify_set(name)
-        if not whole: raise ValueError(f"{folder} is there, but isn't whole (wavescat data verify {name} says what is missing); move it away to fetch the set anew")
+        if not whole:
+            raise ValueError(
+                f"{folder} is there, but isn't whole (wavescat data verify {name} says what is missing); move it away to fetch the set anew"
+            )
         print(f"{name} is in {folder}; terms: {SOURCES[name].terms}")
 
+
 @data_app.command()
-def verify(name:DataSet):
+def verify(name: DataSet):
     "Check a data set's files against what is known of them; the exit status is 1 if something is missing or damaged."
     with _refusing():
         from wavescat.data.imageset import verify_set
+
         whole, said = verify_set(name)
-    for line in said: print(line)
+    for line in said:
+        print(line)
     print(f"{name}: {'whole' if whole else 'not whole'}")
-    if not whole: raise typer.Exit(1)
+    if not whole:
+        raise typer.Exit(1)
+
 
 @data_app.command()
-def info(name:Annotated[str, typer.Argument(metavar="NAME", help="A data set, a folder of class folders, or a CSV.")],
-         size:Annotated[int|None, typer.Option(min=1, help="Side that images are resized to, pixels.")]=None):
+def info(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A data set, a folder of class folders, or a CSV.")
+    ],
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side that images are resized to, pixels.")
+    ] = None,
+):
     "Say what a data set holds; it is decoded if it wasn't yet."
     import numpy as np
+
     with _refusing():
         from wavescat.data.imageset import load
         from wavescat.data.splits import repeated, split
+
         d = load(name, size)
         parts = split(d)
         test = d.test if parts.test is None else [d.train[i] for i in parts.test]
     C, H, W = d.train.shape[1:]
-    rows = {"source": d.source, "checksum": d.checksum, "training images": f"{len(d.train):,} of {H}×{W}, {C} colour{'s' if C > 1 else ''}", "test images": f"{len(d.test):,}" if len(d.test) else "none of its own: a fifth is split off",
-            "mean, 0 to 1": ", ".join(map(str, d.mean)), "deviation": ", ".join(map(str, d.std)), "seen in both": f"{repeated((d.train[i] for i in parts.train), test)} of {len(test):,} test images are training images too"}
-    if d.targets: rows |= {t: f"{v.min():g} to {v.max():g}, mean {v.mean():.4g}" for t, v in zip(d.targets, d.train_labels.T)}
+    rows = {
+        "source": d.source,
+        "checksum": d.checksum,
+        "training images": f"{len(d.train):,} of {H}×{W}, {C} colour{'s' if C > 1 else ''}",
+        "test images": f"{len(d.test):,}"
+        if len(d.test)
+        else "none of its own: a fifth is split off",
+        "mean, 0 to 1": ", ".join(map(str, d.mean)),
+        "deviation": ", ".join(map(str, d.std)),
+        "seen in both": f"{repeated((d.train[i] for i in parts.train), test)} of {len(test):,} test images are training images too",
+    }
+    if d.targets:
+        rows |= {
+            t: f"{v.min():g} to {v.max():g}, mean {v.mean():.4g}"
+            for t, v in zip(d.targets, d.train_labels.T)
+        }
     else:
         counts = np.bincount(d.train_labels, minlength=len(d.classes))
-        rows |= {"classes": f"{len(d.classes)}: {', '.join(d.classes[:8])}{', …' if len(d.classes) > 8 else ''}", "images a class": f"{counts.min()} to {counts.max()}"}
+        rows |= {
+            "classes": f"{len(d.classes)}: {', '.join(d.classes[:8])}{', …' if len(d.classes) > 8 else ''}",
+            "images a class": f"{counts.min()} to {counts.max()}",
+        }
     rows |= {k: f"{len(np.unique(v))} kinds" for k, v in d.info.items()}
-    for k, v in rows.items(): print(f"{k:<16} {v}")
-    for note in d.notes: print(note)
+    for k, v in rows.items():
+        print(f"{k:<16} {v}")
+    for note in d.notes:
+        print(note)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-20
 @app.command("list")
 def list_(
-    study:Annotated[str|None, typer.Argument(help="A study, to see its parameters.")]=None,
-    preset:Preset="quick",
+    study: Annotated[str | None, typer.Argument(help="A study, to see its parameters.")] = None,
+    preset: Preset = "quick",
 ):
     "List studies, presets, data sets, models, settings of an experiment and the names that they take; or a study's parameters."
     from dataclasses import fields
@@ -608,26 +1221,55 @@ def list_(
     from wavescat.core.names import choose
     from wavescat.training.optim import LOSSES, OPTIMIZERS, PRECISIONS, SCHEDULES
     from wavescat.studies.presets import parameters, presets, protocols, resolve, study_names
+
     with _refusing():
         choose(preset, presets(), "preset")
         if study:
             values = resolve(study, preset)
-            for name, p in parameters(study).items(): print(f"{name:<14} {p.type:<6} {values[name]!r:<24} {p.help}")
+            for name, p in parameters(study).items():
+                print(f"{name:<14} {p.type:<6} {values[name]!r:<24} {p.help}")
         else:
-            named = {"augment": AUGMENTATIONS, "mix": MIXES, "norm": NORMS, "convolution": CONVOLUTIONS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": [*PRECISIONS, "auto"]}
-            for what, names in {"studies": study_names(), "presets": presets(), "protocols": protocols(), "data sets": DATASETS, "models": MODELS, "settings": [f.name for f in fields(Experiment)], **named}.items():
+            named = {
+                "augment": AUGMENTATIONS,
+                "mix": MIXES,
+                "norm": NORMS,
+                "convolution": CONVOLUTIONS,
+                "loss": LOSSES,
+                "optimizer": OPTIMIZERS,
+                "schedule": SCHEDULES,
+                "precision": [*PRECISIONS, "auto"],
+            }
+            for what, names in {
+                "studies": study_names(),
+                "presets": presets(),
+                "protocols": protocols(),
+                "data sets": DATASETS,
+                "models": MODELS,
+                "settings": [f.name for f in fields(Experiment)],
+                **named,
+            }.items():
                 print(f"{what:<11} {', '.join(names)}")
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-21
 def main():
     "The `wavescat` command. A pipe that closes or Ctrl-C ends it quietly; finished runs are kept."
-    for stream in (sys.stdout, sys.stderr):                    # a terminal that can't show a letter, or a file's name that is no text
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
-    try: app()
-    except (KeyboardInterrupt, SystemExit) as e:              # typer makes 130 of a Ctrl-C
-        if isinstance(e, SystemExit) and e.code != 130: raise
-        print("wavescat: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal that can't show a letter, or a file's name that is no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except (KeyboardInterrupt, SystemExit) as e:  # typer makes 130 of a Ctrl-C
+        if isinstance(e, SystemExit) and e.code != 130:
+            raise
+        print(
+            "wavescat: interrupted; finished runs are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 # %% ../../nbs/lib/09_apps/02_cli.ipynb #33-cli-22
-if __name__ == "__main__" and __package__: main()      # python -m wavescat.apps.cli, which accelerate launch needs; nothing in a notebook
+if __name__ == "__main__" and __package__:
+    main()  # python -m wavescat.apps.cli, which accelerate launch needs; nothing in a notebook

@@ -28,173 +28,302 @@ from ..core.names import choose
 from ..scattering.layer import Scattering2D
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-6
-REFERENCE = Morlets(theta=math.pi / 2, xi=3 * math.pi / 8, sigma=1.6, gamma=.5) # rad, rad/pixel, pixels, –
-REACH = {"theta": 1., "gamma": .25, "xi": .5, "sigma": .5}                       # the largest offset to either side, in the same units
+REFERENCE = Morlets(
+    theta=math.pi / 2, xi=3 * math.pi / 8, sigma=1.6, gamma=0.5
+)  # rad, rad/pixel, pixels, –
+REACH = {
+    "theta": 1.0,
+    "gamma": 0.25,
+    "xi": 0.5,
+    "sigma": 0.5,
+}  # the largest offset to either side, in the same units
 ROWS = ("reference", *REACH, "all")
 _SYMBOL = {"theta": "θ", "gamma": "γ", "xi": "ξ", "sigma": "σ"}
 _UNIT = {"theta": " rad", "gamma": "", "xi": " rad/pixel", "sigma": " pixels"}
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-7
 def variations(
-    offsets:Mapping[str, float], # of theta, gamma, xi, sigma; what is left out stays
-)->Morlets:                      # (6,) each, one value for each of `ROWS`, float64
+    offsets: Mapping[str, float],  # of theta, gamma, xi, sigma; what is left out stays
+) -> Morlets:  # (6,) each, one value for each of `ROWS`, float64
     "The reference, each offset alone, all together. Raises `ValueError` for an unknown parameter."
-    for name in offsets: choose(name, REACH, "parameter")
-    rows = [{}, *({name: offsets.get(name, 0.)} for name in REACH), offsets]
-    return Morlets(*(torch.tensor([value + row.get(name, 0.) for row in rows], dtype=torch.float64) for name, value in REFERENCE._asdict().items()))
+    for name in offsets:
+        choose(name, REACH, "parameter")
+    rows = [{}, *({name: offsets.get(name, 0.0)} for name in REACH), offsets]
+    return Morlets(
+        *(
+            torch.tensor([value + row.get(name, 0.0) for row in rows], dtype=torch.float64)
+            for name, value in REFERENCE._asdict().items()
+        )
+    )
+
 
 def together(
-    offsets:Mapping[str, float], # of theta, gamma, xi, sigma
-)->Morlets:                      # () each
+    offsets: Mapping[str, float],  # of theta, gamma, xi, sigma
+) -> Morlets:  # () each
     "The wavelet with all its offsets."
     return Morlets(*(p[-1] for p in variations(offsets)))
 
+
 def wavelet_views(
-    morlets:Morlets, # (K,) each
-    size:int=32,     # side of the grid, pixels
-)->np.ndarray:       # (K, 3, size, size): Fourier transform, real and imaginary part, zero in the middle
+    morlets: Morlets,  # (K,) each
+    size: int = 32,  # side of the grid, pixels
+) -> (
+    np.ndarray
+):  # (K, 3, size, size): Fourier transform, real and imaginary part, zero in the middle
     "What there is to see of wavelets."
     psi = morlet(*morlets, (size, size))
-    return torch.fft.fftshift(torch.stack([torch.fft.fft2(psi).real, psi.real, psi.imag], 1), (-2, -1)).numpy()
+    return torch.fft.fftshift(
+        torch.stack([torch.fft.fft2(psi).real, psi.real, psi.imag], 1), (-2, -1)
+    ).numpy()
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-10
-_SHADES = {"gray": 64, "RdBu_r": 95, "viridis": 96} # colour map → how many colours; zero has one to itself between blue and red
-_FINE = 1.5 # pixels of a sheet to one of the page: sharp on fine screens
+_SHADES = {
+    "gray": 64,
+    "RdBu_r": 95,
+    "viridis": 96,
+}  # colour map → how many colours; zero has one to itself between blue and red
+_FINE = 1.5  # pixels of a sheet to one of the page: sharp on fine screens
+
 
 @functools.cache
 def _palette():
     from matplotlib import colormaps
-    return np.concatenate([np.rint(255 * colormaps[name](np.linspace(0, 1, n))[:, :3]) for name, n in _SHADES.items()]).astype(np.uint8).tobytes()
+
+    return (
+        np.concatenate(
+            [
+                np.rint(255 * colormaps[name](np.linspace(0, 1, n))[:, :3])
+                for name, n in _SHADES.items()
+            ]
+        )
+        .astype(np.uint8)
+        .tobytes()
+    )
+
 
 @functools.cache
 def _written(text, size):
     "Words as greys."
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
+
     font = ImageFont.truetype(findfont("DejaVu Sans"), size, layout_engine=ImageFont.Layout.BASIC)
-    width, height = max(math.ceil(font.getlength(line)) for line in text.split("\n")), round(1.45 * size * (text.count("\n") + 1))
+    width, height = (
+        max(math.ceil(font.getlength(line)) for line in text.split("\n")),
+        round(1.45 * size * (text.count("\n") + 1)),
+    )
     ink = Image.new("L", (width + 2, height), 255)
-    ImageDraw.Draw(ink).multiline_text((1, 0), text, fill=0, font=font, spacing=round(.3 * size))
+    ImageDraw.Draw(ink).multiline_text((1, 0), text, fill=0, font=font, spacing=round(0.3 * size))
     return np.asarray(ink) // 4
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-11
 class Sheet:
     "A picture of panels and words. What was painted before `keep` stays."
-    def __init__(self, width:int, height:int): # in its own pixels, of which `_FINE` make one of the page
+
+    def __init__(
+        self, width: int, height: int
+    ):  # in its own pixels, of which `_FINE` make one of the page
         self.pixels = np.full((height, width), 63, np.uint8)
         self.keep()
 
     @property
-    def page_width(self)->int: return round(self.pixels.shape[1] / _FINE)
+    def page_width(self) -> int:
+        return round(self.pixels.shape[1] / _FINE)
 
-    def keep(self): self.kept = self.pixels.copy()
-    def clear(self): self.pixels[:] = self.kept
+    def keep(self):
+        self.kept = self.pixels.copy()
 
-    def words(self, x:float, y:float, text:str, across:float=0., down:float=0., size:int=18):
+    def clear(self):
+        self.pixels[:] = self.kept
+
+    def words(
+        self, x: float, y: float, text: str, across: float = 0.0, down: float = 0.0, size: int = 18
+    ):
         "Write words with their point (across, down), in parts of their width and height, at (x, y)."
         ink = _written(text, size)
         top, left = round(y - down * ink.shape[0]), round(x - across * ink.shape[1])
-        self.pixels[top:top + ink.shape[0], left:left + ink.shape[1]] = ink
+        self.pixels[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
 
-    def panel(self, x:int, y:int, data:np.ndarray, low:float, high:float, colours:str="viridis", times:int=1):
+    def panel(
+        self,
+        x: int,
+        y: int,
+        data: np.ndarray,
+        low: float,
+        high: float,
+        colours: str = "viridis",
+        times: int = 1,
+    ):
         "Paint numbers (H, W) between two limits, each as times × times pixels."
-        last, first = _SHADES[colours] - 1, sum(n for n, _ in zip(_SHADES.values(), range(list(_SHADES).index(colours))))
-        block = np.rint(np.clip((data - low) * (last / max(high - low, 1e-12)), 0, last)).astype(np.uint8) + np.uint8(first)
-        self.pixels[y:y + times * len(data), x:x + times * data.shape[1]] = block.repeat(times, 0).repeat(times, 1)
+        last, first = (
+            _SHADES[colours] - 1,
+            sum(n for n, _ in zip(_SHADES.values(), range(list(_SHADES).index(colours)))),
+        )
+        block = np.rint(np.clip((data - low) * (last / max(high - low, 1e-12)), 0, last)).astype(
+            np.uint8
+        ) + np.uint8(first)
+        self.pixels[y : y + times * len(data), x : x + times * data.shape[1]] = block.repeat(
+            times, 0
+        ).repeat(times, 1)
 
-    def png(self, height:int|None=None)->bytes: # height: pixels that are kept, from the top
+    def png(self, height: int | None = None) -> bytes:  # height: pixels that are kept, from the top
         from PIL import Image
+
         picture, out = Image.fromarray(self.pixels[:height]), io.BytesIO()
         picture.putpalette(_palette())
         picture.save(out, "png", compress_level=1)
         return out.getvalue()
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-12
-def _number(v, digits=2): return f"{round(v, digits) + 0.:.{digits}f}".replace("-", "−")
+def _number(v, digits=2):
+    return f"{round(v, digits) + 0.0:.{digits}f}".replace("-", "−")
+
 
 class WaveletSheet(Sheet):
     "Six rows of `variations`, three columns of `wavelet_views`; each row on its own scale, which it tells."
-    def __init__(self,
-        size:int=32, # side of the grid, pixels
-        times:int=4, # pixels of the sheet to one of the grid
+
+    def __init__(
+        self,
+        size: int = 32,  # side of the grid, pixels
+        times: int = 4,  # pixels of the sheet to one of the grid
     ):
-        self.size, self.times, self.left, self.top, self.step = size, times, 206, 34, size * times + 8
+        self.size, self.times, self.left, self.top, self.step = (
+            size,
+            times,
+            206,
+            34,
+            size * times + 8,
+        )
         super().__init__(self.left + 3 * self.step, self.top + 6 * self.step + 56)
         bottom = self.top + 6 * self.step
         for c, title in enumerate(("Fourier transform", "real part", "imaginary part")):
             x = self.left + c * self.step
-            self.words(x + size * times / 2, 6, title, across=.5)
-            for at, tick in zip((0, .5, 1), (f"{-(size // 2)}", "0", f"{size // 2 - 1}") if c else ("−π", "0", "π")):
-                self.words(x + size * times * at, bottom - 2, tick.replace("-", "−"), across=at, size=16)
-            self.words(x + size * times / 2, bottom + 20, "pixels" if c else "rad/pixel", across=.5, size=16)
+            self.words(x + size * times / 2, 6, title, across=0.5)
+            for at, tick in zip(
+                (0, 0.5, 1), (f"{-(size // 2)}", "0", f"{size // 2 - 1}") if c else ("−π", "0", "π")
+            ):
+                self.words(
+                    x + size * times * at, bottom - 2, tick.replace("-", "−"), across=at, size=16
+                )
+            self.words(
+                x + size * times / 2,
+                bottom + 20,
+                "pixels" if c else "rad/pixel",
+                across=0.5,
+                size=16,
+            )
         self.keep()
 
-    def draw(self, offsets:Mapping[str, float])->bytes: # PNG
+    def draw(self, offsets: Mapping[str, float]) -> bytes:  # PNG
         "The sheet for these offsets."
         self.clear()
         morlets = variations(offsets)
         for r, (name, row) in enumerate(zip(ROWS, wavelet_views(morlets, self.size))):
-            most, (least, peak), y = np.abs(row[1:]).max(), (row[0].min(), row[0].max()), self.top + r * self.step
-            title = f"{_SYMBOL[name]} = {getattr(morlets, name)[r]:.2f}{_UNIT[name]}" if name in REACH else {"all": "all together"}.get(name, name)
-            self.words(4, y + self.size * self.times / 2, f"{title}\n \nFourier {_number(least)} to {peak:.2f}\nparts within ±{most:.3f}", down=.5, size=17)
-            for c, (data, limits) in enumerate(zip(row, ((least, peak), (-most, most), (-most, most)))):
-                self.panel(self.left + c * self.step, y, data, *limits, "RdBu_r" if c else "viridis", self.times)
+            most, (least, peak), y = (
+                np.abs(row[1:]).max(),
+                (row[0].min(), row[0].max()),
+                self.top + r * self.step,
+            )
+            title = (
+                f"{_SYMBOL[name]} = {getattr(morlets, name)[r]:.2f}{_UNIT[name]}"
+                if name in REACH
+                else {"all": "all together"}.get(name, name)
+            )
+            self.words(
+                4,
+                y + self.size * self.times / 2,
+                f"{title}\n \nFourier {_number(least)} to {peak:.2f}\nparts within ±{most:.3f}",
+                down=0.5,
+                size=17,
+            )
+            for c, (data, limits) in enumerate(
+                zip(row, ((least, peak), (-most, most), (-most, most)))
+            ):
+                self.panel(
+                    self.left + c * self.step,
+                    y,
+                    data,
+                    *limits,
+                    "RdBu_r" if c else "viridis",
+                    self.times,
+                )
         return self.png()
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-17
-def _bell(square): return torch.exp((-.5 * square).clamp(min=-40)) # smaller numbers can't be seen, and those near the end of float32 are slow
+def _bell(square):
+    return torch.exp(
+        (-0.5 * square).clamp(min=-40)
+    )  # smaller numbers can't be seen, and those near the end of float32 are slow
+
 
 def low_pass_f(
-    sigma:float, # width, pixels
-    size:int,    # side of the grid, pixels
-)->Tensor:       # (size, size) float32: φ̂
+    sigma: float,  # width, pixels
+    size: int,  # side of the grid, pixels
+) -> Tensor:  # (size, size) float32: φ̂
     "Fourier transform of a Gaussian, from its formula."
-    side = _bell((sigma * 2 * math.pi * torch.fft.fftfreq(size))**2)
+    side = _bell((sigma * 2 * math.pi * torch.fft.fftfreq(size)) ** 2)
     return side[:, None] * side
 
+
 def morlets_f(
-    morlets:Morlets, # (K,) each, their ξ far enough below π
-    size:int,        # side of the grid, pixels
-    aliases:int=0,   # k from −aliases to aliases
-)->Tensor:           # (K, size, size) float32: ψ̂, frequency 0 first
+    morlets: Morlets,  # (K,) each, their ξ far enough below π
+    size: int,  # side of the grid, pixels
+    aliases: int = 0,  # k from −aliases to aliases
+) -> Tensor:  # (K, size, size) float32: ψ̂, frequency 0 first
     "Fourier transforms of Morlet wavelets, from their formula."
     theta, xi, sigma, gamma = (p.float()[:, None, None] for p in morlets)
-    omega, around = 2 * math.pi * torch.fft.fftfreq(size), 2 * math.pi * torch.arange(-aliases, aliases + 1.)
-    gabor, window = 0., 0.
+    omega, around = (
+        2 * math.pi * torch.fft.fftfreq(size),
+        2 * math.pi * torch.arange(-aliases, aliases + 1.0),
+    )
+    gabor, window = 0.0, 0.0
     for k in around:
         for l in around:
             rows, cols = omega[:, None] + k, omega + l
-            along, across = rows * theta.cos() + cols * theta.sin(), (cols * theta.cos() - rows * theta.sin()) / gamma
-            gabor, window = gabor + _bell(sigma**2 * ((along - xi)**2 + across**2)), window + _bell(sigma**2 * (along**2 + across**2))
+            along, across = (
+                rows * theta.cos() + cols * theta.sin(),
+                (cols * theta.cos() - rows * theta.sin()) / gamma,
+            )
+            gabor, window = (
+                gabor + _bell(sigma**2 * ((along - xi) ** 2 + across**2)),
+                window + _bell(sigma**2 * (along**2 + across**2)),
+            )
     return gabor - gabor[:, :1, :1] / window[:, :1, :1] * window
 
+
 def turned_bank(
-    mother:Morlets, # one wavelet, numbers or tensors () each
-    J:int,          # number of scales
-    L:int,          # number of orientations
-)->Morlets:         # (J·L,) each, float64
+    mother: Morlets,  # one wavelet, numbers or tensors () each
+    J: int,  # number of scales
+    L: int,  # number of orientations
+) -> Morlets:  # (J·L,) each, float64
     "The bank that turns one wavelet by −π/L and widens it by 2 from scale to scale."
-    scale = 2. ** torch.arange(J, dtype=torch.float64)
+    scale = 2.0 ** torch.arange(J, dtype=torch.float64)
     theta, xi, sigma, gamma = (torch.as_tensor(p, dtype=torch.float64) for p in mother)
     return turned(Morlets(theta.expand(J), xi / scale, sigma * scale, gamma.expand(J)), L)
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-19
 def grey_square(
-    content:bytes, # of an image file
-    name:str,      # for the message
-    side:int=96,   # pixels
-)->Tensor:         # (side, side) float32 in 0–1
+    content: bytes,  # of an image file
+    name: str,  # for the message
+    side: int = 96,  # pixels
+) -> Tensor:  # (side, side) float32 in 0–1
     "The middle of an image, square and grey. Raises `ValueError` in one line for what isn't one."
     from PIL import Image, ImageOps
-    try: pixels = decode(content, Path(name), None, "own")
-    except ValueError: raise ValueError(f"{name} can't be read as an image: choose a PNG or JPEG file") from None
-    image = ImageOps.fit(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"), (side, side), Image.Resampling.BOX)
+
+    try:
+        pixels = decode(content, Path(name), None, "own")
+    except ValueError:
+        raise ValueError(f"{name} can't be read as an image: choose a PNG or JPEG file") from None
+    image = ImageOps.fit(
+        Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"), (side, side), Image.Resampling.BOX
+    )
     return torch.from_numpy(np.asarray(image).astype(np.float32)) / 255
 
+
 def photograph(
-    name:str,    # one of `PHOTOGRAPHS`
-    side:int=96, # pixels
-)->Tensor:       # (side, side) float32 in 0–1
+    name: str,  # one of `PHOTOGRAPHS`
+    side: int = 96,  # pixels
+) -> Tensor:  # (side, side) float32 in 0–1
     "The middle of a photograph in scikit-image's wheel, square and grey."
     file = choose(name, PHOTOGRAPHS, "photograph")[0]
     return grey_square((files("skimage") / "data" / file).read_bytes(), file, side)
@@ -202,160 +331,286 @@ def photograph(
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-20
 class PhotographSheet(Sheet):
     "A photograph, its average, and its moduli |x ⋆ ψ| for J scales and L orientations, of which eight are shown."
-    def __init__(self,
-        side:int=96,   # of the photograph, pixels
-        margin:int=16, # that it is reflected at its borders, pixels
-        most:int=4,    # scales at most
+
+    def __init__(
+        self,
+        side: int = 96,  # of the photograph, pixels
+        margin: int = 16,  # that it is reflected at its borders, pixels
+        most: int = 4,  # scales at most
     ):
-        self.side, self.margin, self.left, self.step, self.top = side, margin, 90, side + 6, 2 * side + 72
+        self.side, self.margin, self.left, self.step, self.top = (
+            side,
+            margin,
+            90,
+            side + 6,
+            2 * side + 72,
+        )
         super().__init__(self.left + 8 * self.step, self.top + most * self.step)
-        for i, title in enumerate(("photograph", "averaged by φ", "Littlewood–Paley sum")): self.words(self.left + i * (2 * side + 60) + side, 6, title, across=.5)
+        for i, title in enumerate(("photograph", "averaged by φ", "Littlewood–Paley sum")):
+            self.words(self.left + i * (2 * side + 60) + side, 6, title, across=0.5)
         self.words(4, self.top - 36, "|x ⋆ ψ|")
         self.keep()
         self.show(torch.zeros(side, side))
 
-    def show(self, x:Tensor): # (side, side) in 0–1
+    def show(self, x: Tensor):  # (side, side) in 0–1
         "Take another photograph."
         self.x, m = x.numpy(), self.margin
         self.x_f = torch.fft.fft2(torch.from_numpy(np.pad(self.x, m, "reflect")))
 
-    def filtered(self, by_f:Tensor)->np.ndarray: # (K, N, N) → (K, side, side)
+    def filtered(self, by_f: Tensor) -> np.ndarray:  # (K, N, N) → (K, side, side)
         m = self.margin
         return torch.fft.ifft2(self.x_f * by_f).abs()[:, m:-m, m:-m].numpy()
 
-    def draw(self,
-        mother:Morlets, # the wavelet
-        J:int,          # number of scales
-        L:int,          # number of orientations
-    )->bytes:           # PNG
+    def draw(
+        self,
+        mother: Morlets,  # the wavelet
+        J: int,  # number of scales
+        L: int,  # number of orientations
+    ) -> bytes:  # PNG
         "The sheet for this bank."
         self.clear()
-        bank, N, width = turned_bank(mother, J, L), self.side + 2 * self.margin, .8 * 2**(J - 1)
-        at = lambda j, which, size: morlets_f(Morlets(*(p[j * L + which] for p in bank)), size, aliases=int(j == 0))
+        bank, N, width = turned_bank(mother, J, L), self.side + 2 * self.margin, 0.8 * 2 ** (J - 1)
+        at = lambda j, which, size: morlets_f(
+            Morlets(*(p[j * L + which] for p in bank)), size, aliases=int(j == 0)
+        )
         coarse, every = 48, torch.arange(L)
-        kept = torch.fft.fftshift(littlewood_paley(FilterBank(torch.stack([at(j, every, coarse) for j in range(J)]), low_pass_f(width, coarse)))).numpy()
+        kept = torch.fft.fftshift(
+            littlewood_paley(
+                FilterBank(
+                    torch.stack([at(j, every, coarse) for j in range(J)]), low_pass_f(width, coarse)
+                )
+            )
+        ).numpy()
         x = lambda i: self.left + i * (2 * self.side + 60)
         self.panel(x(0), 34, self.x, 0, 1, "gray", 2)
         self.panel(x(1), 34, self.filtered(low_pass_f(width, N)[None])[0], 0, 1, "gray", 2)
         self.panel(x(2), 34, kept, 0, kept.max(), times=2 * self.side // coarse)
-        self.words(x(2) + 2 * self.side + 8, 34 + self.side, f"from {kept.min():.2f}\nto {kept.max():.2f}", down=.5, size=17)
+        self.words(
+            x(2) + 2 * self.side + 8,
+            34 + self.side,
+            f"from {kept.min():.2f}\nto {kept.max():.2f}",
+            down=0.5,
+            size=17,
+        )
         shown = torch.from_numpy(np.unique(np.linspace(0, L - 1, min(L, 8)).round().astype(int)))
-        for i, l in enumerate(shown): self.words(self.left + i * self.step + self.side / 2, self.top - 30, f"{math.degrees(bank.theta[l]) % 180:.0f}°", across=.5, size=17)
+        for i, l in enumerate(shown):
+            self.words(
+                self.left + i * self.step + self.side / 2,
+                self.top - 30,
+                f"{math.degrees(bank.theta[l]) % 180:.0f}°",
+                across=0.5,
+                size=17,
+            )
         for j in range(J):
             moduli, y = self.filtered(at(j, shown, N)), self.top + j * self.step
-            self.words(4, y + self.side / 2, f"j = {j}\n≤ {moduli.max():.2f}", down=.5, size=17)
-            for i, u in enumerate(moduli): self.panel(self.left + i * self.step, y, u, 0, moduli.max())
+            self.words(4, y + self.side / 2, f"j = {j}\n≤ {moduli.max():.2f}", down=0.5, size=17)
+            for i, u in enumerate(moduli):
+                self.panel(self.left + i * self.step, y, u, 0, moduli.max())
         return self.png(self.top + J * self.step)
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-25
 def _slider(name):
     from ipywidgets import FloatSlider, Layout
-    return FloatSlider(0., min=-REACH[name], max=REACH[name], step=REACH[name] / 25, readout_format="+.2f", continuous_update=True,
-                       description=f"offset of {_SYMBOL[name]}" + (f",{_UNIT[name]}" if _UNIT[name] else ""), style={"description_width": "140px"}, layout=Layout(width="440px"))
+
+    return FloatSlider(
+        0.0,
+        min=-REACH[name],
+        max=REACH[name],
+        step=REACH[name] / 25,
+        readout_format="+.2f",
+        continuous_update=True,
+        description=f"offset of {_SYMBOL[name]}" + (f",{_UNIT[name]}" if _UNIT[name] else ""),
+        style={"description_width": "140px"},
+        layout=Layout(width="440px"),
+    )
+
 
 def _uploaded(value):
     "Name and content of the file that was chosen; ipywidgets 7, Colab's, has a dict where 8 has a tuple."
-    name, file = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+    name, file = (
+        next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+    )
     return name, bytes(file["content"])
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-26
 def explorer(
-    name:str="coffee", # the first photograph, one of `PHOTOGRAPHS`
-)->object:              # a widget, shown by the cell whose last line it is
+    name: str = "coffee",  # the first photograph, one of `PHOTOGRAPHS`
+) -> object:  # a widget, shown by the cell whose last line it is
     "Sliders for the four parameters of a wavelet, for J and L, and a photograph or one's own, filtered live."
     from ipywidgets import HTML, Button, Dropdown, FileUpload, HBox, Image, IntSlider, Layout, VBox
+
     wavelets, filtered = WaveletSheet(), PhotographSheet()
     filtered.show(photograph(name))
     offsets = {n: _slider(n) for n in REACH}
     style, wide = {"description_width": "140px"}, Layout(width="440px")
-    J, L = (IntSlider(v, 1, most, description=d, continuous_update=True, style=style, layout=wide) for v, most, d in ((2, 4, "scales J"), (8, 16, "orientations L")))
-    chosen = Dropdown(options=list(PHOTOGRAPHS), value=name, description="photograph", style=style, layout=wide)
-    own, reset, said = FileUpload(accept="image/*", multiple=False, description="your own"), Button(description="all offsets 0"), HTML()
-    left, right = (Image(format="png", layout=Layout(flex=flex, min_width="400px", max_width=f"{s.page_width}px", height="auto")) for s, flex in ((wavelets, f"0 0 {wavelets.page_width}px"), (filtered, "1 1 440px")))
+    J, L = (
+        IntSlider(v, 1, most, description=d, continuous_update=True, style=style, layout=wide)
+        for v, most, d in ((2, 4, "scales J"), (8, 16, "orientations L"))
+    )
+    chosen = Dropdown(
+        options=list(PHOTOGRAPHS), value=name, description="photograph", style=style, layout=wide
+    )
+    own, reset, said = (
+        FileUpload(accept="image/*", multiple=False, description="your own"),
+        Button(description="all offsets 0"),
+        HTML(),
+    )
+    left, right = (
+        Image(
+            format="png",
+            layout=Layout(
+                flex=flex, min_width="400px", max_width=f"{s.page_width}px", height="auto"
+            ),
+        )
+        for s, flex in ((wavelets, f"0 0 {wavelets.page_width}px"), (filtered, "1 1 440px"))
+    )
 
-    def draw_filtered(_=None): right.value = filtered.draw(together({n: s.value for n, s in offsets.items()}), J.value, L.value)
+    def draw_filtered(_=None):
+        right.value = filtered.draw(
+            together({n: s.value for n, s in offsets.items()}), J.value, L.value
+        )
+
     def draw(_=None):
         left.value = wavelets.draw({n: s.value for n, s in offsets.items()})
         draw_filtered()
+
     def take(x, message=""):
         filtered.show(x)
         said.value = html.escape(message)
         draw_filtered()
-    def upload(change):
-        if not change["new"]: return
-        try: file, content = _uploaded(change["new"]); take(grey_square(content, file), f"{file}: its middle, grey")
-        except ValueError as e: said.value = f"<b>{html.escape(str(e))}</b>"
-    def zero(_):
-        for s in offsets.values(): s.value = 0.
 
-    for s in offsets.values(): s.observe(draw, "value")
-    for s in (J, L): s.observe(draw_filtered, "value")
+    def upload(change):
+        if not change["new"]:
+            return
+        try:
+            file, content = _uploaded(change["new"])
+            take(grey_square(content, file), f"{file}: its middle, grey")
+        except ValueError as e:
+            said.value = f"<b>{html.escape(str(e))}</b>"
+
+    def zero(_):
+        for s in offsets.values():
+            s.value = 0.0
+
+    for s in offsets.values():
+        s.observe(draw, "value")
+    for s in (J, L):
+        s.observe(draw_filtered, "value")
     chosen.observe(lambda change: take(photograph(change["new"])), "value")
     own.observe(upload, "value")
     reset.on_click(zero)
     draw()
     row = Layout(flex_flow="row wrap", align_items="flex-start")
     own_row = HBox([own, reset], layout=Layout(margin="0 0 0 144px"))
-    return VBox([HBox([VBox([*offsets.values()]), VBox([J, L, chosen, own_row])], layout=row), said, HBox([left, right], layout=row)])
+    return VBox(
+        [
+            HBox([VBox([*offsets.values()]), VBox([J, L, chosen, own_row])], layout=row),
+            said,
+            HBox([left, right], layout=row),
+        ]
+    )
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-29
 def reconstruct(
-    S:Scattering2D,
-    coefficients:Tensor, # (..., K, h, w), what S made of an image
-    steps:int=100,       # of descent; a step looks at little more than one gradient
-    seed:int=0,          # of the noise that it begins with
-)->tuple[Tensor, list[float]]: # an image (..., H, W); the relative error of its coefficients at every gradient
+    S: Scattering2D,
+    coefficients: Tensor,  # (..., K, h, w), what S made of an image
+    steps: int = 100,  # of descent; a step looks at little more than one gradient
+    seed: int = 0,  # of the noise that it begins with
+) -> tuple[
+    Tensor, list[float]
+]:  # an image (..., H, W); the relative error of its coefficients at every gradient
     "An image with these coefficients, found by gradient descent from noise. Raises `ValueError` for coefficients that S can't have made."
-    z = torch.randn(*coefficients.shape[:-3], *S.shape, generator=torch.Generator().manual_seed(seed), dtype=S.dtype).to(S.like.device)
-    with torch.no_grad(): made = S(z).shape
-    if made != coefficients.shape: raise ValueError(f"coefficients of images of {S.shape[0]}×{S.shape[1]} pixels have shape {tuple(made)}, got {tuple(coefficients.shape)}: give those that this layer made")
-    z = (coefficients[..., 0, :, :].mean() + .1 * z).requires_grad_()      # order 0 is the image's own average
+    z = torch.randn(
+        *coefficients.shape[:-3],
+        *S.shape,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=S.dtype,
+    ).to(S.like.device)
+    with torch.no_grad():
+        made = S(z).shape
+    if made != coefficients.shape:
+        raise ValueError(
+            f"coefficients of images of {S.shape[0]}×{S.shape[1]} pixels have shape {tuple(made)}, got {tuple(coefficients.shape)}: give those that this layer made"
+        )
+    z = (
+        coefficients[..., 0, :, :].mean() + 0.1 * z
+    ).requires_grad_()  # order 0 is the image's own average
     goal, errors = coefficients.detach().square().sum(), []
-    descent = torch.optim.LBFGS([z], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0)
+    descent = torch.optim.LBFGS(
+        [z],
+        max_iter=steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
+
     def gradient():
         descent.zero_grad()
         loss = (S(z) - coefficients.detach()).square().sum() / goal
         loss.backward()
         errors.append(math.sqrt(loss.item()))
         return loss
+
     descent.step(gradient)
     return z.detach(), errors
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-32
 def shift_changes(
-    x:Tensor,           # (N, N) a photograph, from which the images are cut
-    Js:tuple[int, ...], # numbers of scales
-    shifts:range,       # pixels, from 0
-)->dict[str, list[float]]: # what → ‖S x − S x′‖ / ‖S x‖ for each shift x′
+    x: Tensor,  # (N, N) a photograph, from which the images are cut
+    Js: tuple[int, ...],  # numbers of scales
+    shifts: range,  # pixels, from 0
+) -> dict[str, list[float]]:  # what → ‖S x − S x′‖ / ‖S x‖ for each shift x′
     "How far pixels and coefficients of order 0 to 2 move when the frame of a photograph moves to the right."
     side = x.shape[-1] - shifts[-1]
-    frames = torch.stack([x[:side, s:s + side] for s in shifts])
-    seen = {"pixels": frames, **{f"scattering, J = {J}": Scattering2D(J, (side, side))(frames) for J in Js}}
-    return {name: ((v - v[:1]).flatten(1).norm(dim=1) / v[0].norm()).tolist() for name, v in seen.items()}
+    frames = torch.stack([x[:side, s : s + side] for s in shifts])
+    seen = {
+        "pixels": frames,
+        **{f"scattering, J = {J}": Scattering2D(J, (side, side))(frames) for J in Js},
+    }
+    return {
+        name: ((v - v[:1]).flatten(1).norm(dim=1) / v[0].norm()).tolist()
+        for name, v in seen.items()
+    }
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-35
 def draw_coefficients(
-    S:Scattering2D,
-    x:Tensor, # (H, W)
-)->object:     # a figure
+    S: Scattering2D,
+    x: Tensor,  # (H, W)
+) -> object:  # a figure
     "An image, its order 1 as maps (scales down, orientations across), and the mean of its order 2 for every pair of wavelets."
     from wavescat.figures.plots import bare, figure
+
     y = S(x)
     fig, ax = figure(figsize=(8.6, 1.15 * S.J + 3.6))
     ax.remove()
     top, *rows = fig.add_gridspec(S.J + 1, 1, height_ratios=[3] + [1.15] * S.J)
-    image, average, pairs = (fig.add_subplot(g) for g in top.subgridspec(1, 3, width_ratios=[1, 1, 1.3]))
+    image, average, pairs = (
+        fig.add_subplot(g) for g in top.subgridspec(1, 3, width_ratios=[1, 1, 1.3])
+    )
     bare((image, average))
-    image.imshow(x, cmap="gray", vmin=0, vmax=1); image.set_title("photograph")
-    average.imshow(y[0], cmap="gray", vmin=0, vmax=1); average.set_title("order 0: its average")
+    image.imshow(x, cmap="gray", vmin=0, vmax=1)
+    image.set_title("photograph")
+    average.imshow(y[0], cmap="gray", vmin=0, vmax=1)
+    average.set_title("order 0: its average")
     n = S.J * S.L
     table = np.full((n, n), np.nan)
     places = {(p.j1, p.theta1): i for i, p in enumerate(p for p in S.paths if p.order == 1)}
     for p, v in zip(S.paths, y.mean((-2, -1)).tolist()):
-        if p.order == 2: table[places[p.j1, p.theta1], places[p.j2, p.theta2]] = v
+        if p.order == 2:
+            table[places[p.j1, p.theta1], places[p.j2, p.theta2]] = v
     shown = pairs.imshow(table, cmap="viridis")
-    middles = [S.L * (j + .5) - .5 for j in range(S.J)]
-    pairs.set(title="order 2, averaged", xlabel="second wavelet: j, in it θ", ylabel="first wavelet: j, in it θ", xticks=middles, yticks=middles, xticklabels=range(S.J), yticklabels=range(S.J)); pairs.grid(False)
+    middles = [S.L * (j + 0.5) - 0.5 for j in range(S.J)]
+    pairs.set(
+        title="order 2, averaged",
+        xlabel="second wavelet: j, in it θ",
+        ylabel="first wavelet: j, in it θ",
+        xticks=middles,
+        yticks=middles,
+        xticklabels=range(S.J),
+        yticklabels=range(S.J),
+    )
+    pairs.grid(False)
     fig.colorbar(shown, ax=pairs, label="coefficient")
     first = y[S.find(order=1)].view(S.J, S.L, *y.shape[-2:])
     theta = [p.theta1 for p in S.paths if p.order == 1 and p.j1 == 0]
@@ -364,42 +619,69 @@ def draw_coefficients(
         bare(axes)
         for l, ax in enumerate(axes):
             ax.imshow(first[j, l], cmap="viridis", vmin=0, vmax=first[j].max())
-            if j == 0: ax.set_title(f"{_number(math.degrees(theta[l]), 0)}°", fontsize=9)
+            if j == 0:
+                ax.set_title(f"{_number(math.degrees(theta[l]), 0)}°", fontsize=9)
         axes[0].set_ylabel(f"j = {j}")
     return fig
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-36
 def draw_reconstructions(
-    x:Tensor, # (H, W)
-    found:Mapping[tuple[int, int], tuple[Tensor, list[float]]], # (J, order) → what `reconstruct` gave
-)->object: # a figure
+    x: Tensor,  # (H, W)
+    found: Mapping[
+        tuple[int, int], tuple[Tensor, list[float]]
+    ],  # (J, order) → what `reconstruct` gave
+) -> object:  # a figure
     "A photograph and what is found again from its coefficients: orders down, scales across."
     from wavescat.figures.plots import bare, figure
+
     Js, orders = (sorted({k[i] for k in found}) for i in (0, 1))
-    fig, axes = figure(len(orders), len(Js) + 1, figsize=(2.15 * (len(Js) + 1), 2.8 * len(orders)), squeeze=False)
+    fig, axes = figure(
+        len(orders), len(Js) + 1, figsize=(2.15 * (len(Js) + 1), 2.8 * len(orders)), squeeze=False
+    )
     bare(axes)
-    axes[0, 0].imshow(x, cmap="gray", vmin=0, vmax=1); axes[0, 0].set_title("photograph")
-    for ax in axes[1:, 0]: ax.axis("off")
+    axes[0, 0].imshow(x, cmap="gray", vmin=0, vmax=1)
+    axes[0, 0].set_title("photograph")
+    for ax in axes[1:, 0]:
+        ax.axis("off")
     for row, order in zip(axes, orders):
         for ax, J in zip(row[1:], Js):
             z, errors = found[J, order]
             ax.imshow(z, cmap="gray", vmin=0, vmax=1)
             ax.set_title(f"J = {J}, order {'0–' if order else ''}{order}", fontsize=10)
-            ax.set_xlabel(f"pixels {100 * ((z - x).norm() / x.norm()).item():.0f} % off\ncoefficients {100 * min(errors):.1f} % off", fontsize=9)
+            ax.set_xlabel(
+                f"pixels {100 * ((z - x).norm() / x.norm()).item():.0f} % off\ncoefficients {100 * min(errors):.1f} % off",
+                fontsize=9,
+            )
     return fig
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-37
 def draw_curves(
-    curves:Mapping[str, list[float]], # name → values in parts of 1, for 0, 1, 2, …
-    xlabel:str,
-    ylabel:str,                       # in %
-    log:bool=False,
-)->object: # a figure
+    curves: Mapping[str, list[float]],  # name → values in parts of 1, for 0, 1, 2, …
+    xlabel: str,
+    ylabel: str,  # in %
+    log: bool = False,
+) -> object:  # a figure
     "Relative errors or changes, in per cent, against whole numbers from 0."
     from wavescat.figures.plots import COLOURS, MARKERS, figure
+
     fig, ax = figure(figsize=(6, 3.2))
-    for i, (name, v) in enumerate(curves.items()): ax.plot(100 * np.array(v), color=COLOURS[i], marker=MARKERS[i % 8], markevery=max(1, len(v) // 8), ms=4, ls=("-", "--")[i // 4 % 2], label=name)
-    ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, None), **({"yscale": "log"} if log else {"ylim": (0, None)})); ax.legend(fontsize=9)
+    for i, (name, v) in enumerate(curves.items()):
+        ax.plot(
+            100 * np.array(v),
+            color=COLOURS[i],
+            marker=MARKERS[i % 8],
+            markevery=max(1, len(v) // 8),
+            ms=4,
+            ls=("-", "--")[i // 4 % 2],
+            label=name,
+        )
+    ax.set(
+        xlabel=xlabel,
+        ylabel=ylabel,
+        xlim=(0, None),
+        **({"yscale": "log"} if log else {"ylim": (0, None)}),
+    )
+    ax.legend(fontsize=9)
     return fig
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-42
@@ -412,34 +694,57 @@ if importlib.util.find_spec("wavescat") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"wavescat[demos] @ {{wheel}}" if wheel else "{source}"], check=True)
     importlib.invalidate_caches()"""
 
+
 def repository(
-    project:Path, # the folder of pyproject.toml
-)->str|None:      # None: not set
+    project: Path,  # the folder of pyproject.toml
+) -> str | None:  # None: not set
     "The repository's address. Raises `ValueError` for one that isn't https."
-    found = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {}).get("Source")
-    if found is not None and not found.startswith("https://"): raise ValueError(f"Source in pyproject.toml must be an address that begins with https://, got {found}")
+    found = (
+        tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        .get("urls", {})
+        .get("Source")
+    )
+    if found is not None and not found.startswith("https://"):
+        raise ValueError(
+            f"Source in pyproject.toml must be an address that begins with https://, got {found}"
+        )
     return found and found.rstrip("/").removesuffix(".git")
 
+
 def opening(
-    name:str,         # of the notebook, without its ending
-    address:str|None, # of the repository
-)->tuple[str, str]:   # the link to Colab or nothing; the cell that installs
+    name: str,  # of the notebook, without its ending
+    address: str | None,  # of the repository
+) -> tuple[str, str]:  # the link to Colab or nothing; the cell that installs
     "What a demo begins with."
-    link = f"[Open in Colab](https://colab.research.google.com/github/{address.removeprefix('https://github.com/')}/blob/main/nbs/demos/{name}.ipynb)" if (address or "").startswith("https://github.com/") else ""
-    return link, _INSTALL.format(where="its repository" if address else "the package index", source=f"wavescat[demos] @ git+{address}" if address else "wavescat[demos]")
+    link = (
+        f"[Open in Colab](https://colab.research.google.com/github/{address.removeprefix('https://github.com/')}/blob/main/nbs/demos/{name}.ipynb)"
+        if (address or "").startswith("https://github.com/")
+        else ""
+    )
+    return link, _INSTALL.format(
+        where="its repository" if address else "the package index",
+        source=f"wavescat[demos] @ git+{address}" if address else "wavescat[demos]",
+    )
+
 
 def stamp(
-    project:Path, # the folder of pyproject.toml
-)->list[Path]:    # the notebooks that changed
+    project: Path,  # the folder of pyproject.toml
+) -> list[Path]:  # the notebooks that changed
     "Write the first cells of every demo anew."
     import nbformat
+
     changed = []
     for path in sorted((project / "nbs" / "demos").glob("*.ipynb")):
         nb = nbformat.read(path, 4)
         link, install = opening(path.stem, repository(project))
-        words = "\n".join(line for line in nb.cells[0].source.split("\n") if not line.startswith("[Open in Colab]")).strip()
+        words = "\n".join(
+            line
+            for line in nb.cells[0].source.split("\n")
+            if not line.startswith("[Open in Colab]")
+        ).strip()
         first = words + (f"\n\n{link}" if link else "")
-        if (nb.cells[0].source, nb.cells[1].source) == (first, install): continue
+        if (nb.cells[0].source, nb.cells[1].source) == (first, install):
+            continue
         nb.cells[0].source, nb.cells[1].source = first, install
         nbformat.write(nb, path)
         changed.append(path)

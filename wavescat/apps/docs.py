@@ -32,18 +32,20 @@ from ..studies.presets import parameters, presets, resolve
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-4
 class Documented(NamedTuple):
     "A parameter, a field, or what is returned, as written."
-    name:str
-    type:str
-    default:str
-    comment:str
+
+    name: str
+    type: str
+    default: str
+    comment: str
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-5
 class Entry(NamedTuple):
     "A public definition."
-    name:str      # with its class in front of a method's
-    signature:str
-    doc:str       # the docstring
-    rows:list[Documented]
+
+    name: str  # with its class in front of a method's
+    signature: str
+    doc: str  # the docstring
+    rows: list[Documented]
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-6
 def _row(source, comments, name, annotation, default, line):
@@ -51,8 +53,16 @@ def _row(source, comments, name, annotation, default, line):
     comment = comments.get(line, "")
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
         annotation, *rest = annotation.slice.elts
-        comment = comment or " ".join(k.value.value for r in rest if isinstance(r, ast.Call) for k in r.keywords if k.arg == "help" and isinstance(k.value, ast.Constant))
-    written = [ast.get_source_segment(source, node) if node else "" for node in (annotation, default)]
+        comment = comment or " ".join(
+            k.value.value
+            for r in rest
+            if isinstance(r, ast.Call)
+            for k in r.keywords
+            if k.arg == "help" and isinstance(k.value, ast.Constant)
+        )
+    written = [
+        ast.get_source_segment(source, node) if node else "" for node in (annotation, default)
+    ]
     return Documented(name, *(" ".join(w.split()) for w in written), comment)
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-7
@@ -61,67 +71,137 @@ def _function(source, comments, node):
     a = node.args
     plain = [*a.posonlyargs, *a.args]
     given = [*zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
-    if a.vararg: given.append((a.vararg, None))
+    if a.vararg:
+        given.append((a.vararg, None))
     keywords = [*zip(a.kwonlyargs, a.kw_defaults)] + ([(a.kwarg, None)] if a.kwarg else [])
     star = {id(a.vararg): "*", id(a.kwarg): "**"} if a.vararg or a.kwarg else {}
-    last = {x.lineno: x.arg for x, _ in given + keywords} | ({node.returns.lineno: "returns"} if node.returns else {})
+    last = {x.lineno: x.arg for x, _ in given + keywords} | (
+        {node.returns.lineno: "returns"} if node.returns else {}
+    )
     text, rows = [], []
     for i, (x, default) in enumerate(given + keywords):
-        if x.arg in ("self", "cls") and not i: continue
-        if i == len(given) and a.kwonlyargs and not a.vararg: text.append("*")
-        rows.append(_row(source, comments, star.get(id(x), "") + x.arg, x.annotation, default, x.lineno if last[x.lineno] == x.arg else 0))
+        if x.arg in ("self", "cls") and not i:
+            continue
+        if i == len(given) and a.kwonlyargs and not a.vararg:
+            text.append("*")
+        rows.append(
+            _row(
+                source,
+                comments,
+                star.get(id(x), "") + x.arg,
+                x.annotation,
+                default,
+                x.lineno if last[x.lineno] == x.arg else 0,
+            )
+        )
         text.append(rows[-1].name + (f"={rows[-1].default}" if default else ""))
-    if node.returns: rows.append(_row(source, comments, "returns", node.returns, None, node.returns.lineno))
+    if node.returns:
+        rows.append(_row(source, comments, "returns", node.returns, None, node.returns.lineno))
     return text, rows
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-8
 def _call(name, arguments):
     line = f"{name}({', '.join(arguments)})"
-    return line if len(line) < 84 else f"{name}(\n" + textwrap.fill(", ".join(arguments), 80, initial_indent="    ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False) + "\n)"
+    return (
+        line
+        if len(line) < 84
+        else f"{name}(\n"
+        + textwrap.fill(
+            ", ".join(arguments),
+            80,
+            initial_indent="    ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        + "\n)"
+    )
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-9
 def entries(
-    source:str,     # of a cell
-)->list[Entry]:     # its public functions, classes and their methods
+    source: str,  # of a cell
+) -> list[Entry]:  # its public functions, classes and their methods
     "What a cell of source defines."
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    comments = {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
     found = []
+
     def function(node, owner=""):
         text, rows = _function(source, comments, node)
-        prop = any(ast.unparse(d) in ("property", "cached_property", "functools.cached_property") for d in node.decorator_list)
-        found.append(Entry(owner + node.name, owner + node.name if prop else _call(owner + node.name, text), ast.get_docstring(node) or "", rows))
+        prop = any(
+            ast.unparse(d) in ("property", "cached_property", "functools.cached_property")
+            for d in node.decorator_list
+        )
+        found.append(
+            Entry(
+                owner + node.name,
+                owner + node.name if prop else _call(owner + node.name, text),
+                ast.get_docstring(node) or "",
+                rows,
+            )
+        )
+
     for node in ast.parse(source).body:
-        if getattr(node, "name", "_").startswith("_"): continue
-        if isinstance(node, ast.FunctionDef): function(node)
+        if getattr(node, "name", "_").startswith("_"):
+            continue
+        if isinstance(node, ast.FunctionDef):
+            function(node)
         elif isinstance(node, ast.ClassDef):
-            first = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-            if first: text, rows = _function(source, comments, first)
+            first = next(
+                (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"),
+                None,
+            )
+            if first:
+                text, rows = _function(source, comments, first)
             else:
-                rows = [_row(source, comments, n.target.id, n.annotation, n.value, n.lineno) for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
+                rows = [
+                    _row(source, comments, n.target.id, n.annotation, n.value, n.lineno)
+                    for n in node.body
+                    if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
+                ]
                 text = [r.name + (f"={r.default}" if r.default else "") for r in rows]
             bases = ", ".join(map(ast.unparse, node.bases))
-            found.append(Entry(node.name, f"class {_call(node.name, text)}" + (f" # {bases}" if bases else ""), ast.get_docstring(node) or "", [r for r in rows if r.name != "returns"]))
+            found.append(
+                Entry(
+                    node.name,
+                    f"class {_call(node.name, text)}" + (f" # {bases}" if bases else ""),
+                    ast.get_docstring(node) or "",
+                    [r for r in rows if r.name != "returns"],
+                )
+            )
             for n in node.body:
-                if isinstance(n, ast.FunctionDef) and not n.name.startswith("_") and n.name != "extra_repr": function(n, f"{node.name}.")
+                if (
+                    isinstance(n, ast.FunctionDef)
+                    and not n.name.startswith("_")
+                    and n.name != "extra_repr"
+                ):
+                    function(n, f"{node.name}.")
     return found
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-15
 class Site:
     "Pages and files, before MkDocs has seen them."
-    def __init__(self,
-        root:Path, # the checkout
+
+    def __init__(
+        self,
+        root: Path,  # the checkout
     ):
         self.root = root
-        self.pages:dict[str, str] = {}       # place in the site → Markdown
-        self.files:dict[str, bytes] = {}     # place in the site → content
-        self.where:dict[str, str] = {}       # file of the checkout → its page
-        self.names:dict[str, list[str]] = {} # public name → pages that define it
-        self.held:list[str] = []             # HTML
-    def hold(self, html:str, tag:str="div")->str:
+        self.pages: dict[str, str] = {}  # place in the site → Markdown
+        self.files: dict[str, bytes] = {}  # place in the site → content
+        self.where: dict[str, str] = {}  # file of the checkout → its page
+        self.names: dict[str, list[str]] = {}  # public name → pages that define it
+        self.held: list[str] = []  # HTML
+
+    def hold(self, html: str, tag: str = "div") -> str:
         "A mark that stands for this HTML."
         self.held.append(html)
         return f'<{tag} data-held="{len(self.held) - 1}"></{tag}>'
-    def release(self, html:str)->str:
+
+    def release(self, html: str) -> str:
         "The HTML with every mark replaced."
         return re.sub(r'<(div|span) data-held="(\d+)"></\1>', lambda m: self.held[int(m[2])], html)
 
@@ -129,16 +209,22 @@ class Site:
 def _to(target, here):
     "The way from one page to another."
     path, _, anchor = target.partition("#")
-    return posixpath.relpath(path, posixpath.dirname(here) or ".") + (f"#{anchor}" if anchor else "")
+    return posixpath.relpath(path, posixpath.dirname(here) or ".") + (
+        f"#{anchor}" if anchor else ""
+    )
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-17
 def _link(site, target, source, here):
     "A link of a file of the checkout as one of the site; a file that has no page is brought along."
-    if re.match(r"[a-z]+:|#", target): return target
+    if re.match(r"[a-z]+:|#", target):
+        return target
     path, _, anchor = target.partition("#")
     file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
     if file not in site.where:
-        if not (site.root / file).is_file(): raise ValueError(f"{source}: the link to {target} leads nowhere; there is no file {file}")
+        if not (site.root / file).is_file():
+            raise ValueError(
+                f"{source}: the link to {target} leads nowhere; there is no file {file}"
+            )
         site.files[file] = (site.root / file).read_bytes()
     return _to(site.where.get(file, file) + (f"#{anchor}" if anchor else ""), here)
 
@@ -146,31 +232,52 @@ def _link(site, target, source, here):
 def _name(site, text, here):
     "Where a name in the prose leads: a definition of this page, else one that only one page has; a module; a notebook."
     pages = site.names.get(text.removeprefix("wavescat."), [])
-    if text.startswith("wavescat.") and (page := _page(text[9:])) in site.where.values(): return _to(page, here)
-    if here in pages: return f"#{text}"
-    if len(pages) == 1 and re.search(r"[A-Z_.]", text): return _to(f"{pages[0]}#{text.removeprefix('wavescat.')}", here)
-    found = [page for file, page in site.where.items() if text.endswith(".ipynb") and (file == text or file.endswith(f"/{text}"))]
+    if text.startswith("wavescat.") and (page := _page(text[9:])) in site.where.values():
+        return _to(page, here)
+    if here in pages:
+        return f"#{text}"
+    if len(pages) == 1 and re.search(r"[A-Z_.]", text):
+        return _to(f"{pages[0]}#{text.removeprefix('wavescat.')}", here)
+    found = [
+        page
+        for file, page in site.where.items()
+        if text.endswith(".ipynb") and (file == text or file.endswith(f"/{text}"))
+    ]
     return _to(found[0], here) if found and found[0] != here else None
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-19
 def prose(
-    site:Site,
-    text:str,
-    source:str, # file of the checkout that it stands in
-    here:str,   # the page
-)->str:         # Markdown for MkDocs
+    site: Site,
+    text: str,
+    source: str,  # file of the checkout that it stands in
+    here: str,  # the page
+) -> str:  # Markdown for MkDocs
     "Markdown of a notebook or file: formulas set, links turned to pages, names linked. Raises `ValueError` for a link or formula that fails."
+
     def named(match):
         found = _name(site, match[1], here)
         return f"[{match[0]}]({found})" if found else match[0]
+
     parts = re.split(r"(^```.*?^```[ ]*$)", text, flags=re.S | re.M)
     for i in range(0, len(parts), 2):
         part = set_mathematics(parts[i])
-        if part.count("<code>") > parts[i].count("<code>"): raise ValueError(f"{source}: a formula can't be set: {html.unescape(re.search('<code>(.*?)</code>', part)[1])}")
-        part = re.sub(r'<(span|div) class="math">.*?</svg></\1>', lambda m: site.hold(m[0], m[1]) if m[1] == "span" else f"\n\n{site.hold(m[0])}\n\n", part, flags=re.S)
-        part = re.sub(r"(\]\()([^)\s]+)(?=[)\s])", lambda m: m[1] + _link(site, m[2], source, here), part)
+        if part.count("<code>") > parts[i].count("<code>"):
+            raise ValueError(
+                f"{source}: a formula can't be set: {html.unescape(re.search('<code>(.*?)</code>', part)[1])}"
+            )
+        part = re.sub(
+            r'<(span|div) class="math">.*?</svg></\1>',
+            lambda m: site.hold(m[0], m[1]) if m[1] == "span" else f"\n\n{site.hold(m[0])}\n\n",
+            part,
+            flags=re.S,
+        )
+        part = re.sub(
+            r"(\]\()([^)\s]+)(?=[)\s])", lambda m: m[1] + _link(site, m[2], source, here), part
+        )
         part = re.sub(r"(?<![\[`\w])`([\w./]+)(?:\(\))?`(?![`\]])", named, part)
-        parts[i] = re.sub(r"(?m)^((?!\s*(?:[-*]|\d+\.) )\S.*)\n(?=(?:[-*]|\d+\.) )", r"\1\n\n", part)   # a list after a line of text
+        parts[i] = re.sub(
+            r"(?m)^((?!\s*(?:[-*]|\d+\.) )\S.*)\n(?=(?:[-*]|\d+\.) )", r"\1\n\n", part
+        )  # a list after a line of text
     return "".join(parts)
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-22
@@ -179,13 +286,22 @@ def _code(source, language="python"):
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
-    return highlight(source, get_lexer_by_name(language), HtmlFormatter(cssclass="highlight", wrapcode=True))
+
+    return highlight(
+        source, get_lexer_by_name(language), HtmlFormatter(cssclass="highlight", wrapcode=True)
+    )
+
 
 def _folded(sources, what, link):
     "Cells, by number, folded together."
     ks = [*sources]
     numbers = f"cell {ks[0]}" if len(ks) == 1 else f"cells {ks[0]}–{ks[-1]}"
-    return f'<details class="source" data-search-exclude><summary>{what}: {link}, {numbers}</summary>' + "".join(f'<div id="cell-{k}">{_code(s)}</div>' for k, s in sources.items()) + "</details>"
+    return (
+        f'<details class="source" data-search-exclude><summary>{what}: {link}, {numbers}</summary>'
+        + "".join(f'<div id="cell-{k}">{_code(s)}</div>' for k, s in sources.items())
+        + "</details>"
+    )
+
 
 def _inline(text):
     "Plain text with `code` as HTML."
@@ -195,25 +311,61 @@ def _inline(text):
 def _table(head, rows):
     "An HTML table; its first column is code."
     cells = ["".join(f"<td>{c}</td>" for c in row) for row in rows]
-    return "<table><thead><tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr></thead><tbody>" + "".join(f"<tr>{c}</tr>" for c in cells) + "</tbody></table>"
+    return (
+        "<table><thead><tr>"
+        + "".join(f"<th>{h}</th>" for h in head)
+        + "</tr></thead><tbody>"
+        + "".join(f"<tr>{c}</tr>" for c in cells)
+        + "</tbody></table>"
+    )
 
-def _as_code(text): return f"<code>{html.escape(text, quote=False)}</code>" if text else ""
+
+def _as_code(text):
+    return f"<code>{html.escape(text, quote=False)}</code>" if text else ""
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-24
 def _entry(site, entry, source, here, anchor):
     "An entry as Markdown: heading, signature, docstring, table. To the search a method is text of its class."
-    rows = [[_as_code(r.name) if r.name != "returns" else "returns", _as_code(r.type), _as_code(r.default), _inline(r.comment)] for r in entry.rows]
-    table = site.hold(_table(["parameter", "type", "default", "comment"], rows)) if any(r[1] or r[3] for r in rows) else ""
-    title = f"`{entry.name}`\n{{ #{entry.name} .method role=heading aria-level=4 }}" if "." in entry.name else f"### `{entry.name}` {{ #{entry.name} }}"
-    head = title + "\n\n" + site.hold(_code(entry.signature) + f'<p class="to-source"><a href="#{anchor}">source</a></p>')
+    rows = [
+        [
+            _as_code(r.name) if r.name != "returns" else "returns",
+            _as_code(r.type),
+            _as_code(r.default),
+            _inline(r.comment),
+        ]
+        for r in entry.rows
+    ]
+    table = (
+        site.hold(_table(["parameter", "type", "default", "comment"], rows))
+        if any(r[1] or r[3] for r in rows)
+        else ""
+    )
+    title = (
+        f"`{entry.name}`\n{{ #{entry.name} .method role=heading aria-level=4 }}"
+        if "." in entry.name
+        else f"### `{entry.name}` {{ #{entry.name} }}"
+    )
+    head = (
+        title
+        + "\n\n"
+        + site.hold(
+            _code(entry.signature) + f'<p class="to-source"><a href="#{anchor}">source</a></p>'
+        )
+    )
     return f"{head}\n\n{prose(site, entry.doc, source, here)}\n\n{table}\n\n"
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-25
 def _output(site, output, name, alt):
     "A stored output as HTML; what can't be shown in a page is left out."
-    data = {k: v if isinstance(v, str) else "".join(v) for k, v in output.get("data", {"text/plain": output.get("text", "")}).items() if isinstance(v, (str, list))}
-    if output.get("name") == "stderr": return ""
-    if "text/html" in data: return f'<div class="output">{re.sub(r"<style scoped>.*?</style>", "", re.sub(r"<table[^>]*dataframe[^>]*>", "<table>", data["text/html"]), flags=re.S)}</div>'
+    data = {
+        k: v if isinstance(v, str) else "".join(v)
+        for k, v in output.get("data", {"text/plain": output.get("text", "")}).items()
+        if isinstance(v, (str, list))
+    }
+    if output.get("name") == "stderr":
+        return ""
+    if "text/html" in data:
+        return f'<div class="output">{re.sub(r"<style scoped>.*?</style>", "", re.sub(r"<table[^>]*dataframe[^>]*>", "<table>", data["text/html"]), flags=re.S)}</div>'
     for mime, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
         if mime in data:
             content = base64.b64decode(data[mime])
@@ -222,147 +374,324 @@ def _output(site, output, name, alt):
             return f'<div class="output"><img src="../{place}" alt="{html.escape(alt, quote=True)}"></div>'
     if "text/markdown" in data:
         from markdown import markdown
+
         return f'<div class="output">{markdown(data["text/markdown"], extensions=["tables"])}</div>'
-    if "application/vnd.jupyter.widget-view+json" in data: return '<div class="output"><p>Controls appear here when the notebook runs.</p></div>'
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return '<div class="output"><p>Controls appear here when the notebook runs.</p></div>'
     text = re.sub(r"\x1b\[[0-9;]*m", "", data.get("text/plain", "")).strip("\n")
-    return f'<div class="output"><pre><code>{html.escape(text, quote=False)}</code></pre></div>' if text else ""
+    return (
+        f'<div class="output"><pre><code>{html.escape(text, quote=False)}</code></pre></div>'
+        if text
+        else ""
+    )
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-26
 def _flags(cell):
     "Directives of a cell (`export`, `hide`, …) and its source without them."
     source = "".join(cell["source"])
-    return {m.split()[0].rstrip(":") for m in re.findall(r"^#\|\s*(\S.*)$", source, flags=re.M)}, re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
+    return {
+        m.split()[0].rstrip(":") for m in re.findall(r"^#\|\s*(\S.*)$", source, flags=re.M)
+    }, re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-27
 def notebook_page(
-    site:Site,
-    file:str,         # of the checkout
-    folded:bool=False,# whether code that isn't exported is folded too
-)->None:
+    site: Site,
+    file: str,  # of the checkout
+    folded: bool = False,  # whether code that isn't exported is folded too
+) -> None:
     "Add a notebook as a page, and the notebook itself as a file."
     here, stem = site.where[file], Path(file).stem
     site.files[file] = (site.root / file).read_bytes()
     heading, text, waiting = stem, [], {}
+
     def unfold():
-        if waiting: text.append(site.hold(_folded(waiting, "code" if folded else "source", f'<a href="{_to(file, here)}">{file}</a>')))
+        if waiting:
+            text.append(
+                site.hold(
+                    _folded(
+                        waiting,
+                        "code" if folded else "source",
+                        f'<a href="{_to(file, here)}">{file}</a>',
+                    )
+                )
+            )
         waiting.clear()
+
     for k, cell in enumerate(json.loads(site.files[file])["cells"]):
         flags, source = _flags(cell)
         if cell["cell_type"] == "markdown":
             unfold()
-            heading = (re.findall(r"^#+ (.*)$", "".join(cell["source"]), flags=re.M) or [heading])[-1]
+            heading = (re.findall(r"^#+ (.*)$", "".join(cell["source"]), flags=re.M) or [heading])[
+                -1
+            ]
             text.append(prose(site, "".join(cell["source"]), file, here))
         elif cell["cell_type"] == "code" and source and not flags & {"hide", "default_exp"}:
-            found = [_entry(site, e, file, here, f"cell-{k}") for e in entries(source)] if "export" in flags else []
-            if found or not (folded or "export" in flags): unfold()
+            found = (
+                [_entry(site, e, file, here, f"cell-{k}") for e in entries(source)]
+                if "export" in flags
+                else []
+            )
+            if found or not (folded or "export" in flags):
+                unfold()
             text += found
-            if folded or "export" in flags: waiting[k] = source
-            else: text.append(site.hold(_code(source)))
-            if outputs := [site.hold(_output(site, o, f"{stem}-{k}", f"{heading.replace('`', '')}: picture of cell {k}")) for o in cell.get("outputs", [])]: unfold(); text += outputs
+            if folded or "export" in flags:
+                waiting[k] = source
+            else:
+                text.append(site.hold(_code(source)))
+            if outputs := [
+                site.hold(
+                    _output(
+                        site, o, f"{stem}-{k}", f"{heading.replace('`', '')}: picture of cell {k}"
+                    )
+                )
+                for o in cell.get("outputs", [])
+            ]:
+                unfold()
+                text += outputs
     unfold()
     site.pages[here] = "\n\n".join([*text, f"The notebook: [{file}]({_to(file, here)})."])
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-31
 def study_page(
-    site:Site,
-    file:str,                   # the template
-    reports:Mapping[str, dict], # page → results, of this study
-)->None:
+    site: Site,
+    file: str,  # the template
+    reports: Mapping[str, dict],  # page → results, of this study
+) -> None:
     "Add a study: the template's prose, its parameters under each preset, its reports."
     notebook_page(site, file, folded=True)
     here, study = site.where[file], Path(file).stem
     values = {preset: resolve(study, preset) for preset in presets()}
-    rows = [[_as_code(name), *(_as_code(str(values[preset][name])) for preset in values), _inline(p.help)] for name, p in parameters(study).items() if name != "preset"]
+    rows = [
+        [
+            _as_code(name),
+            *(_as_code(str(values[preset][name])) for preset in values),
+            _inline(p.help),
+        ]
+        for name, p in parameters(study).items()
+        if name != "preset"
+    ]
     table = site.hold(_table(["parameter", *values, "what it is"], rows))
-    lines = [f"- [{Path(page).stem}]({_to(page, here)}): {gave['headline']}" for page, gave in reports.items()]
+    lines = [
+        f"- [{Path(page).stem}]({_to(page, here)}): {gave['headline']}"
+        for page, gave in reports.items()
+    ]
     found = "\n".join(["## Stored reports", "", *lines, ""]) if lines else ""
-    site.pages[here] += f"\n\n{found}\n\n## Parameters\n\nA preset is a section of `settings.ini`; any parameter is changed with `wavescat run {study} -p NAME=VALUE`.\n\n{table}\n"
+    site.pages[here] += (
+        f"\n\n{found}\n\n## Parameters\n\nA preset is a section of `settings.ini`; any parameter is changed with `wavescat run {study} -p NAME=VALUE`.\n\n{table}\n"
+    )
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-32
 def report_page(
-    site:Site,
-    file:str, # the page that `report.make` wrote
-    gave:Mapping[str, object], # its results
-)->None:
+    site: Site,
+    file: str,  # the page that `report.make` wrote
+    gave: Mapping[str, object],  # its results
+) -> None:
     "Add a stored report."
-    here, body = site.where[file], re.search(r"<main>(.*)</main>", (site.root / file).read_text(encoding="utf-8"), flags=re.S)[1]
+    here, body = (
+        site.where[file],
+        re.search(r"<main>(.*)</main>", (site.root / file).read_text(encoding="utf-8"), flags=re.S)[
+            1
+        ],
+    )
     site.files[posixpath.splitext(file)[0] + ".json"] = json.dumps(gave, indent=1).encode()
-    parts = re.split(r"<h([1-3])[^>]*>(.*?)</h\1>", body.replace('<table class="dataframe', '<table data-report class="dataframe'), flags=re.S)
+    parts = re.split(
+        r"<h([1-3])[^>]*>(.*?)</h\1>",
+        body.replace('<table class="dataframe', '<table data-report class="dataframe'),
+        flags=re.S,
+    )
     text = [site.hold(parts[0])]
-    for level, title, rest in zip(parts[1::3], parts[2::3], parts[3::3]): text += ["#" * int(level) + " " + " ".join(re.sub(r"<[^>]+>", "", title).split()), site.hold(rest)]
+    for level, title, rest in zip(parts[1::3], parts[2::3], parts[3::3]):
+        text += [
+            "#" * int(level) + " " + " ".join(re.sub(r"<[^>]+>", "", title).split()),
+            site.hold(rest),
+        ]
     study = site.where.get(f"nbs/studies/{gave['study']}.ipynb")
-    text.insert(2, (f"Study: [{gave['study']}]({_to(study, here)}). " if study else "") + f"Made by `{gave['command']}`.")
+    text.insert(
+        2,
+        (f"Study: [{gave['study']}]({_to(study, here)}). " if study else "")
+        + f"Made by `{gave['command']}`.",
+    )
     site.pages[here] = "\n\n".join(text)
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-33
 def command_page(
-    site:Site,
-    app, # typer's
-    here:str="command.md",
-)->None:
+    site: Site,
+    app,  # typer's
+    here: str = "command.md",
+) -> None:
     "Add what every command's `--help` says."
     from typer.main import get_command
     from typer.testing import CliRunner
+
     text = ["# Command line", "What `--help` says, of every command."]
+
     def add(command, words):
-        said = CliRunner().invoke(app, [*words, "--help"], prog_name="wavescat", env={"COLUMNS": "90", "TERMINAL_WIDTH": "90", "NO_COLOR": "1"})
-        if said.exit_code: raise ValueError(f"wavescat {' '.join(words)} --help failed: {said.output}")
-        text.extend([f"{'##' if len(words) < 2 else '###'} wavescat {' '.join(words)}".rstrip(), site.hold(_code(said.output.strip("\n"), "text"))])
-        for name, sub in sorted(getattr(command, "commands", {}).items()): add(sub, [*words, name])
+        said = CliRunner().invoke(
+            app,
+            [*words, "--help"],
+            prog_name="wavescat",
+            env={"COLUMNS": "90", "TERMINAL_WIDTH": "90", "NO_COLOR": "1"},
+        )
+        if said.exit_code:
+            raise ValueError(f"wavescat {' '.join(words)} --help failed: {said.output}")
+        text.extend(
+            [
+                f"{'##' if len(words) < 2 else '###'} wavescat {' '.join(words)}".rstrip(),
+                site.hold(_code(said.output.strip("\n"), "text")),
+            ]
+        )
+        for name, sub in sorted(getattr(command, "commands", {}).items()):
+            add(sub, [*words, name])
+
     add(get_command(app), [])
     site.pages[here] = "\n\n".join(text)
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-35
-_SECTIONS = {"core": "Core", "scattering": "Scattering", "data": "Data", "models": "Models", "runs": "Runs", "training": "Training", "analysis": "Analysis", "figures": "Figures", "studies": "Studies", "apps": "Applications"}
+_SECTIONS = {
+    "core": "Core",
+    "scattering": "Scattering",
+    "data": "Data",
+    "models": "Models",
+    "runs": "Runs",
+    "training": "Training",
+    "analysis": "Analysis",
+    "figures": "Figures",
+    "studies": "Studies",
+    "apps": "Applications",
+}
+
 
 def _module(file):
     "The module that a notebook of the library exports, such as scattering.filters."
     return ".".join(re.sub(r"^\d+_", "", part) for part in Path(file).with_suffix("").parts[-2:])
 
-def _page(module): return f"lib/{module.replace('.', '/')}.md"
+
+def _page(module):
+    return f"lib/{module.replace('.', '/')}.md"
+
 
 def sections(
-    files:list[str],         # the library's notebooks
-)->dict[str, list[str]]:     # section → its notebooks, in order
+    files: list[str],  # the library's notebooks
+) -> dict[str, list[str]]:  # section → its notebooks, in order
     "One section a package."
     found = {}
-    for file in files: found.setdefault(_module(file).partition(".")[0], []).append(file)
+    for file in files:
+        found.setdefault(_module(file).partition(".")[0], []).append(file)
     wrong = found.keys() ^ _SECTIONS
-    if wrong: raise ValueError(f"packages without a title, or titles without a package: {', '.join(sorted(wrong))}; correct _SECTIONS")
+    if wrong:
+        raise ValueError(
+            f"packages without a title, or titles without a package: {', '.join(sorted(wrong))}; correct _SECTIONS"
+        )
     return {title: found[package] for package, title in _SECTIONS.items()}
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-36
 def gather(
-    root:Path, # the checkout
+    root: Path,  # the checkout
     app=None,  # typer's, for the page of the command line
-)->tuple[Site, list]: # and the navigation
+) -> tuple[Site, list]:  # and the navigation
     "Every page, from a checkout."
     site = Site(root)
-    def files(pattern): return sorted(p.relative_to(root).as_posix() for p in root.glob(pattern))
-    library, studies, demos = files("nbs/lib/*/*.ipynb"), files("nbs/studies/*.ipynb"), files("nbs/demos/*.ipynb")
-    reports = {f: json.loads((root / f).with_suffix(".json").read_text(encoding="utf-8")) for f in files("reports/*/*.html") if (root / f).with_suffix(".json").is_file() and not Path(f).stem.startswith("smoke")}
-    site.where = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "reports/index.html": "reports/index.md"}
-    site.where |= {f: _page(_module(f)) for f in library} | {f: f"{f[4:-6]}.md" for f in studies + demos} | {f: f"{f[:-5]}.md" for f in reports}
-    defined = {f: [e for c in json.loads((root / f).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code" for flags, source in [_flags(c)] if "export" in flags for e in entries(source)] for f in library}
+
+    def files(pattern):
+        return sorted(p.relative_to(root).as_posix() for p in root.glob(pattern))
+
+    library, studies, demos = (
+        files("nbs/lib/*/*.ipynb"),
+        files("nbs/studies/*.ipynb"),
+        files("nbs/demos/*.ipynb"),
+    )
+    reports = {
+        f: json.loads((root / f).with_suffix(".json").read_text(encoding="utf-8"))
+        for f in files("reports/*/*.html")
+        if (root / f).with_suffix(".json").is_file() and not Path(f).stem.startswith("smoke")
+    }
+    site.where = {
+        "README.md": "index.md",
+        "CHANGELOG.md": "changes.md",
+        "reports/index.html": "reports/index.md",
+    }
+    site.where |= (
+        {f: _page(_module(f)) for f in library}
+        | {f: f"{f[4:-6]}.md" for f in studies + demos}
+        | {f: f"{f[:-5]}.md" for f in reports}
+    )
+    defined = {
+        f: [
+            e
+            for c in json.loads((root / f).read_text(encoding="utf-8"))["cells"]
+            if c["cell_type"] == "code"
+            for flags, source in [_flags(c)]
+            if "export" in flags
+            for e in entries(source)
+        ]
+        for f in library
+    }
     for f, found in defined.items():
-        for e in found: site.names.setdefault(e.name, []).append(site.where[f])
-    for f in library: notebook_page(site, f)
-    for f in demos: notebook_page(site, f)
-    for f in studies: study_page(site, f, {site.where[r]: gave for r, gave in reports.items() if gave["study"] == Path(f).stem})
-    for f, gave in reports.items(): report_page(site, f, gave)
-    for f in ("README.md", "CHANGELOG.md"): site.pages[site.where[f]] = prose(site, (root / f).read_text(encoding="utf-8"), f, site.where[f])
-    site.pages["reports/index.md"] = "# Reports\n\n" + "\n".join(f"- [{gave['title']}]({_to(site.where[f], 'reports/index.md')}) ({Path(f).stem}, {len(gave['runs'])} runs). {gave['headline']}" for f, gave in reports.items())
+        for e in found:
+            site.names.setdefault(e.name, []).append(site.where[f])
+    for f in library:
+        notebook_page(site, f)
+    for f in demos:
+        notebook_page(site, f)
+    for f in studies:
+        study_page(
+            site,
+            f,
+            {site.where[r]: gave for r, gave in reports.items() if gave["study"] == Path(f).stem},
+        )
+    for f, gave in reports.items():
+        report_page(site, f, gave)
+    for f in ("README.md", "CHANGELOG.md"):
+        site.pages[site.where[f]] = prose(
+            site, (root / f).read_text(encoding="utf-8"), f, site.where[f]
+        )
+    site.pages["reports/index.md"] = "# Reports\n\n" + "\n".join(
+        f"- [{gave['title']}]({_to(site.where[f], 'reports/index.md')}) ({Path(f).stem}, {len(gave['runs'])} runs). {gave['headline']}"
+        for f, gave in reports.items()
+    )
     rooms = sections(library)
-    site.pages["api.md"] = "# Every name\n\n" + "\n\n".join(f"## {title}\n\n" + site.hold(_table(["name", "module", "what it is"], [[f'<a href="{site.where[f][:-3]}.html#{e.name}">{_as_code(e.name)}</a>', _as_code(_module(f)), _inline(re.split(r"(?<=[.:]) |\n", e.doc)[0].rstrip(":"))] for f in fs for e in defined[f] if "." not in e.name])) for title, fs in rooms.items())
+    site.pages["api.md"] = "# Every name\n\n" + "\n\n".join(
+        f"## {title}\n\n"
+        + site.hold(
+            _table(
+                ["name", "module", "what it is"],
+                [
+                    [
+                        f'<a href="{site.where[f][:-3]}.html#{e.name}">{_as_code(e.name)}</a>',
+                        _as_code(_module(f)),
+                        _inline(re.split(r"(?<=[.:]) |\n", e.doc)[0].rstrip(":")),
+                    ]
+                    for f in fs
+                    for e in defined[f]
+                    if "." not in e.name
+                ],
+            )
+        )
+        for title, fs in rooms.items()
+    )
     nav = [{"Start": "index.md"}]
     for title, fs in rooms.items():
         pages = [{_module(f).partition(".")[2]: site.where[f]} for f in fs]
-        if title == _SECTIONS["studies"]: pages = [*({Path(f).stem: site.where[f]} for f in studies), {"Reports": ["reports/index.md", *({f"{Path(f).parent.name}, {Path(f).stem}": site.where[f]} for f in reports)]}, {"Modules": pages}]
+        if title == _SECTIONS["studies"]:
+            pages = [
+                *({Path(f).stem: site.where[f]} for f in studies),
+                {
+                    "Reports": [
+                        "reports/index.md",
+                        *(
+                            {f"{Path(f).parent.name}, {Path(f).stem}": site.where[f]}
+                            for f in reports
+                        ),
+                    ]
+                },
+                {"Modules": pages},
+            ]
         if title == _SECTIONS["apps"] and app is not None:
             command_page(site, app)
             pages.insert(0, {"commands": "command.md"})
         nav.append({title: pages})
-    if demos: nav.append({"Demos": [{Path(f).stem: site.where[f]} for f in demos]})
+    if demos:
+        nav.append({"Demos": [{Path(f).stem: site.where[f]} for f in demos]})
     return site, [*nav, {"Reference": [{"every name": "api.md"}, {"changes": "changes.md"}]}]
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-38
@@ -422,16 +751,71 @@ div.math { text-align: center; margin: 1em 0; overflow-x: auto; overflow-y: hidd
 def _config(folder, out, nav, about):
     "MkDocs' configuration: everything local, everything strict."
     from mkdocs.config.defaults import MkDocsConfig
-    schemes = [("(prefers-color-scheme)", None, "material/brightness-auto", "light"), ("(prefers-color-scheme: light)", "default", "material/brightness-7", "dark"), ("(prefers-color-scheme: dark)", "slate", "material/brightness-4", "as the system")]
-    palette = [{"media": media, **({"scheme": scheme} if scheme else {}), "primary": "indigo", "accent": "indigo", "toggle": {"icon": icon, "name": f"Colours: {then}"}} for media, scheme, icon, then in schemes]
+
+    schemes = [
+        ("(prefers-color-scheme)", None, "material/brightness-auto", "light"),
+        ("(prefers-color-scheme: light)", "default", "material/brightness-7", "dark"),
+        ("(prefers-color-scheme: dark)", "slate", "material/brightness-4", "as the system"),
+    ]
+    palette = [
+        {
+            "media": media,
+            **({"scheme": scheme} if scheme else {}),
+            "primary": "indigo",
+            "accent": "indigo",
+            "toggle": {"icon": icon, "name": f"Colours: {then}"},
+        }
+        for media, scheme, icon, then in schemes
+    ]
     config = MkDocsConfig(config_file_path=str(folder / "mkdocs.yml"))
-    config.load_dict({"site_name": "wavescat", "site_description": about, "docs_dir": str(folder / "docs"), "site_dir": str(out), "nav": nav, "strict": True,
-        "theme": {"name": "material", "font": False, "palette": palette, "features": ["navigation.sections", "navigation.footer", "navigation.top", "navigation.indexes", "search.highlight", "search.suggest", "content.code.copy", "toc.follow"]},
-        "plugins": [{"search": {"separator": r"[\s\-.,:;=()\[\]{}\"'`/]+"}}, "offline"], "extra_css": ["assets/wavescat.css"], "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
-        "markdown_extensions": ["tables", "attr_list", "sane_lists", "pymdownx.highlight", "pymdownx.superfences", "pymdownx.magiclink", {"toc": {"permalink": True, "toc_depth": 3}}],
-        "validation": {"omitted_files": "warn", "absolute_links": "warn", "unrecognized_links": "warn", "anchors": "warn"}})
+    config.load_dict(
+        {
+            "site_name": "wavescat",
+            "site_description": about,
+            "docs_dir": str(folder / "docs"),
+            "site_dir": str(out),
+            "nav": nav,
+            "strict": True,
+            "theme": {
+                "name": "material",
+                "font": False,
+                "palette": palette,
+                "features": [
+                    "navigation.sections",
+                    "navigation.footer",
+                    "navigation.top",
+                    "navigation.indexes",
+                    "search.highlight",
+                    "search.suggest",
+                    "content.code.copy",
+                    "toc.follow",
+                ],
+            },
+            "plugins": [{"search": {"separator": r"[\s\-.,:;=()\[\]{}\"'`/]+"}}, "offline"],
+            "extra_css": ["assets/wavescat.css"],
+            "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
+            "markdown_extensions": [
+                "tables",
+                "attr_list",
+                "sane_lists",
+                "pymdownx.highlight",
+                "pymdownx.superfences",
+                "pymdownx.magiclink",
+                {"toc": {"permalink": True, "toc_depth": 3}},
+            ],
+            "validation": {
+                "omitted_files": "warn",
+                "absolute_links": "warn",
+                "unrecognized_links": "warn",
+                "anchors": "warn",
+            },
+        }
+    )
     errors, warnings = config.validate()
-    if errors or warnings: raise ValueError(f"MkDocs doesn't take its configuration: {'; '.join(f'{k}: {v}' for k, v in errors + warnings)}")
+    if errors or warnings:
+        raise ValueError(
+            f"MkDocs doesn't take its configuration: {'; '.join(f'{k}: {v}' for k, v in errors + warnings)}"
+        )
     return config
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-41
@@ -441,13 +825,22 @@ def _mkdocs(site, nav, out, about):
     from mkdocs.commands.build import build
     from mkdocs.exceptions import Abort
     from mkdocs.plugins import BasePlugin
+
     class Release(BasePlugin):
-        def on_page_content(self, html, **kw): return site.release(html)
+        def on_page_content(self, html, **kw):
+            return site.release(html)
+
     class Kept(logging.Handler):
-        def emit(self, record): warned.append(record.getMessage())
+        def emit(self, record):
+            warned.append(record.getMessage())
+
     warned, handler, log = [], Kept(logging.WARNING), logging.getLogger("mkdocs")
     with tempfile.TemporaryDirectory() as folder:
-        files = {place: text.encode() for place, text in site.pages.items()} | site.files | {"assets/wavescat.css": _STYLE.encode(), "assets/iframe-worker.js": _WORKER.encode()}
+        files = (
+            {place: text.encode() for place, text in site.pages.items()}
+            | site.files
+            | {"assets/wavescat.css": _STYLE.encode(), "assets/iframe-worker.js": _WORKER.encode()}
+        )
         for place, content in files.items():
             path = Path(folder) / "docs" / place
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -455,53 +848,92 @@ def _mkdocs(site, nav, out, about):
         config = _config(Path(folder), out, nav, about)
         config.plugins["wavescat"] = Release()
         log.addHandler(handler)
-        try: build(config)
-        except Abort: raise ValueError("the site isn't made: " + "; ".join(warned)) from None
-        finally: log.removeHandler(handler)
+        try:
+            build(config)
+        except Abort:
+            raise ValueError("the site isn't made: " + "; ".join(warned)) from None
+        finally:
+            log.removeHandler(handler)
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-43
 class _Page(HTMLParser):
     "The anchors of a page and what it refers to."
+
     def __init__(self, text):
         super().__init__()
         self.anchors, self.links, self.loads = {"", "__skip", "__toc"}, [], []
         self.feed(text)
+
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         self.anchors |= {a[k] for k in ("id", "name") if a.get(k)}
-        if tag == "a" and a.get("href"): self.links.append(a["href"])
-        if tag in ("script", "img", "iframe", "source", "link"): self.loads += [a[k] for k in ("src", "href") if a.get(k)]
+        if tag == "a" and a.get("href"):
+            self.links.append(a["href"])
+        if tag in ("script", "img", "iframe", "source", "link"):
+            self.loads += [a[k] for k in ("src", "href") if a.get(k)]
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-44
 def broken(
-    folder:Path, # a made site
-)->list[str]:    # a line for each
+    folder: Path,  # a made site
+) -> list[str]:  # a line for each
     "Links within the site that lead nowhere, and whatever a page would load from elsewhere."
-    pages, found = {p.resolve(): _Page(p.read_text(encoding="utf-8")) for p in sorted(folder.rglob("*.html"))}, []
+    pages, found = (
+        {p.resolve(): _Page(p.read_text(encoding="utf-8")) for p in sorted(folder.rglob("*.html"))},
+        [],
+    )
     for path, page in pages.items():
         for target in dict.fromkeys(page.links + page.loads):
             url = urlsplit(target)
             if url.scheme or url.netloc:
-                if target in page.loads and url.scheme != "data": found.append(f"{path.relative_to(folder.resolve())} loads {target}")
+                if target in page.loads and url.scheme != "data":
+                    found.append(f"{path.relative_to(folder.resolve())} loads {target}")
                 continue
-            goal = (folder / url.path.lstrip("/") if url.path.startswith("/") else path.parent / unquote(url.path)).resolve() if url.path else path
-            if goal.is_dir(): goal = goal / "index.html"
-            if not goal.is_file() or goal in pages and unquote(url.fragment) not in pages[goal].anchors: found.append(f"{path.relative_to(folder.resolve())} links to {target}")
+            goal = (
+                (
+                    folder / url.path.lstrip("/")
+                    if url.path.startswith("/")
+                    else path.parent / unquote(url.path)
+                ).resolve()
+                if url.path
+                else path
+            )
+            if goal.is_dir():
+                goal = goal / "index.html"
+            if (
+                not goal.is_file()
+                or goal in pages
+                and unquote(url.fragment) not in pages[goal].anchors
+            ):
+                found.append(f"{path.relative_to(folder.resolve())} links to {target}")
     return found
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-46
 def build_docs(
-    out:Path,             # folder of the site; what was in it goes
-    app=None,             # typer's, for the page of the command line
-    root:Path|None=None,  # the checkout, if it isn't this one
-)->Path:                  # its first page
+    out: Path,  # folder of the site; what was in it goes
+    app=None,  # typer's, for the page of the command line
+    root: Path | None = None,  # the checkout, if it isn't this one
+) -> Path:  # its first page
     "Make the site. Raises `ValueError` for a link that leads nowhere, a formula that can't be set, or a folder that holds something else."
     root, out = root or project_dir(), Path(out).resolve()
-    if root is None: raise ValueError("the site is made from a checkout, and this is an installed package")
-    try: import material, mkdocs  # noqa: F401
-    except ImportError: raise ValueError("the site needs Material for MkDocs: pip install 'wavescat[docs]'") from None
-    if out.is_dir() and any(out.iterdir()) and not (out / "assets" / "wavescat.css").is_file(): raise ValueError(f"{out} holds something other than this site; choose another folder")
+    if root is None:
+        raise ValueError("the site is made from a checkout, and this is an installed package")
+    try:
+        import material, mkdocs  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "the site needs Material for MkDocs: pip install 'wavescat[docs]'"
+        ) from None
+    if out.is_dir() and any(out.iterdir()) and not (out / "assets" / "wavescat.css").is_file():
+        raise ValueError(f"{out} holds something other than this site; choose another folder")
     site, nav = gather(root, app)
-    _mkdocs(site, nav, out, tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["description"])
-    if wrong := broken(out): raise ValueError(f"the site has {len(wrong)} broken links: {'; '.join(wrong)}")
+    _mkdocs(
+        site,
+        nav,
+        out,
+        tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "description"
+        ],
+    )
+    if wrong := broken(out):
+        raise ValueError(f"the site has {len(wrong)} broken links: {'; '.join(wrong)}")
     return out / "index.html"

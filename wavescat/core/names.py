@@ -12,56 +12,74 @@ from difflib import get_close_matches
 
 # %% ../../nbs/lib/00_core/00_names.ipynb #06-names-3
 def shown(
-    value:object,
-    most:int=80,  # characters
-)->str:           # such as 'mnist'
+    value: object,
+    most: int = 80,  # characters
+) -> str:  # such as 'mnist'
     "A value as messages say it: of a long one the beginning, and how long it is."
     text = repr(value)
-    if len(text) <= most: return text
+    if len(text) <= most:
+        return text
     return f"{text[:most]}… ({len(text):,} characters)"
 
-def printable(text:str)->str:
+
+def printable(text: str) -> str:
     "A text that any encoding of Unicode can write: a byte of a file's name that is none becomes its number."
     return text.encode(errors="backslashreplace").decode()
 
+
 def unknown(
-    name:str,               # what was asked for
-    known:Iterable[str],    # what there is
-    what:str,               # what kind of thing, for the message
-)->ValueError:              # to be raised
+    name: str,  # what was asked for
+    known: Iterable[str],  # what there is
+    what: str,  # what kind of thing, for the message
+) -> ValueError:  # to be raised
     "The error for a name that isn't known: says the nearest names, or others, up to twelve."
     known = list(known)
-    if not known: return ValueError(f"unknown {what} {shown(str(name))}; there are none")
+    if not known:
+        return ValueError(f"unknown {what} {shown(str(name))}; there are none")
     near = get_close_matches(str(name)[:200], known, 3, 0.5) or known
-    return ValueError(f"unknown {what} {shown(str(name))}; " + (f"did you mean {' or '.join(near)}?" if len(near) <= 3 else f"known: {', '.join(near[:12])}{f' and {len(near) - 12} more' if len(near) > 12 else ''}"))
+    return ValueError(
+        f"unknown {what} {shown(str(name))}; "
+        + (
+            f"did you mean {' or '.join(near)}?"
+            if len(near) <= 3
+            else f"known: {', '.join(near[:12])}{f' and {len(near) - 12} more' if len(near) > 12 else ''}"
+        )
+    )
 
 # %% ../../nbs/lib/00_core/00_names.ipynb #06-names-4
 def choose(
-    name:str,               # what was asked for
-    options:Mapping,        # name → option
-    what:str,               # what kind of thing, for the message
-)->object:                  # the option
+    name: str,  # what was asked for
+    options: Mapping,  # name → option
+    what: str,  # what kind of thing, for the message
+) -> object:  # the option
     "The option of this name, or a `ValueError` with the nearest names."
-    if name not in options: raise unknown(name, options, what)
+    if name not in options:
+        raise unknown(name, options, what)
     return options[name]
 
 # %% ../../nbs/lib/00_core/00_names.ipynb #06-names-lists
 def split_list(
-    text:str,
-    apart:str=",", # what stands between the parts; a space: any white space
-)->list[str]:      # the parts without the space around them, their quotes kept
+    text: str,
+    apart: str = ",",  # what stands between the parts; a space: any white space
+) -> list[str]:  # the parts without the space around them, their quotes kept
     """A list written as text, split as CSV is: not within double quotes. `unquoted` takes the quotes off.
 
     Raises `ValueError` for a quote that isn't closed."""
     parts = [""]
     for piece in re.findall(r'"(?:[^"]|"")*"|[^"]|"', text):
-        if piece == '"': raise ValueError(f"a double quote isn't closed in {shown(text)}: a value that holds one is written \"…\"\"…\"")
-        if piece == apart or apart == piece[:1].replace("\t", " ").replace("\n", " "): parts.append("")
-        else: parts[-1] += piece
+        if piece == '"':
+            raise ValueError(
+                f'a double quote isn\'t closed in {shown(text)}: a value that holds one is written "…""…"'
+            )
+        if piece == apart or apart == piece[:1].replace("\t", " ").replace("\n", " "):
+            parts.append("")
+        else:
+            parts[-1] += piece
     return [part.strip() for part in parts]
 
+
 def unquoted(
-    part:str, # of a list, as `split_list` gives it
-)->str:
+    part: str,  # of a list, as `split_list` gives it
+) -> str:
     "The part without its quotes; a quote that it holds was written twice."
     return re.sub(r'"((?:[^"]|"")*)"', lambda m: m[1].replace('""', '"'), part)

@@ -18,26 +18,32 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-5
-def _uniform(x, g, lo=0.0, hi=1.0): return lo + (hi - lo) * torch.rand(len(x), generator=g, device=g.device, dtype=x.dtype).to(x.device)
-def _changed(x, p, g): return (_uniform(x, g) < p)[:, None, None, None]
+def _uniform(x, g, lo=0.0, hi=1.0):
+    return lo + (hi - lo) * torch.rand(len(x), generator=g, device=g.device, dtype=x.dtype).to(
+        x.device
+    )
+
+
+def _changed(x, p, g):
+    return (_uniform(x, g) < p)[:, None, None, None]
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-6
 def horizontal_flip(
-    x:Tensor,    # (B, C, H, W)
-    g:Generator, # random numbers
-    p:float=0.5, # probability
-)->Tensor:       # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    p: float = 0.5,  # probability
+) -> Tensor:  # (B, C, H, W)
     "Mirror left and right."
     return torch.where(_changed(x, p, g), x.flip(-1), x)
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-7
 def random_resized_crop(
-    x:Tensor,                # (B, C, H, W)
-    g:Generator,             # random numbers
-    p:float=0.5,             # probability
-    scale:tuple=(0.7, 1.0),  # area of the crop, fraction of the image
-    ratio:tuple=(3/4, 4/3),  # width over height
-)->Tensor:                   # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    p: float = 0.5,  # probability
+    scale: tuple = (0.7, 1.0),  # area of the crop, fraction of the image
+    ratio: tuple = (3 / 4, 4 / 3),  # width over height
+) -> Tensor:  # (B, C, H, W)
     "Cut a rectangle of random area, ratio and place, and stretch it to the image's size (bilinear)."
     area, log_ratio = _uniform(x, g, *scale), _uniform(x, g, *map(math.log, ratio))
     w = (area * log_ratio.exp()).sqrt().clamp(max=1)
@@ -45,7 +51,12 @@ def random_resized_crop(
     tx, ty = _uniform(x, g, -1, 1) * (1 - w), _uniform(x, g, -1, 1) * (1 - h)
     zero = torch.zeros_like(w)
     matrix = torch.stack([torch.stack([w, zero, tx], 1), torch.stack([zero, h, ty], 1)], 1)
-    cut = F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), padding_mode="reflection", align_corners=False)
+    cut = F.grid_sample(
+        x,
+        F.affine_grid(matrix, list(x.shape), align_corners=False),
+        padding_mode="reflection",
+        align_corners=False,
+    )
     return torch.where(_changed(x, p, g), cut, x)
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-9
@@ -63,14 +74,14 @@ def _turn_hue(x, angle):
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-11
 def colour_jitter(
-    x:Tensor,                # (B, C, H, W) in 0–1, C = 1 or 3
-    g:Generator,             # random numbers
-    p:float=0.2,             # probability
-    brightness:float=0.1,    # largest relative change
-    contrast:float=0.1,      # largest relative change
-    saturation:float=0.1,    # largest relative change
-    hue:float=0.1,           # largest turn, fraction of a full turn
-)->Tensor:                   # (B, C, H, W) in 0–1
+    x: Tensor,  # (B, C, H, W) in 0–1, C = 1 or 3
+    g: Generator,  # random numbers
+    p: float = 0.2,  # probability
+    brightness: float = 0.1,  # largest relative change
+    contrast: float = 0.1,  # largest relative change
+    saturation: float = 0.1,  # largest relative change
+    hue: float = 0.1,  # largest turn, fraction of a full turn
+) -> Tensor:  # (B, C, H, W) in 0–1
     """Random brightness, contrast, saturation and hue, in this order.
 
     Hue turns colours about the grey axis of RGB. torchvision and Pillow shift the hue of HSV instead, which keeps the
@@ -88,43 +99,59 @@ def colour_jitter(
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-13
 def _fits(x, size, padding=0):
     H, W = x.shape[-2:]
-    if size > min(H, W) + 2 * padding: raise ValueError(f"images of {H}×{W} are too small for a crop of {size}×{size}: choose another augment, or a larger size")
+    if size > min(H, W) + 2 * padding:
+        raise ValueError(
+            f"images of {H}×{W} are too small for a crop of {size}×{size}: choose another augment, or a larger size"
+        )
+
 
 def crop_with_padding(
-    x:Tensor,           # (B, C, H, W)
-    g:Generator,        # random numbers
-    padding:int=4,      # pixels of zeros on every side
-    size:int|None=None, # side of the crop, pixels; None: that of the image
-)->Tensor:              # (B, C, size, size)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    padding: int = 4,  # pixels of zeros on every side
+    size: int | None = None,  # side of the crop, pixels; None: that of the image
+) -> Tensor:  # (B, C, size, size)
     "Cut a square at a random place of the padded image. Raises `ValueError` if it is too small."
     B, C, H, W = x.shape
     h, w = (size, size) if size else (H, W)
     _fits(x, size or 0, padding)
-    top, left = (torch.randint(0, n + 2 * padding - m + 1, (B,), generator=g, device=g.device).to(x.device) for n, m in ((H, h), (W, w)))
+    top, left = (
+        torch.randint(0, n + 2 * padding - m + 1, (B,), generator=g, device=g.device).to(x.device)
+        for n, m in ((H, h), (W, w))
+    )
     padded = F.pad(x, [padding] * 4).permute(0, 2, 3, 1).contiguous()
     Hp, Wp = padded.shape[1:3]
-    rows = torch.arange(B, device=x.device)[:, None] * Hp + top[:, None] + torch.arange(h, device=x.device)
+    rows = (
+        torch.arange(B, device=x.device)[:, None] * Hp
+        + top[:, None]
+        + torch.arange(h, device=x.device)
+    )
     places = rows[:, :, None] * Wp + (left[:, None] + torch.arange(w, device=x.device))[:, None]
     return padded.view(-1, C).index_select(0, places.flatten()).view(B, h, w, C).permute(0, 3, 1, 2)
 
+
 def centre_crop(
-    x:Tensor,  # (B, C, H, W)
-    size:int,  # side, pixels
-)->Tensor:     # (B, C, size, size)
+    x: Tensor,  # (B, C, H, W)
+    size: int,  # side, pixels
+) -> Tensor:  # (B, C, size, size)
     "The square in the middle. Raises `ValueError` if the image is too small."
     _fits(x, size)
     top, left = (x.shape[-2] - size) // 2, (x.shape[-1] - size) // 2
-    return x[..., top:top + size, left:left + size]
+    return x[..., top : top + size, left : left + size]
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-14
 def _affine(x, matrix, mode="bilinear", padding="zeros", fill=None):
     "Images seen through `matrix` (B, 2, 3), from places in the result to places in `x`, pixels from the centre; `fill` colours what lies outside."
     H, W = x.shape[-2:]
     scale = x.new_tensor([[W / 2], [H / 2]])
-    theta = torch.cat([matrix[:, :, :2] * x.new_tensor([W / 2, H / 2]), matrix[:, :, 2:]], 2) / scale
+    theta = (
+        torch.cat([matrix[:, :, :2] * x.new_tensor([W / 2, H / 2]), matrix[:, :, 2:]], 2) / scale
+    )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    if fill is None: return F.grid_sample(x, grid, mode, padding, align_corners=False)
+    if fill is None:
+        return F.grid_sample(x, grid, mode, padding, align_corners=False)
     return F.grid_sample(x - fill, grid, mode, align_corners=False) + fill
+
 
 def _map(x, angle=None, scale=None, shear_x=None, shear_y=None, shift_x=None, shift_y=None):
     "Affine maps (B, 2, 3) from the result back to the image: rad, factors, pixels."
@@ -132,41 +159,58 @@ def _map(x, angle=None, scale=None, shear_x=None, shear_y=None, shift_x=None, sh
     c, s = (one, zero) if angle is None else (angle.cos(), angle.sin())
     k = one if scale is None else 1 / scale
     linear = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1) * k[:, None, None]
-    shear = torch.stack([torch.stack([one, zero if shear_x is None else shear_x], 1), torch.stack([zero if shear_y is None else shear_y, one], 1)], 1)
-    shift = torch.stack([zero if shift_x is None else shift_x, zero if shift_y is None else shift_y], 1)[:, :, None]
+    shear = torch.stack(
+        [
+            torch.stack([one, zero if shear_x is None else shear_x], 1),
+            torch.stack([zero if shear_y is None else shear_y, one], 1),
+        ],
+        1,
+    )
+    shift = torch.stack(
+        [zero if shift_x is None else shift_x, zero if shift_y is None else shift_y], 1
+    )[:, :, None]
     linear = linear @ shear
     return torch.cat([linear, -linear @ shift], 2)
 
+
 def rotation(
-    x:Tensor,           # (B, C, H, W)
-    g:Generator,        # random numbers
-    degrees:float=10.0, # largest angle, either way
-    p:float=1.0,        # probability
-)->Tensor:              # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    degrees: float = 10.0,  # largest angle, either way
+    p: float = 1.0,  # probability
+) -> Tensor:  # (B, C, H, W)
     "Turn about the centre (bilinear, zeros outside)."
     angle = _uniform(x, g, -1, 1) * math.radians(degrees)
     return torch.where(_changed(x, p, g), _affine(x, _map(x, angle)), x)
 
+
 def shift_scale_rotate(
-    x:Tensor,           # (B, C, H, W)
-    g:Generator,        # random numbers
-    p:float=0.5,        # probability
-    shift:float=0.0625, # largest shift, fraction of the side
-    scale:float=0.1,    # largest relative change of size
-    degrees:float=45.0, # largest angle, either way
-)->Tensor:              # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    p: float = 0.5,  # probability
+    shift: float = 0.0625,  # largest shift, fraction of the side
+    scale: float = 0.1,  # largest relative change of size
+    degrees: float = 45.0,  # largest angle, either way
+) -> Tensor:  # (B, C, H, W)
     "Shift, scale and turn (bilinear, reflected outside). The defaults are albumentations', which the WyTiny project used."
     sx, sy, k, angle = (_uniform(x, g, -1, 1) for _ in range(4))
-    m = _map(x, angle * math.radians(degrees), 1 + scale * k, shift_x=shift * x.shape[-1] * sx, shift_y=shift * x.shape[-2] * sy)
+    m = _map(
+        x,
+        angle * math.radians(degrees),
+        1 + scale * k,
+        shift_x=shift * x.shape[-1] * sx,
+        shift_y=shift * x.shape[-2] * sy,
+    )
     return torch.where(_changed(x, p, g), _affine(x, m, padding="reflection"), x)
 
+
 def brightness_contrast(
-    x:Tensor,             # (B, C, H, W) in 0–1
-    g:Generator,          # random numbers
-    p:float=0.5,          # probability
-    brightness:float=0.2, # largest shift
-    contrast:float=0.2,   # largest relative change
-)->Tensor:                # (B, C, H, W) in 0–1
+    x: Tensor,  # (B, C, H, W) in 0–1
+    g: Generator,  # random numbers
+    p: float = 0.5,  # probability
+    brightness: float = 0.2,  # largest shift
+    contrast: float = 0.2,  # largest relative change
+) -> Tensor:  # (B, C, H, W) in 0–1
     "x (1 + contrast) + brightness, each random. The defaults are albumentations'."
     b, c = (_uniform(x, g, -1, 1)[:, None, None, None] for _ in range(2))
     return torch.where(_changed(x, p, g), (x * (1 + contrast * c) + brightness * b).clamp(0, 1), x)
@@ -178,32 +222,35 @@ def _boxes(x, top, left, height, width):
     inside = lambda at, start, size: (at >= start[:, None]) & (at < (start + size)[:, None])
     return (inside(i, top, height)[:, :, None] & inside(j, left, width)[:, None, :])[:, None]
 
+
 def _integers(x, g, low, high):
     "Random integers from `low` to `high` (numbers, or one an image), both included."
     return (low + (_uniform(x, g).double() * (high - low + 1)).floor()).long()
 
+
 def cutout(
-    x:Tensor,      # (B, C, H, W)
-    g:Generator,   # random numbers
-    size:int=16,   # side of the hole, pixels
-    fill:float|Tensor=0.0, # colour of the hole, a number or (C, 1, 1)
-    p:float=1.0,   # probability
-)->Tensor:         # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    size: int = 16,  # side of the hole, pixels
+    fill: float | Tensor = 0.0,  # colour of the hole, a number or (C, 1, 1)
+    p: float = 1.0,  # probability
+) -> Tensor:  # (B, C, H, W)
     "One square hole whose centre lies anywhere, so that part of it may lie outside. Source: DeVries and Taylor 2017."
     top, left = (_integers(x, g, 0, n - 1) - size // 2 for n in x.shape[-2:])
     side = torch.full_like(top, size)
     fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
     return torch.where(_boxes(x, top, left, side, side) & _changed(x, p, g), fill, x)
 
+
 def coarse_dropout(
-    x:Tensor,      # (B, C, H, W)
-    g:Generator,   # random numbers
-    holes:int=1,   # how many
-    low:int=16,    # shortest side of a hole, pixels
-    high:int=32,   # longest side
-    fill:float|Tensor=0.0, # colour of the holes, a number or (C, 1, 1)
-    p:float=0.5,   # probability
-)->Tensor:         # (B, C, H, W)
+    x: Tensor,  # (B, C, H, W)
+    g: Generator,  # random numbers
+    holes: int = 1,  # how many
+    low: int = 16,  # shortest side of a hole, pixels
+    high: int = 32,  # longest side
+    fill: float | Tensor = 0.0,  # colour of the holes, a number or (C, 1, 1)
+    p: float = 0.5,  # probability
+) -> Tensor:  # (B, C, H, W)
     "Rectangular holes that lie inside the image."
     changed, fill = _changed(x, p, g), torch.as_tensor(fill, dtype=x.dtype, device=x.device)
     y = x
@@ -214,254 +261,452 @@ def coarse_dropout(
     return torch.where(changed, y, x)
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-18
-def _blend(a, x, factor): return (a + (x - a) * factor[:, None, None, None]).clamp(0, 1)
-def _bytes(x): return (x * 255).round()
+def _blend(a, x, factor):
+    return (a + (x - a) * factor[:, None, None, None]).clamp(0, 1)
+
+
+def _bytes(x):
+    return (x * 255).round()
+
 
 def _equalise(x, m):
     B, C, H, W = x.shape
     v = _bytes(x).long().reshape(B * C, H * W)
-    counts = torch.zeros(B * C, 256, dtype=torch.long, device=x.device).scatter_add_(1, v, torch.ones_like(v))
-    step = (H * W - counts.gather(1, v.amax(1, keepdim=True))) // 255                          # all but the brightest, in 255 steps
+    counts = torch.zeros(B * C, 256, dtype=torch.long, device=x.device).scatter_add_(
+        1, v, torch.ones_like(v)
+    )
+    step = (
+        H * W - counts.gather(1, v.amax(1, keepdim=True))
+    ) // 255  # all but the brightest, in 255 steps
     table = ((counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)).clamp(max=255)
     return torch.where(step > 0, table.gather(1, v), v).view(B, C, H, W).to(x.dtype) / 255
+
 
 def _autocontrast(x, m):
     v = _bytes(x)
     low, high = v.amin((2, 3), keepdim=True), v.amax((2, 3), keepdim=True)
-    return torch.where(high > low, ((v - low) * (255 / (high - low).clamp(min=1))).floor().clamp(0, 255), v) / 255
+    return (
+        torch.where(
+            high > low, ((v - low) * (255 / (high - low).clamp(min=1))).floor().clamp(0, 255), v
+        )
+        / 255
+    )
+
 
 def _sharpness(x, m):
     kernel = (x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13).expand(x.shape[1], 1, 3, 3)
     smooth = x.clone()
-    smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel, groups=x.shape[1])                           # the border stays as it is
+    smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel, groups=x.shape[1])  # the border stays as it is
     return _blend(smooth, x, 1 + m)
 
+
 def _posterise(x, m):
-    step = (2**(8 - m.round()))[:, None, None, None]
+    step = (2 ** (8 - m.round()))[:, None, None, None]
     return (_bytes(x) / step).floor() * step / 255
 
+
 _GREY_OUTSIDE = 125 / 255
-def _geometry(x, **how): return _affine(x, _map(x, **how), "nearest", fill=_GREY_OUTSIDE)
-def _luminance(x): return _grey(x) if x.shape[1] == 3 else x
+
+
+def _geometry(x, **how):
+    return _affine(x, _map(x, **how), "nearest", fill=_GREY_OUTSIDE)
+
+
+def _luminance(x):
+    return _grey(x) if x.shape[1] == 3 else x
+
 
 _OPERATIONS = {  # name: (what it does to images with magnitudes (n,), magnitude at level 9, whether its sign is random)
-    "ShearX": (lambda x, m: _geometry(x, shear_x=m, shift_x=-m * x.shape[-2] / 2), .3, True),           # about the corner, as Pillow's
-    "ShearY": (lambda x, m: _geometry(x, shear_y=m, shift_y=-m * x.shape[-1] / 2), .3, True),
-    "TranslateX": (lambda x, m: _geometry(x, shift_x=m * x.shape[-1]), 150 / 331, True), "TranslateY": (lambda x, m: _geometry(x, shift_y=m * x.shape[-2]), 150 / 331, True),
+    "ShearX": (
+        lambda x, m: _geometry(x, shear_x=m, shift_x=-m * x.shape[-2] / 2),
+        0.3,
+        True,
+    ),  # about the corner, as Pillow's
+    "ShearY": (lambda x, m: _geometry(x, shear_y=m, shift_y=-m * x.shape[-1] / 2), 0.3, True),
+    "TranslateX": (lambda x, m: _geometry(x, shift_x=m * x.shape[-1]), 150 / 331, True),
+    "TranslateY": (lambda x, m: _geometry(x, shift_y=m * x.shape[-2]), 150 / 331, True),
     "Rotate": (lambda x, m: _geometry(x, angle=m), math.radians(30), True),
-    "AutoContrast": (_autocontrast, 0., False), "Invert": (lambda x, m: 1 - x, 0., False), "Equalize": (_equalise, 0., False),
-    "Solarize": (lambda x, m: torch.where(_bytes(x) < (256 - m)[:, None, None, None], x, 1 - x), 256., False),
-    "Posterize": (lambda x, m: _posterise(x, 8 - m), 4., False),
-    "Contrast": (lambda x, m: _blend(_luminance(x).mean((1, 2, 3), keepdim=True), x, 1 + m), .9, True), "Color": (lambda x, m: _blend(_luminance(x), x, 1 + m), .9, True),
-    "Brightness": (lambda x, m: _blend(torch.zeros_like(x), x, 1 + m), .9, True), "Sharpness": (_sharpness, .9, True)}
+    "AutoContrast": (_autocontrast, 0.0, False),
+    "Invert": (lambda x, m: 1 - x, 0.0, False),
+    "Equalize": (_equalise, 0.0, False),
+    "Solarize": (
+        lambda x, m: torch.where(_bytes(x) < (256 - m)[:, None, None, None], x, 1 - x),
+        256.0,
+        False,
+    ),
+    "Posterize": (lambda x, m: _posterise(x, 8 - m), 4.0, False),
+    "Contrast": (
+        lambda x, m: _blend(_luminance(x).mean((1, 2, 3), keepdim=True), x, 1 + m),
+        0.9,
+        True,
+    ),
+    "Color": (lambda x, m: _blend(_luminance(x), x, 1 + m), 0.9, True),
+    "Brightness": (lambda x, m: _blend(torch.zeros_like(x), x, 1 + m), 0.9, True),
+    "Sharpness": (_sharpness, 0.9, True),
+}
 
 _POLICY = [  # Cubuk et al. 2019, table 7: two operations, each with probability and level
-    (("Invert", .1, 7), ("Contrast", .2, 6)), (("Rotate", .7, 2), ("TranslateX", .3, 9)), (("Sharpness", .8, 1), ("Sharpness", .9, 3)), (("ShearY", .5, 8), ("TranslateY", .7, 9)),
-    (("AutoContrast", .5, 8), ("Equalize", .9, 2)), (("ShearY", .2, 7), ("Posterize", .3, 7)), (("Color", .4, 3), ("Brightness", .6, 7)), (("Sharpness", .3, 9), ("Brightness", .7, 9)),
-    (("Equalize", .6, 5), ("Equalize", .5, 1)), (("Contrast", .6, 7), ("Sharpness", .6, 5)), (("Color", .7, 7), ("TranslateX", .5, 8)), (("Equalize", .3, 7), ("AutoContrast", .4, 8)),
-    (("TranslateY", .4, 3), ("Sharpness", .2, 6)), (("Brightness", .9, 6), ("Color", .2, 8)), (("Solarize", .5, 2), ("Invert", .0, 3)), (("Equalize", .2, 0), ("AutoContrast", .6, 0)),
-    (("Equalize", .2, 8), ("Equalize", .6, 4)), (("Color", .9, 9), ("Equalize", .6, 6)), (("AutoContrast", .8, 4), ("Solarize", .2, 8)), (("Brightness", .1, 3), ("Color", .7, 0)),
-    (("Solarize", .4, 5), ("AutoContrast", .9, 3)), (("TranslateY", .9, 9), ("TranslateY", .7, 9)), (("AutoContrast", .9, 2), ("Solarize", .8, 3)), (("Equalize", .8, 8), ("Invert", .1, 3)),
-    (("TranslateY", .7, 9), ("AutoContrast", .9, 1))]
+    (("Invert", 0.1, 7), ("Contrast", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.5, 8), ("Equalize", 0.9, 2)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+    (("Equalize", 0.6, 5), ("Equalize", 0.5, 1)),
+    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+    (("Equalize", 0.3, 7), ("AutoContrast", 0.4, 8)),
+    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+    (("Solarize", 0.5, 2), ("Invert", 0.0, 3)),
+    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.2, 8), ("Equalize", 0.6, 4)),
+    (("Color", 0.9, 9), ("Equalize", 0.6, 6)),
+    (("AutoContrast", 0.8, 4), ("Solarize", 0.2, 8)),
+    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 3)),
+    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.9, 2), ("Solarize", 0.8, 3)),
+    (("Equalize", 0.8, 8), ("Invert", 0.1, 3)),
+    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 1)),
+]
 _NAMES = list(_OPERATIONS)
-_TABLE = torch.tensor([[(_NAMES.index(name), p, level) for name, p, level in pair] for pair in _POLICY]) # (25, 2, 3)
+_TABLE = torch.tensor(
+    [[(_NAMES.index(name), p, level) for name, p, level in pair] for pair in _POLICY]
+)  # (25, 2, 3)
+
 
 def autoaugment(
-    x:Tensor,    # (B, C, H, W) in 0–1
-    g:Generator, # random numbers
-    p:float=1.0, # probability
-)->Tensor:       # (B, C, H, W) in 0–1
+    x: Tensor,  # (B, C, H, W) in 0–1
+    g: Generator,  # random numbers
+    p: float = 1.0,  # probability
+) -> Tensor:  # (B, C, H, W) in 0–1
     "AutoAugment's policy for CIFAR-10, a pair of operations an image, each as Pillow's: geometry to a pixel on a border, colours to 1.5 of 255. Source: Cubuk et al. 2019, table 7."
-    changed, pair = _changed(x, p, g).flatten(), (_uniform(x, g) * len(_POLICY)).long().clamp(max=len(_POLICY) - 1)
+    changed, pair = (
+        _changed(x, p, g).flatten(),
+        (_uniform(x, g) * len(_POLICY)).long().clamp(max=len(_POLICY) - 1),
+    )
     y = x.clone()
-    for chosen in _TABLE.to(x.device)[pair].unbind(1):       # (B, 3): operation, probability, level
-        happens, sign = changed & (_uniform(x, g) < chosen[:, 1]), torch.where(_uniform(x, g) < .5, -1., 1.)
+    for chosen in _TABLE.to(x.device)[pair].unbind(1):  # (B, 3): operation, probability, level
+        happens, sign = (
+            changed & (_uniform(x, g) < chosen[:, 1]),
+            torch.where(_uniform(x, g) < 0.5, -1.0, 1.0),
+        )
         operation = chosen[:, 0].long()
         for k, (apply, most, signed) in enumerate(_OPERATIONS.values()):
             which = (happens & (operation == k)).nonzero().flatten()
-            if len(which): y[which] = apply(y[which], most * chosen[which, 2] / 9 * (sign[which] if signed else 1))
+            if len(which):
+                y[which] = apply(
+                    y[which], most * chosen[which, 2] / 9 * (sign[which] if signed else 1)
+                )
     return y
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-20
 def _spline(x, matrix):
     "Images (n, C, H, W) seen through `matrix` (n, 2, 3), from (row, column) in the result to places in `x`, about (H/2 + ½, W/2 + ½): cubic splines, rounded to 255ths, black outside."
+
     def coefficients(n):
         "Of the spline through n values that are mirrored at both ends, (n, n)."
-        values = torch.eye(n, dtype=torch.float64) * 4 / 6 + (torch.ones(n - 1, dtype=torch.float64).diag(1) + torch.ones(n - 1, dtype=torch.float64).diag(-1)) / 6
+        values = (
+            torch.eye(n, dtype=torch.float64) * 4 / 6
+            + (
+                torch.ones(n - 1, dtype=torch.float64).diag(1)
+                + torch.ones(n - 1, dtype=torch.float64).diag(-1)
+            )
+            / 6
+        )
         values[0, 1] = values[-1, -2] = 2 / 6
         return values.inverse().to(x)
+
     n, C, H, W = x.shape
-    middle = x.new_tensor([H / 2 + .5, W / 2 + .5])[:, None]
-    place = torch.stack(torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")).view(2, -1).to(x) - middle
-    place = matrix[:, :, :2] @ place + matrix[:, :, 2:] + middle                                # (n, 2, H·W)
+    middle = x.new_tensor([H / 2 + 0.5, W / 2 + 0.5])[:, None]
+    place = (
+        torch.stack(torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij"))
+        .view(2, -1)
+        .to(x)
+        - middle
+    )
+    place = matrix[:, :, :2] @ place + matrix[:, :, 2:] + middle  # (n, 2, H·W)
     last = place.new_tensor([H - 1, W - 1])[:, None]
     inside = ((place >= 0) & (place <= last)).all(1)
     first = place.floor()
     t = place - first
-    weights = torch.stack([(1 - t)**3, 3 * t**3 - 6 * t**2 + 4, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3]) / 6 # of the four nearest places
+    weights = (
+        torch.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3])
+        / 6
+    )  # of the four nearest places
     tap = (first[None] + torch.arange(-1, 3, device=x.device)[:, None, None, None]).abs()
-    tap = (last - (last - tap).abs()).clamp(min=0).long()                                       # (4, n, 2, H·W), mirrored
+    tap = (last - (last - tap).abs()).clamp(min=0).long()  # (4, n, 2, H·W), mirrored
     c = (coefficients(H) @ x @ coefficients(W).T).flatten(2)
     y = torch.zeros_like(c)
     for i in range(4):
-        for j in range(4): y += (weights[i, :, 0] * weights[j, :, 1])[:, None] * c.gather(2, (tap[i, :, 0] * W + tap[j, :, 1])[:, None].expand(n, C, -1))
+        for j in range(4):
+            y += (weights[i, :, 0] * weights[j, :, 1])[:, None] * c.gather(
+                2, (tap[i, :, 0] * W + tap[j, :, 1])[:, None].expand(n, C, -1)
+            )
     return (_bytes(y * inside[:, None]).clamp(0, 255) / 255).view(n, C, H, W)
+
 
 def _moved(x, angle=None, down=None, right=None, row=None, column=None):
     "What `_spline` sees: turned by an angle (rad), with rows or columns that grow along the other axis, or shifted; each (n,), pixels."
     zero, one = x.new_zeros(len(x)), x.new_ones(len(x))
     c, s = (one, zero) if angle is None else (angle.cos(), angle.sin())
     filled = lambda m, otherwise: otherwise if m is None else m
-    return _spline(x, torch.stack([torch.stack([c, filled(down, -s), filled(row, zero)], 1), torch.stack([filled(right, s), c, filled(column, zero)], 1)], 1))
+    return _spline(
+        x,
+        torch.stack(
+            [
+                torch.stack([c, filled(down, -s), filled(row, zero)], 1),
+                torch.stack([filled(right, s), c, filled(column, zero)], 1),
+            ],
+            1,
+        ),
+    )
+
 
 _PARAMETRIC = {  # name: (what it does to images with magnitudes (n,), magnitude at level 0, at level 10)
-    "ShearX": (lambda x, m: _moved(x, down=m), -.3, .3), "ShearY": (lambda x, m: _moved(x, right=m), -.3, .3),
-    "TranslateX": (lambda x, m: _moved(x, column=m * x.shape[-1]), -150 / 331, 150 / 331), "TranslateY": (lambda x, m: _moved(x, row=m * x.shape[-2]), -150 / 331, 150 / 331),
-    "Rotate": (lambda x, m: _moved(x, angle=m), -math.pi / 6, math.pi / 6), "Solarize": (lambda x, m: torch.where(_bytes(x) < m[:, None, None, None], x, 1 - x), 0., 256.), "Posterize": (_posterise, 4., 8.),
-    **{name: (lambda x, m, apply=_OPERATIONS[name][0]: apply(x, m), .1 - 1, 1.9 - 1) for name in ("Contrast", "Color", "Brightness", "Sharpness")},
-    **{name: (_OPERATIONS[name][0], 0., 0.) for name in ("AutoContrast", "Invert", "Equalize")}}
+    "ShearX": (lambda x, m: _moved(x, down=m), -0.3, 0.3),
+    "ShearY": (lambda x, m: _moved(x, right=m), -0.3, 0.3),
+    "TranslateX": (lambda x, m: _moved(x, column=m * x.shape[-1]), -150 / 331, 150 / 331),
+    "TranslateY": (lambda x, m: _moved(x, row=m * x.shape[-2]), -150 / 331, 150 / 331),
+    "Rotate": (lambda x, m: _moved(x, angle=m), -math.pi / 6, math.pi / 6),
+    "Solarize": (
+        lambda x, m: torch.where(_bytes(x) < m[:, None, None, None], x, 1 - x),
+        0.0,
+        256.0,
+    ),
+    "Posterize": (_posterise, 4.0, 8.0),
+    **{
+        name: (lambda x, m, apply=_OPERATIONS[name][0]: apply(x, m), 0.1 - 1, 1.9 - 1)
+        for name in ("Contrast", "Color", "Brightness", "Sharpness")
+    },
+    **{name: (_OPERATIONS[name][0], 0.0, 0.0) for name in ("AutoContrast", "Invert", "Equalize")},
+}
+
 
 def _parametric_autoaugment(x, g):
     "AutoAugment as the code of Gauthier et al. 2022 has it: images (B, C, H, W) in 0–1."
     y, pair = x.clone(), _integers(x, g, 0, len(_POLICY) - 1)
-    for chosen in _TABLE.to(x.device)[pair].unbind(1):       # (B, 3): operation, probability, level
+    for chosen in _TABLE.to(x.device)[pair].unbind(1):  # (B, 3): operation, probability, level
         happens, level = _uniform(x, g) < chosen[:, 1], (chosen[:, 2] + _uniform(x, g)) / 10
         for name, (apply, low, high) in _PARAMETRIC.items():
             which = (happens & (chosen[:, 0] == _NAMES.index(name))).nonzero().flatten()
-            if len(which): y[which] = apply(y[which], low + (high - low) * level[which])
+            if len(which):
+                y[which] = apply(y[which], low + (high - low) * level[which])
     return y
+
 
 def _parametric_cutout(x, g, size=16):
     "One hole an image with the image's mean, (B, C, H, W); its left border is its top's wherever it starts inside."
-    top, left = (_integers(x, g, -(size // 2), max(n - size - 1, -(size // 2))) for n in x.shape[-2:])
+    top, left = (
+        _integers(x, g, -(size // 2), max(n - size - 1, -(size // 2))) for n in x.shape[-2:]
+    )
     bottom, right, top = top + size, left + size, top.clamp(min=0)
     left = torch.where(left < 0, 0, top)
-    return torch.where(_boxes(x, top, left, bottom - top, right - left), (_bytes(x).mean((1, 2, 3), keepdim=True) + 1e-3).floor() / 255, x)
+    return torch.where(
+        _boxes(x, top, left, bottom - top, right - left),
+        (_bytes(x).mean((1, 2, 3), keepdim=True) + 1e-3).floor() / 255,
+        x,
+    )
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-22
 def _beta(x, g, alpha):
     "Beta(α, α) numbers (B,), by the ratio of two gamma numbers of Marsaglia and Tsang."
+
     def gamma(a):
-        d, out, left = a + 1 - 1 / 3, torch.zeros(len(x), dtype=torch.float64), torch.ones(len(x), dtype=torch.bool)
-        boost = torch.rand(len(x), generator=g, device=g.device, dtype=torch.float64).cpu()**(1 / a)
+        d, out, left = (
+            a + 1 - 1 / 3,
+            torch.zeros(len(x), dtype=torch.float64),
+            torch.ones(len(x), dtype=torch.bool),
+        )
+        boost = torch.rand(len(x), generator=g, device=g.device, dtype=torch.float64).cpu() ** (
+            1 / a
+        )
         while left.any():
             z = torch.randn(len(x), generator=g, device=g.device, dtype=torch.float64).cpu()
             u = torch.rand(len(x), generator=g, device=g.device, dtype=torch.float64).cpu()
-            v = (1 + z / math.sqrt(9 * d))**3
-            taken = left & (v > 0) & (u.log() < .5 * z * z + d - d * v + d * v.clamp(min=1e-300).log())
+            v = (1 + z / math.sqrt(9 * d)) ** 3
+            taken = (
+                left & (v > 0) & (u.log() < 0.5 * z * z + d - d * v + d * v.clamp(min=1e-300).log())
+            )
             out[taken], left = (d * v)[taken], left & ~taken
         return out * boost
-    a, b = gamma(alpha), gamma(alpha)
-    return torch.where(a + b > 0, a / (a + b), .5).to(x)
 
-def _order(x, g): return torch.randperm(len(x), generator=g, device=g.device).to(x.device)
+    a, b = gamma(alpha), gamma(alpha)
+    return torch.where(a + b > 0, a / (a + b), 0.5).to(x)
+
+
+def _order(x, g):
+    return torch.randperm(len(x), generator=g, device=g.device).to(x.device)
+
 
 def _blended(share, other, y, classes, x):
     "Shares of the classes (B, classes) of images that keep `share` (B,) of themselves and take the rest from `other`."
     one = F.one_hot(y, classes).to(x.dtype)
     return share[:, None] * one + (1 - share[:, None]) * one[other]
 
+
 def mixup(
-    x:Tensor,        # (B, C, H, W)
-    y:Tensor,        # (B,) labels
-    classes:int,     # how many
-    g:Generator,     # random numbers
-    alpha:float=1.0, # of the Beta law of the shares
-)->tuple[Tensor, Tensor]: # (B, C, H, W) and shares (B, classes)
+    x: Tensor,  # (B, C, H, W)
+    y: Tensor,  # (B,) labels
+    classes: int,  # how many
+    g: Generator,  # random numbers
+    alpha: float = 1.0,  # of the Beta law of the shares
+) -> tuple[Tensor, Tensor]:  # (B, C, H, W) and shares (B, classes)
     "A weighted mean of two images. Source: Zhang et al. 2018."
     share, other = _beta(x, g, alpha), _order(x, g)
     w = share[:, None, None, None]
     return w * x + (1 - w) * x[other], _blended(share, other, y, classes, x)
 
+
 def cutmix(
-    x:Tensor,        # (B, C, H, W)
-    y:Tensor,        # (B,) labels
-    classes:int,     # how many
-    g:Generator,     # random numbers
-    alpha:float=1.0, # of the Beta law of the area
-)->tuple[Tensor, Tensor]: # (B, C, H, W) and shares (B, classes)
+    x: Tensor,  # (B, C, H, W)
+    y: Tensor,  # (B,) labels
+    classes: int,  # how many
+    g: Generator,  # random numbers
+    alpha: float = 1.0,  # of the Beta law of the area
+) -> tuple[Tensor, Tensor]:  # (B, C, H, W) and shares (B, classes)
     "A rectangle of another image, pasted at its place. Source: Yun et al. 2019."
     H, W = x.shape[-2:]
     cut, other = (1 - _beta(x, g, alpha)).sqrt(), _order(x, g)
     h, w = (cut * H).long(), (cut * W).long()
     top, left = _integers(x, g, 0, H - 1) - h // 2, _integers(x, g, 0, W - 1) - w // 2
     box = _boxes(x, top, left, h, w)
-    share = 1 - box.to(x.dtype).mean((1, 2, 3))                # what is left after the rectangle was cut off at the border
+    share = 1 - box.to(x.dtype).mean(
+        (1, 2, 3)
+    )  # what is left after the rectangle was cut off at the border
     return torch.where(box, x[other], x), _blended(share, other, y, classes, x)
 
+
 def ricap(
-    x:Tensor,        # (B, C, H, W)
-    y:Tensor,        # (B,) labels
-    classes:int,     # how many
-    g:Generator,     # random numbers
-    beta:float=0.3,  # of the Beta law of the place where four images meet
-)->tuple[Tensor, Tensor]: # (B, C, H, W) and shares (B, classes)
+    x: Tensor,  # (B, C, H, W)
+    y: Tensor,  # (B,) labels
+    classes: int,  # how many
+    g: Generator,  # random numbers
+    beta: float = 0.3,  # of the Beta law of the place where four images meet
+) -> tuple[Tensor, Tensor]:  # (B, C, H, W) and shares (B, classes)
     "Random crops of four images, put together. Source: Takahashi et al. 2018."
     H, W = x.shape[-2:]
     h, w = ((n * _beta(x, g, beta)).round().long() for n in (H, W))
-    one, out, shares = F.one_hot(y, classes).to(x.dtype), torch.zeros_like(x), x.new_zeros(len(x), classes)
+    one, out, shares = (
+        F.one_hot(y, classes).to(x.dtype),
+        torch.zeros_like(x),
+        x.new_zeros(len(x), classes),
+    )
     i, j = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
     for low in (False, True):
         for right in (False, True):
             hh, ww, other = H - h if low else h, W - w if right else w, _order(x, g)
-            top, left = _integers(x, g, 0, H - hh), _integers(x, g, 0, W - ww)               # of the crop, in the image it comes from
+            top, left = (
+                _integers(x, g, 0, H - hh),
+                _integers(x, g, 0, W - ww),
+            )  # of the crop, in the image it comes from
             box = _boxes(x, h * low, w * right, hh, ww)
-            rows, cols = ((top - h * low)[:, None] + i).clamp(0, H - 1), ((left - w * right)[:, None] + j).clamp(0, W - 1)
-            crop = x[other].gather(2, rows[:, None, :, None].expand(x.shape)).gather(3, cols[:, None, None].expand(x.shape))
+            rows, cols = (
+                ((top - h * low)[:, None] + i).clamp(0, H - 1),
+                ((left - w * right)[:, None] + j).clamp(0, W - 1),
+            )
+            crop = (
+                x[other]
+                .gather(2, rows[:, None, :, None].expand(x.shape))
+                .gather(3, cols[:, None, None].expand(x.shape))
+            )
             out = torch.where(box, crop, out)
             shares = shares + (hh * ww / (H * W)).to(x.dtype)[:, None] * one[other]
     return out, shares
 
-MIXES:dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
+
+MIXES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "ricap": ricap,
+}
 
 # %% ../../nbs/lib/02_data/03_augment.ipynb #10-augment-24
 class Augmentation(NamedTuple):
     "What happens to images in 0–1 before they are normalised."
-    train:Callable[[Tensor, Generator], Tensor]          # (B, C, H, W) → (B, C, h, w)
-    evaluate:Callable[[Tensor], Tensor] = lambda x: x    # the same shapes, nothing random
 
-    def shape(self, image:tuple[int, int, int])->tuple[int, int, int]: # (C, H, W) → (C, h, w)
+    train: Callable[[Tensor, Generator], Tensor]  # (B, C, H, W) → (B, C, h, w)
+    evaluate: Callable[[Tensor], Tensor] = lambda x: x  # the same shapes, nothing random
+
+    def shape(self, image: tuple[int, int, int]) -> tuple[int, int, int]:  # (C, H, W) → (C, h, w)
         "Shape of the images that a model gets."
         return tuple(self.evaluate(torch.empty(1, *image, device="meta")).shape[1:])
 
-def _cropped(size, train): return Augmentation(train, lambda x: centre_crop(x, size))
-def _mean(x, *colour): return x.new_tensor(colour)[:, None, None].mean(0, keepdim=True).expand(x.shape[1], 1, 1) if x.shape[1] != len(colour) else x.new_tensor(colour)[:, None, None]
-_CIFAR_MEAN, _TINY_MEAN = (125.3 / 255, 123 / 255, 113.9 / 255), (.4802, .4481, .3975)
 
-def scatresnet(x:Tensor, g:Generator)->Tensor:
+def _cropped(size, train):
+    return Augmentation(train, lambda x: centre_crop(x, size))
+
+
+def _mean(x, *colour):
+    return (
+        x.new_tensor(colour)[:, None, None].mean(0, keepdim=True).expand(x.shape[1], 1, 1)
+        if x.shape[1] != len(colour)
+        else x.new_tensor(colour)[:, None, None]
+    )
+
+
+_CIFAR_MEAN, _TINY_MEAN = (125.3 / 255, 123 / 255, 113.9 / 255), (0.4802, 0.4481, 0.3975)
+
+
+def scatresnet(x: Tensor, g: Generator) -> Tensor:
     "Flip p=.5; colour jitter .1 p=.2; random resized crop .7–1 p=.5. Source: the ScatResNet-18 project's protocol."
     return random_resized_crop(colour_jitter(horizontal_flip(x, g), g), g)
 
-def flip_crop(x:Tensor, g:Generator)->Tensor:
+
+def flip_crop(x: Tensor, g: Generator) -> Tensor:
     "Crop with padding 4, flip p=.5: CIFAR-10's plain augmentation."
     return horizontal_flip(crop_with_padding(x, g), g)
 
-def parametric_cifar(x:Tensor, g:Generator)->Tensor:
+
+def parametric_cifar(x: Tensor, g: Generator) -> Tensor:
     "Crop with padding 4, flip, AutoAugment, Cutout 16 with the mean colour. Source: Gauthier et al. 2022."
     return cutout(autoaugment(flip_crop(x, g), g), g, 16, _mean(x, *_CIFAR_MEAN))
 
-def parametric_cifar_code(x:Tensor, g:Generator)->Tensor:
+
+def parametric_cifar_code(x: Tensor, g: Generator) -> Tensor:
     "Crop with padding 4, flip, and the published code's own reading of AutoAugment and Cutout. Source: code of Gauthier et al. 2022."
     return _parametric_cutout(_parametric_autoaugment(flip_crop(x, g), g), g)
 
-def scattering_tiny(x:Tensor, g:Generator)->Tensor:
-    "Rotation ±5°, flip, crop with padding 4. Source: the Scattering TinyImageNet-200 project's protocol."
-    return crop_with_padding(horizontal_flip(rotation(x, g, 5.), g), g)
 
-def wytiny(x:Tensor, g:Generator)->Tensor:
+def scattering_tiny(x: Tensor, g: Generator) -> Tensor:
+    "Rotation ±5°, flip, crop with padding 4. Source: the Scattering TinyImageNet-200 project's protocol."
+    return crop_with_padding(horizontal_flip(rotation(x, g, 5.0), g), g)
+
+
+def wytiny(x: Tensor, g: Generator) -> Tensor:
     "Padding 3 and crop, shift-scale-rotate, brightness and contrast, flip, one hole of 16–32 pixels with the mean colour. Source: the WyTiny project's protocol."
     x = shift_scale_rotate(crop_with_padding(x, g, 3), g)
-    return coarse_dropout(horizontal_flip(brightness_contrast(x, g), g), g, fill=_mean(x, *_TINY_MEAN))
+    return coarse_dropout(
+        horizontal_flip(brightness_contrast(x, g), g), g, fill=_mean(x, *_TINY_MEAN)
+    )
 
-def biomass(x:Tensor, g:Generator)->Tensor:
+
+def biomass(x: Tensor, g: Generator) -> Tensor:
     "Random crop of 448 pixels, mirrored left–right and up–down p=.5, resized to 224. Source: the ScatResNet-18 project's protocol."
     x = horizontal_flip(crop_with_padding(x, g, 0, 448), g)
-    return _halved(torch.where(_changed(x, .5, g), x.flip(-2), x))
+    return _halved(torch.where(_changed(x, 0.5, g), x.flip(-2), x))
 
-def _halved(x): return F.avg_pool2d(x, 2)                      # 448 to 224: the mean of every four pixels
 
-AUGMENTATIONS:dict[str, Augmentation] = {
-    "none": Augmentation(lambda x, g: x), "scatresnet": Augmentation(scatresnet), "flip-crop": Augmentation(flip_crop), "parametric-cifar": Augmentation(parametric_cifar), "parametric-cifar-code": Augmentation(parametric_cifar_code),
-    "parametric-kth": _cropped(128, lambda x, g: horizontal_flip(crop_with_padding(rotation(x, g, 10.), g, 0, 128), g)),
-    "parametric-covidx": _cropped(224, lambda x, g: horizontal_flip(crop_with_padding(x, g, 0, 224), g)),
-    "scattering-tiny": Augmentation(scattering_tiny), "wytiny": Augmentation(wytiny), "biomass": Augmentation(biomass, lambda x: _halved(centre_crop(x, 448)))}
+def _halved(x):
+    return F.avg_pool2d(x, 2)  # 448 to 224: the mean of every four pixels
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(lambda x, g: x),
+    "scatresnet": Augmentation(scatresnet),
+    "flip-crop": Augmentation(flip_crop),
+    "parametric-cifar": Augmentation(parametric_cifar),
+    "parametric-cifar-code": Augmentation(parametric_cifar_code),
+    "parametric-kth": _cropped(
+        128, lambda x, g: horizontal_flip(crop_with_padding(rotation(x, g, 10.0), g, 0, 128), g)
+    ),
+    "parametric-covidx": _cropped(
+        224, lambda x, g: horizontal_flip(crop_with_padding(x, g, 0, 224), g)
+    ),
+    "scattering-tiny": Augmentation(scattering_tiny),
+    "wytiny": Augmentation(wytiny),
+    "biomass": Augmentation(biomass, lambda x: _halved(centre_crop(x, 448))),
+}

@@ -16,79 +16,105 @@ from torch import Generator, Tensor
 
 # %% ../../nbs/lib/02_data/04_batches.ipynb #11-batches-4
 def room(
-    device:torch.device,
-)->int:         # bytes
+    device: torch.device,
+) -> int:  # bytes
     "How many bytes of images may lie on a device: half of what is free."
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0] // 2
-    try: return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError): return 2**31
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return 2**31
 
 # %% ../../nbs/lib/02_data/04_batches.ipynb #11-batches-5
 class Batches:
     "Images of a set as normalised float batches on a device; kept, or read, as bytes."
-    def __init__(self,
-        images:np.ndarray,           # (N, C, H, W) uint8, in memory or mapped into it
-        labels:np.ndarray,           # (N,) labels, or (N, T) targets
-        mean:tuple[float, ...],      # (C,), on 0–1
-        std:tuple[float, ...],       # (C,)
-        device:torch.device|str="cpu",
-        chosen:np.ndarray|None=None, # (n,) which images; None: all
-        resident:bool|None=None,     # all images on the device at once; None: if they fit
-        channels_last:bool=True,     # how batches lie in memory
+
+    def __init__(
+        self,
+        images: np.ndarray,  # (N, C, H, W) uint8, in memory or mapped into it
+        labels: np.ndarray,  # (N,) labels, or (N, T) targets
+        mean: tuple[float, ...],  # (C,), on 0–1
+        std: tuple[float, ...],  # (C,)
+        device: torch.device | str = "cpu",
+        chosen: np.ndarray | None = None,  # (n,) which images; None: all
+        resident: bool | None = None,  # all images on the device at once; None: if they fit
+        channels_last: bool = True,  # how batches lie in memory
     ):
-        self.device, chosen = torch.device(device), np.arange(len(labels)) if chosen is None else np.asarray(chosen)
+        self.device, chosen = (
+            torch.device(device),
+            np.arange(len(labels)) if chosen is None else np.asarray(chosen),
+        )
         size = len(chosen) * int(np.prod(images.shape[1:]))
         self.resident = size <= room(self.device) if resident is None else resident
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.labels = torch.from_numpy(np.ascontiguousarray(labels[chosen])).to(self.device)
-        if self.resident: self.images = torch.from_numpy(np.ascontiguousarray(images[chosen])).to(self.device)
-        else: self._images, self._chosen = images, chosen
-        self.mean, self.std = (torch.tensor(v, dtype=torch.float32, device=self.device)[:, None, None] for v in (mean, std))
+        if self.resident:
+            self.images = torch.from_numpy(np.ascontiguousarray(images[chosen])).to(self.device)
+        else:
+            self._images, self._chosen = images, chosen
+        self.mean, self.std = (
+            torch.tensor(v, dtype=torch.float32, device=self.device)[:, None, None]
+            for v in (mean, std)
+        )
 
-    def __len__(self): return len(self.labels)
+    def __len__(self):
+        return len(self.labels)
 
     def _bytes(self, i):
         "Images (B, C, H, W) uint8 of these places, on the device."
-        if self.resident: return self.images[i.to(self.device)]
+        if self.resident:
+            return self.images[i.to(self.device)]
         x = torch.from_numpy(np.ascontiguousarray(self._images[self._chosen[i.numpy()]]))
-        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
+        return (x.pin_memory() if self.device.type == "cuda" else x).to(
+            self.device, non_blocking=True
+        )
 
     def _finished(self, x, i, augment):
         x = x.to(memory_format=self.memory_format).float() / 255
-        if augment: x = augment(x)
+        if augment:
+            x = augment(x)
         return (x - self.mean) / self.std, self.labels[i.to(self.device)]
 
-    def batch(self,
-        indices:Tensor, # (B,) places among the chosen images
-        augment:Callable[[Tensor], Tensor]|None=None, # of images in 0–1
-    )->tuple[Tensor, Tensor]: # images (B, C, H, W), labels (B,)
+    def batch(
+        self,
+        indices: Tensor,  # (B,) places among the chosen images
+        augment: Callable[[Tensor], Tensor] | None = None,  # of images in 0–1
+    ) -> tuple[Tensor, Tensor]:  # images (B, C, H, W), labels (B,)
         "The images at these places."
         return self._finished(self._bytes(indices), indices, augment)
 
-    def inorder(self,
-        batch_size:int,
-        augment:Callable[[Tensor], Tensor]|None=None,
-        order:Tensor|None=None, # (n,) places; None: all in order
-        drop_last:bool=False,   # leave out a last batch that is smaller
-    )->Iterator[tuple[Tensor, Tensor]]: # images (B, C, H, W), labels (B,)
+    def inorder(
+        self,
+        batch_size: int,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        order: Tensor | None = None,  # (n,) places; None: all in order
+        drop_last: bool = False,  # leave out a last batch that is smaller
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # images (B, C, H, W), labels (B,)
         "All images, a batch after the other; streamed ones are read while the batch before is used."
         order = torch.arange(len(self)) if order is None else order
-        if drop_last and len(order) >= batch_size: order = order[:len(order) // batch_size * batch_size]
+        if drop_last and len(order) >= batch_size:
+            order = order[: len(order) // batch_size * batch_size]
         parts = order.split(batch_size)
-        if self.resident: yield from (self.batch(i, augment) for i in parts)
+        if self.resident:
+            yield from (self.batch(i, augment) for i in parts)
         else:
             with ThreadPoolExecutor(1) as reader:
                 ahead = reader.submit(self._bytes, parts[0])
                 for k, i in enumerate(parts):
                     x = ahead.result()
-                    if k + 1 < len(parts): ahead = reader.submit(self._bytes, parts[k + 1])
+                    if k + 1 < len(parts):
+                        ahead = reader.submit(self._bytes, parts[k + 1])
                     yield self._finished(x, i, augment)
 
-    def shuffled(self,
-        batch_size:int,
-        generator:Generator,    # of the order
-        augment:Callable[[Tensor], Tensor]|None=None,
-        drop_last:bool=False,
-    )->Iterator[tuple[Tensor, Tensor]]: # images (B, C, H, W), labels (B,)
+    def shuffled(
+        self,
+        batch_size: int,
+        generator: Generator,  # of the order
+        augment: Callable[[Tensor], Tensor] | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # images (B, C, H, W), labels (B,)
         "An epoch: all images in a new, seeded order."
-        return self.inorder(batch_size, augment, torch.randperm(len(self), generator=generator), drop_last)
+        return self.inorder(
+            batch_size, augment, torch.randperm(len(self), generator=generator), drop_last
+        )

@@ -34,47 +34,93 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.names import choose, shown
-from .sources import SOURCES, check_file, check_source, fetch, how_to_get, source_folder
+from wavescat.data.sources import (
+    SOURCES,
+    check_file,
+    check_source,
+    fetch,
+    how_to_get,
+    source_folder,
+)
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-5
 class ImageSet(NamedTuple):
     "An image set, in memory or mapped into it."
-    name:str
-    classes:tuple[str, ...]   # names, in the order of the labels; empty for targets
-    train:np.ndarray          # (N, C, H, W) uint8
-    train_labels:np.ndarray   # (N,) int64, or targets (N, T) float32
-    test:np.ndarray           # (n, C, H, W) uint8; n = 0 where the set has no test images of its own
-    test_labels:np.ndarray    # (n,) int64, or targets (n, T) float32
-    mean:tuple[float, ...]    # (C,), of pixels in 0–1
-    std:tuple[float, ...]     # (C,)
-    checksum:str              # of the source files
-    source:str                # what it is, whose, under which terms
-    targets:tuple[str, ...] = () # names of the targets, with their unit
-    info:dict[str, np.ndarray] = {} # more about each training image: physical sample, species, date, …
-    notes:tuple[str, ...] = ()   # what was noticed while reading
-    white:dict[str, float] = {}  # of images of more than 8 bits a colour: the value that is white, of integers and of floats
+
+    name: str
+    classes: tuple[str, ...]  # names, in the order of the labels; empty for targets
+    train: np.ndarray  # (N, C, H, W) uint8
+    train_labels: np.ndarray  # (N,) int64, or targets (N, T) float32
+    test: np.ndarray  # (n, C, H, W) uint8; n = 0 where the set has no test images of its own
+    test_labels: np.ndarray  # (n,) int64, or targets (n, T) float32
+    mean: tuple[float, ...]  # (C,), of pixels in 0–1
+    std: tuple[float, ...]  # (C,)
+    checksum: str  # of the source files
+    source: str  # what it is, whose, under which terms
+    targets: tuple[str, ...] = ()  # names of the targets, with their unit
+    info: dict[
+        str, np.ndarray
+    ] = {}  # more about each training image: physical sample, species, date, …
+    notes: tuple[str, ...] = ()  # what was noticed while reading
+    white: dict[
+        str, float
+    ] = {}  # of images of more than 8 bits a colour: the value that is white, of integers and of floats
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-7
 PHOTOGRAPHS = {  # class: file in scikit-image's wheel, its SHA-256 as read from scikit-image 0.26.0, terms as its documentation states them
-    "brick": ("brick.png", "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf", "CC0"),
-    "grass": ("grass.png", "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89", "CC0"),
-    "gravel": ("gravel.png", "c48615b451bf1e606fbd72c0aa9f8cc0f068ab7111ef7d93bb9b0f2586440c12", "CC0"),
-    "tissue": ("ihc.png", "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef", "no known copyright restrictions"),
-    "stars": ("hubble_deep_field.jpg", "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4", "NASA, public domain"),
+    "brick": (
+        "brick.png",
+        "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf",
+        "CC0",
+    ),
+    "grass": (
+        "grass.png",
+        "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89",
+        "CC0",
+    ),
+    "gravel": (
+        "gravel.png",
+        "c48615b451bf1e606fbd72c0aa9f8cc0f068ab7111ef7d93bb9b0f2586440c12",
+        "CC0",
+    ),
+    "tissue": (
+        "ihc.png",
+        "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
+        "no known copyright restrictions",
+    ),
+    "stars": (
+        "hubble_deep_field.jpg",
+        "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
+        "NASA, public domain",
+    ),
     "cell": ("cell.png", "8d23a7fb81f7cc877cd09f330357fc7f595651306e84e17252f6e0a1b3f61515", "CC0"),
-    "retina": ("retina.jpg", "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6", "CC0"),
-    "coffee": ("coffee.png", "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7", "CC0"),
+    "retina": (
+        "retina.jpg",
+        "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
+        "CC0",
+    ),
+    "coffee": (
+        "coffee.png",
+        "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+        "CC0",
+    ),
 }
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-8
 def _patches(
-    photograph:np.ndarray, # (H, W) grey
-    size:int=32,           # side of a patch, pixels
-    n:int=100,             # how many, evenly spread
-)->np.ndarray:             # (n, 1, size, size) uint8
+    photograph: np.ndarray,  # (H, W) grey
+    size: int = 32,  # side of a patch, pixels
+    n: int = 100,  # how many, evenly spread
+) -> np.ndarray:  # (n, 1, size, size) uint8
     "Patches of equal mean and contrast that don't overlap, in reading order."
     h, w = (side // size for side in photograph.shape)
-    grid = photograph[:h * size, :w * size].reshape(h, size, w, size).swapaxes(1, 2).reshape(-1, size, size).astype(np.float64)
+    grid = (
+        photograph[: h * size, : w * size]
+        .reshape(h, size, w, size)
+        .swapaxes(1, 2)
+        .reshape(-1, size, size)
+        .astype(np.float64)
+    )
     grid = grid[grid.std((1, 2)) > 2]
     grid = grid[np.linspace(0, len(grid) - 1, n).round().astype(int)]
     z = (grid - grid.mean((1, 2), keepdims=True)) / grid.std((1, 2), keepdims=True)
@@ -84,99 +130,173 @@ def _patches(
 def _photograph(name):
     "(H, W) uint8, grey, checked."
     from PIL import Image
+
     file, sha256, _ = PHOTOGRAPHS[name]
     path = Path(str(files("skimage") / "data" / file))
-    check_file(path, f"sha256:{sha256}", "reinstall it: pip install --force-reinstall scikit-image==0.26.0")
+    check_file(
+        path, f"sha256:{sha256}", "reinstall it: pip install --force-reinstall scikit-image==0.26.0"
+    )
     return np.asarray(Image.open(path).convert("L"))
 
-def textures()->ImageSet: # 8 classes, 100 training and 100 test patches each
+
+def textures() -> ImageSet:  # 8 classes, 100 training and 100 test patches each
     "Grey texture patches from the photographs in scikit-image's wheel; no network."
     train, test = [], []
     for grey in map(_photograph, PHOTOGRAPHS):
         half = grey.shape[1] // 2
-        train.append(_patches(grey[:, :half])); test.append(_patches(grey[:, -half:]))
+        train.append(_patches(grey[:, :half]))
+        test.append(_patches(grey[:, -half:]))
     labels = np.arange(len(train)).repeat(len(train[0]))
     train, test = np.concatenate(train), np.concatenate(test)
     checksum = "sha256:" + hashlib.sha256(train.tobytes() + test.tobytes()).hexdigest()
-    return ImageSet("textures", tuple(PHOTOGRAPHS), train, labels, test, labels.copy(), (round(float(train.mean()) / 255, 4),), (round(float(train.std()) / 255, 4),),
-                    checksum, "patches of photographs in scikit-image's wheel; public domain, CC0 or no known copyright restrictions")
+    return ImageSet(
+        "textures",
+        tuple(PHOTOGRAPHS),
+        train,
+        labels,
+        test,
+        labels.copy(),
+        (round(float(train.mean()) / 255, 4),),
+        (round(float(train.std()) / 255, 4),),
+        checksum,
+        "patches of photographs in scikit-image's wheel; public domain, CC0 or no known copyright restrictions",
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-14
 def mixtures(
-    n:int=240,    # images, as many of every date
-    side:int=64,  # pixels
-)->ImageSet:      # no test images of its own, 5 targets
+    n: int = 240,  # images, as many of every date
+    side: int = 64,  # pixels
+) -> ImageSet:  # no test images of its own, 5 targets
     "Grey images of textures that cover a ground, from the photographs in scikit-image's wheel; no network."
     from PIL import Image
+
     rng, states, dates, coarse = np.random.RandomState(0), 4, 12, 8
-    photographs = [_photograph(name).astype(np.float64) for name in ("gravel", "grass", "brick", "tissue")]
+    photographs = [
+        _photograph(name).astype(np.float64) for name in ("gravel", "grass", "brick", "tissue")
+    ]
     photographs = [(p - p.mean()) / p.std() for p in photographs]
     gain, light = rng.uniform(24, 50, dates), rng.uniform(100, 156, dates)
-    images, shares, date = np.empty((n, 1, side, side), np.uint8), np.empty((n, len(photographs))), np.arange(n) % dates
+    images, shares, date = (
+        np.empty((n, 1, side, side), np.uint8),
+        np.empty((n, len(photographs))),
+        np.arange(n) % dates,
+    )
     for i, d in enumerate(date):
-        fields = rng.normal(size=(len(photographs), coarse, coarse)) + rng.normal(size=(len(photographs), 1, 1))
-        cover = np.argmax([np.asarray(Image.fromarray(f.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)) for f in fields], 0)
+        fields = rng.normal(size=(len(photographs), coarse, coarse)) + rng.normal(
+            size=(len(photographs), 1, 1)
+        )
+        cover = np.argmax(
+            [
+                np.asarray(
+                    Image.fromarray(f.astype(np.float32)).resize(
+                        (side, side), Image.Resampling.BILINEAR
+                    )
+                )
+                for f in fields
+            ],
+            0,
+        )
+
         def cut(p):
             stripe = p.shape[0] // states
-            top, left = d % states * stripe + rng.randint(stripe - side), rng.randint(p.shape[1] - side)
-            return p[top:top + side, left:left + side]
+            top, left = (
+                d % states * stripe + rng.randint(stripe - side),
+                rng.randint(p.shape[1] - side),
+            )
+            return p[top : top + side, left : left + side]
+
         pixels = np.choose(cover, [cut(p) for p in photographs])
         images[i, 0] = np.clip(np.rint(light[d] + gain[d] * pixels), 0, 255)
         shares[i] = 100 * np.bincount(cover.ravel(), minlength=len(photographs)) / cover.size
     _, grass, brick, tissue = shares.T
-    y = np.stack([grass, brick, tissue, grass + tissue, grass + brick + tissue], 1).astype(np.float32)
+    y = np.stack([grass, brick, tissue, grass + tissue, grass + brick + tissue], 1).astype(
+        np.float32
+    )
     checksum = "sha256:" + hashlib.sha256(images.tobytes() + y.tobytes()).hexdigest()
-    return ImageSet("mixtures", (), images, y, images[:0], y[:0], (round(float(images.mean()) / 255, 4),), (round(float(images.std()) / 255, 4),), checksum,
-                    "textures on a ground, cut from photographs in scikit-image's wheel; public domain, CC0 or no known copyright restrictions",
-                    ("grass_%", "brick_%", "tissue_%", "grass+tissue_%", "cover_%"), {"state": np.array([f"state {d % states}" for d in date]), "date": np.array([f"date {d:02}" for d in date])})
+    return ImageSet(
+        "mixtures",
+        (),
+        images,
+        y,
+        images[:0],
+        y[:0],
+        (round(float(images.mean()) / 255, 4),),
+        (round(float(images.std()) / 255, 4),),
+        checksum,
+        "textures on a ground, cut from photographs in scikit-image's wheel; public domain, CC0 or no known copyright restrictions",
+        ("grass_%", "brick_%", "tissue_%", "grass+tissue_%", "cover_%"),
+        {
+            "state": np.array([f"state {d % states}" for d in date]),
+            "date": np.array([f"date {d:02}" for d in date]),
+        },
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-18
 class Listing(NamedTuple):
     "What the files of a set say before an image is decoded."
-    classes:tuple[str, ...]
-    train:list[Path]|np.ndarray  # files, or the images themselves
-    train_labels:np.ndarray
-    test:list[Path]|np.ndarray = []
-    test_labels:np.ndarray|None = None
-    shape:tuple[int, int]|None = None # (H, W) that images are resized to; None: all have one shape already
-    targets:tuple[str, ...] = ()
-    info:dict[str, np.ndarray] = {}
-    notes:tuple[str, ...] = ()
-    checksum:str = ""            # of the files, where `train` holds images
+
+    classes: tuple[str, ...]
+    train: list[Path] | np.ndarray  # files, or the images themselves
+    train_labels: np.ndarray
+    test: list[Path] | np.ndarray = []
+    test_labels: np.ndarray | None = None
+    shape: tuple[int, int] | None = (
+        None  # (H, W) that images are resized to; None: all have one shape already
+    )
+    targets: tuple[str, ...] = ()
+    info: dict[str, np.ndarray] = {}
+    notes: tuple[str, ...] = ()
+    checksum: str = ""  # of the files, where `train` holds images
+
 
 class Reader(NamedTuple):
     "How a set is read from its folder."
-    read:Callable[[Path], Listing]
-    stamp:Callable[[Path], list[Path]] # files and folders whose size and time change when the set does
-    mean:tuple[float, ...] = ()        # published; empty: those of the training images
-    std:tuple[float, ...] = ()
-    expected:tuple[int, int] = (0, 0)  # training and test images of the whole set
+
+    read: Callable[[Path], Listing]
+    stamp: Callable[
+        [Path], list[Path]
+    ]  # files and folders whose size and time change when the set does
+    mean: tuple[float, ...] = ()  # published; empty: those of the training images
+    std: tuple[float, ...] = ()
+    expected: tuple[int, int] = (0, 0)  # training and test images of the whole set
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-19
-def cache_dir()->Path:
+def cache_dir() -> Path:
     "Where decoded sets lie: `$WAVESCAT_CACHE`, or the user's cache directory."
-    if os.environ.get("WAVESCAT_CACHE"): return Path(os.path.expanduser(os.environ["WAVESCAT_CACHE"]))
+    if os.environ.get("WAVESCAT_CACHE"):
+        return Path(os.path.expanduser(os.environ["WAVESCAT_CACHE"]))
     from platformdirs import user_cache_path
+
     return user_cache_path("wavescat") / "decoded"
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-pixels
 class Upright(NamedTuple):
     "An image as its file has it, turned as its camera says; either as a picture of 8 bits a colour or as values."
-    picture:object=None            # of Pillow, RGB
-    values:np.ndarray|None=None    # (H, W) or (H, W, 3), of more than 8 bits
-    opaque:np.ndarray|None=None    # (H, W) in 0–1, where values are transparent in places
-    black_is_high:bool=False       # the values count from white to black
-    pictures:int=1                 # that the file holds, of which this is the first
+
+    picture: object = None  # of Pillow, RGB
+    values: np.ndarray | None = None  # (H, W) or (H, W, 3), of more than 8 bits
+    opaque: np.ndarray | None = None  # (H, W) in 0–1, where values are transparent in places
+    black_is_high: bool = False  # the values count from white to black
+    pictures: int = 1  # that the file holds, of which this is the first
 
     @property
-    def kind(self)->str:
+    def kind(self) -> str:
         "What white depends on: 8-bit, integer or float."
-        return "8-bit" if self.values is None else "float" if self.values.dtype.kind == "f" else "integer"
+        return (
+            "8-bit"
+            if self.values is None
+            else "float"
+            if self.values.dtype.kind == "f"
+            else "integer"
+        )
 
     @property
-    def highest(self)->float: return 0 if self.values is None else float(self.values.max())
+    def highest(self) -> float:
+        return 0 if self.values is None else float(self.values.max())
+
 
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+
 
 def _rawmode(im):
     "How the bytes of an image lie, in Pillow's words."
@@ -184,135 +304,206 @@ def _rawmode(im):
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
 
+
 def _both_bytes(content, im):
     """Colours of 16 bits, (H, W, C), of which Pillow reads one byte; None for other images.
 
     The file is read once more, as if its bytes lay the other way round."""
     from PIL import Image, ImageOps
+
     found = re.fullmatch("(RGB|RGBA|RGBX|LA);16([BLN])", _rawmode(im))
-    if not found: return None
+    if not found:
+        return None
     again = Image.open(io.BytesIO(content))
     other = "RGBA" if found[1] == "LA" else f"{found[1]};16{_OTHER_BYTE[found[2]]}"
-    again.tile = [t._replace(args=other if isinstance(t.args, str) else (other, *t.args[1:])) for t in im.tile]
+    again.tile = [
+        t._replace(args=other if isinstance(t.args, str) else (other, *t.args[1:])) for t in im.tile
+    ]
     low = np.asarray(ImageOps.exif_transpose(again)).astype(np.uint16)
-    if found[1] == "LA": return low[..., ::2] * 256 + low[..., 1::2]
+    if found[1] == "LA":
+        return low[..., ::2] * 256 + low[..., 1::2]
     return np.asarray(ImageOps.exif_transpose(im)).astype(np.uint16) * 256 + low
+
 
 def _refuse_planes(im):
     "Pillow takes colours of 16 bits for ones of 8 where a TIFF stores them one after the other."
     tags = getattr(im, "tag_v2", None)
     if tags is not None and tags.get(284) == 2 and max(tags.get(258, (8,))) > 8:
-        raise ValueError("its colours of more than 8 bits are stored apart; save it with the colours of a pixel together")
+        raise ValueError(
+            "its colours of more than 8 bits are stored apart; save it with the colours of a pixel together"
+        )
+
 
 def _upright(content):
     "Read an image file. Raises whatever Pillow raises, and `ValueError` for values that are no brightness."
     from PIL import Image, ImageOps
-    try: im = Image.open(io.BytesIO(content))
-    except Image.UnidentifiedImageError: raise ValueError("it is no image that Pillow knows") from None
-    pictures = 1 if im.format in ("JPEG", "MPO") else getattr(im, "n_frames", 1)   # a camera's second one is a preview
+
+    try:
+        im = Image.open(io.BytesIO(content))
+    except Image.UnidentifiedImageError:
+        raise ValueError("it is no image that Pillow knows") from None
+    pictures = (
+        1 if im.format in ("JPEG", "MPO") else getattr(im, "n_frames", 1)
+    )  # a camera's second one is a preview
     _refuse_planes(im)
     black_is_high = im.format == "TIFF" and im.tag_v2.get(262) == 0
     values, opaque, key = _both_bytes(content, im), None, im.info.get("transparency")
-    if values is None and im.mode[0] in "IF": values = np.asarray(ImageOps.exif_transpose(im))
-    if values is None: return Upright(_on_white(ImageOps.exif_transpose(im)), pictures=pictures)
+    if values is None and im.mode[0] in "IF":
+        values = np.asarray(ImageOps.exif_transpose(im))
+    if values is None:
+        return Upright(_on_white(ImageOps.exif_transpose(im)), pictures=pictures)
     if values.ndim == 3 and values.shape[2] in (2, 4):
         values, opaque = values[..., :-1], values[..., -1] / 65535
-        if values.shape[2] == 1: values = values[..., 0]
-    elif key is not None: opaque = (values != np.array(key)).reshape(*values.shape[:2], -1).any(2).astype(float)
-    if not np.isfinite(values).all(): raise ValueError("it holds values that aren't finite; fill them in")
-    if values.min() < 0: raise ValueError(f"it holds negative values, down to {values.min():g}; save it with black as 0")
-    if values.dtype.kind != "f" and im.format in ("PPM", "JPEG2000"):                # Pillow has made their own white 65535
+        if values.shape[2] == 1:
+            values = values[..., 0]
+    elif key is not None:
+        opaque = (values != np.array(key)).reshape(*values.shape[:2], -1).any(2).astype(float)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that aren't finite; fill them in")
+    if values.min() < 0:
+        raise ValueError(
+            f"it holds negative values, down to {values.min():g}; save it with black as 0"
+        )
+    if values.dtype.kind != "f" and im.format in (
+        "PPM",
+        "JPEG2000",
+    ):  # Pillow has made their own white 65535
         return Upright(_toned(Upright(None, values), 65535), pictures=pictures)
     return Upright(None, values, opaque, black_is_high, pictures)
+
 
 def _on_white(im):
     "A picture of 8 bits a colour as RGB; what is transparent lies on white."
     from PIL import Image
-    if not im.has_transparency_data: return im if im.mode == "RGB" else im.convert("RGB")
+
+    if not im.has_transparency_data:
+        return im if im.mode == "RGB" else im.convert("RGB")
     rgba = im.convert("RGBA")
-    if rgba.getextrema()[3][0] == 255: return im.convert("RGB")
+    if rgba.getextrema()[3][0] == 255:
+        return im.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
 
 def _toned(image, white):
     "A picture of 8 bits a colour, RGB, from values, on white where they are transparent."
     from PIL import Image
+
     scaled = (image.values / (white / 255)).clip(0, 255)
-    if image.black_is_high: scaled = 255 - scaled
+    if image.black_is_high:
+        scaled = 255 - scaled
     if image.opaque is not None:
         opaque = image.opaque.reshape(image.opaque.shape + (1,) * (scaled.ndim - 2))
         scaled = opaque * scaled + (1 - opaque) * 255
     return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-white
-_BITS = 8, 10, 12, 14, 16, 24, 32 # that a colour has, of cameras and scanners
+_BITS = 8, 10, 12, 14, 16, 24, 32  # that a colour has, of cameras and scanners
+
 
 def _white_of(
-    seen:list[tuple[Path, str, float]], # file, kind and highest value of each image
-)->dict[str, float]:                    # kind → the value that is white, in all of them
+    seen: list[tuple[Path, str, float]],  # file, kind and highest value of each image
+) -> dict[str, float]:  # kind → the value that is white, in all of them
     "What is white in the images of a set that have more than 8 bits a colour, by the highest value of them all."
     white = {}
     for kind in ("integer", "float"):
         highest = {path: high for path, k, high in seen if k == kind}
-        if not highest: continue
+        if not highest:
+            continue
         most = max(highest, key=highest.get)
         top = highest[most]
         if kind == "float" and 1 < top < 2:
-            raise ValueError(f"{most} holds values up to {top:g}, where white must be 1, or 255 and more; scale its values to 0–1")
+            raise ValueError(
+                f"{most} holds values up to {top:g}, where white must be 1, or 255 and more; scale its values to 0–1"
+            )
         bits = next((b for b in _BITS if top < 2**b), None)
-        if bits is None: raise ValueError(f"{most} holds values up to {top:g}, more than {_BITS[-1]} bits; scale its values to 0–1")
+        if bits is None:
+            raise ValueError(
+                f"{most} holds values up to {top:g}, more than {_BITS[-1]} bits; scale its values to 0–1"
+            )
         white[kind] = 1 if kind == "float" and top <= 1 else 2**bits - 1
         if kind == "float" and top > 1:
             small = next((path for path, high in highest.items() if 0 < high <= 1), None)
-            if small: raise ValueError(f"{small} holds values up to {highest[small]:g} and {most} up to {top:g}: scale the values of all to 0–1")
+            if small:
+                raise ValueError(
+                    f"{small} holds values up to {highest[small]:g} and {most} up to {top:g}: scale the values of all to 0–1"
+                )
     return white
+
 
 def _picture(image, white):
     "A picture of 8 bits a colour, RGB, of an image that was read."
-    if image.picture is not None: return image.picture
+    if image.picture is not None:
+        return image.picture
     known = ({"integer": 65535} | (white or {})).get(image.kind)
-    if known is None: raise ValueError("pixels of mode F have no known white; save it with 8 or 16 bits a colour")
-    if image.highest > known: raise ValueError(f"it holds values up to {image.highest:g}, and white is {known:g}; scale its values as those of the set are")
+    if known is None:
+        raise ValueError("pixels of mode F have no known white; save it with 8 or 16 bits a colour")
+    if image.highest > known:
+        raise ValueError(
+            f"it holds values up to {image.highest:g}, and white is {known:g}; scale its values as those of the set are"
+        )
     return _toned(image, known)
+
 
 def _sized(picture, shape):
     "(3, H, W) uint8 of a picture, resized to (H, W) where one is given."
     from PIL import Image
-    if shape and picture.size != tuple(shape[::-1]): picture = picture.resize(shape[::-1], Image.Resampling.BILINEAR)
+
+    if shape and picture.size != tuple(shape[::-1]):
+        picture = picture.resize(shape[::-1], Image.Resampling.BILINEAR)
     return np.asarray(picture).transpose(2, 0, 1)
+
 
 _REPLACE = "replace it, or take it out of the set"
 
-def _undecoded(path, e, remedy): return ValueError(f"{path} can't be decoded ({' '.join(str(e).split())}); {remedy}")
+
+def _undecoded(path, e, remedy):
+    return ValueError(f"{path} can't be decoded ({' '.join(str(e).split())}); {remedy}")
+
 
 def _read_image(content, path, remedy=_REPLACE):
-    try: return _upright(content)
-    except Exception as e: raise _undecoded(path, e, remedy) from e
+    try:
+        return _upright(content)
+    except Exception as e:
+        raise _undecoded(path, e, remedy) from e
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-20
 def decode(
-    content:bytes,               # of an image file
-    path:Path,                   # its name, for messages
-    shape:tuple[int, int]|None,  # (H, W) to resize to; None: as it is
-    white:dict[str, float]|str|None=None, # as in `ImageSet`, which None has 65535 for and nothing for floats; own: by this image alone
-)->np.ndarray:                   # (3, H, W) uint8
+    content: bytes,  # of an image file
+    path: Path,  # its name, for messages
+    shape: tuple[int, int] | None,  # (H, W) to resize to; None: as it is
+    white: dict[str, float]
+    | str
+    | None = None,  # as in `ImageSet`, which None has 65535 for and nothing for floats; own: by this image alone
+) -> np.ndarray:  # (3, H, W) uint8
     """An image as RGB: grey, palette, CMYK, 16-bit ones too, turned as its camera says, the first of several, on white where it is transparent.
 
     This is how every image file is read. Raises `ValueError` naming the file."""
     image = _read_image(content, path, "replace it")
-    if white == "own": white = _white_of([(path, image.kind, image.highest)])
-    try: return _sized(_picture(image, white), shape)
-    except Exception as e: raise _undecoded(path, e, "replace it") from e
+    if white == "own":
+        white = _white_of([(path, image.kind, image.highest)])
+    try:
+        return _sized(_picture(image, white), shape)
+    except Exception as e:
+        raise _undecoded(path, e, "replace it") from e
+
 
 def _content(path):
-    try: return path.read_bytes()
-    except FileNotFoundError: raise FileNotFoundError(f"{path} is missing, though a list of the set names it; put it there, or take it off the list") from None
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing, though a list of the set names it; put it there, or take it off the list"
+        ) from None
+
 
 class _Seen(NamedTuple):
     "What decoding a file tells of it."
-    digest:bytes   # SHA-256 of its content
-    kind:str       # as `Upright.kind`
-    highest:float
-    pictures:int
+
+    digest: bytes  # SHA-256 of its content
+    kind: str  # as `Upright.kind`
+    highest: float
+    pictures: int
+
 
 def _decode_block(paths, shape, out, rows, white=None):
     "Decode files into these rows of an array on disk; without a white, values get one of their own for the time being."
@@ -320,84 +511,135 @@ def _decode_block(paths, shape, out, rows, white=None):
     for i, path in zip(rows, paths):
         content = _content(path)
         image = _read_image(content, path)
-        try: picture = _picture(image, white or {image.kind: max(1, image.highest)})
-        except ValueError as e: raise _undecoded(path, e, _REPLACE) from e
+        try:
+            picture = _picture(image, white or {image.kind: max(1, image.highest)})
+        except ValueError as e:
+            raise _undecoded(path, e, _REPLACE) from e
         pixels = _sized(picture, shape)
-        if pixels.shape != images.shape[1:]: raise ValueError(f"{path} is {pixels.shape[1]}×{pixels.shape[2]} pixels where the first is {images.shape[2]}×{images.shape[3]}; choose one size for all with size=64, say")
+        if pixels.shape != images.shape[1:]:
+            raise ValueError(
+                f"{path} is {pixels.shape[1]}×{pixels.shape[2]} pixels where the first is {images.shape[2]}×{images.shape[3]}; choose one size for all with size=64, say"
+            )
         images[i] = pixels
-        seen.append(_Seen(hashlib.sha256(content).digest(), image.kind, image.highest, image.pictures))
+        seen.append(
+            _Seen(hashlib.sha256(content).digest(), image.kind, image.highest, image.pictures)
+        )
     return seen
+
 
 def _decode_rows(paths, shape, out, rows, few, white=None, bar=None):
     "Decode files into rows of an array on disk, by all cores, a few at a time; gives what was seen of each."
-    blocks = [(paths[i:i + few], shape, out, rows[i:i + few], white) for i in range(0, len(paths), few)]
-    if len(blocks) < 4: done = (_decode_block(*b) for b in blocks)
+    blocks = [
+        (paths[i : i + few], shape, out, rows[i : i + few], white)
+        for i in range(0, len(paths), few)
+    ]
+    if len(blocks) < 4:
+        done = (_decode_block(*b) for b in blocks)
     else:
         from joblib import Parallel, delayed
-        done = Parallel(n_jobs=-1, return_as="generator")(delayed(_decode_block)(*b) for b in blocks)
+
+        done = Parallel(n_jobs=-1, return_as="generator")(
+            delayed(_decode_block)(*b) for b in blocks
+        )
     seen = []
     for found in done:
         seen += found
-        if bar: bar.update(len(found))
+        if bar:
+            bar.update(len(found))
     return seen
 
-def _few(H, W): return max(1, min(256, 2**24 // max(1, H * W)))
+
+def _few(H, W):
+    return max(1, min(256, 2**24 // max(1, H * W)))
+
 
 def _decode_all(name, paths, shape, first, out, progress):
     "Decode files into an array on disk, of the shape of the first image unless one is given; gives the checksum of names and contents, and what was seen of each."
     from tqdm import tqdm
+
     C, H, W = 3, *((shape or first) if paths else (0, 0))
-    if shutil.disk_usage(out.parent).free < 1.05 * len(paths) * C * H * W: raise ValueError(f"{name} needs {len(paths) * C * H * W / 1e9:.2g} GB in {out.parent.parent}, which hasn't as much left; set WAVESCAT_CACHE to another folder, or choose a smaller size")
-    if paths: np.lib.format.open_memmap(out, "w+", np.uint8, (len(paths), C, H, W)).flush()
-    else: np.save(out, np.zeros((0, C, H, W), np.uint8))
+    if shutil.disk_usage(out.parent).free < 1.05 * len(paths) * C * H * W:
+        raise ValueError(
+            f"{name} needs {len(paths) * C * H * W / 1e9:.2g} GB in {out.parent.parent}, which hasn't as much left; set WAVESCAT_CACHE to another folder, or choose a smaller size"
+        )
+    if paths:
+        np.lib.format.open_memmap(out, "w+", np.uint8, (len(paths), C, H, W)).flush()
+    else:
+        np.save(out, np.zeros((0, C, H, W), np.uint8))
     if hasattr(os, "posix_fallocate"):
-        with open(out, "r+b") as f: os.posix_fallocate(f.fileno(), 0, out.stat().st_size)  # or a full disk would show itself as a bus error
-    with tqdm(total=len(paths), unit="image", desc=f"{name}: decoding", disable=None if progress else True) as bar:
+        with open(out, "r+b") as f:
+            os.posix_fallocate(
+                f.fileno(), 0, out.stat().st_size
+            )  # or a full disk would show itself as a bus error
+    with tqdm(
+        total=len(paths), unit="image", desc=f"{name}: decoding", disable=None if progress else True
+    ) as bar:
         seen = _decode_rows(paths, shape, out, range(len(paths)), _few(H, W), bar=bar)
     checksum = hashlib.sha256()
-    for path, s in zip(paths, seen): checksum.update(os.fsencode(path.name) + b"\0" + s.digest)
+    for path, s in zip(paths, seen):
+        checksum.update(os.fsencode(path.name) + b"\0" + s.digest)
     return checksum.hexdigest(), seen
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-stamps
-_TICK = 2e7           # ns: a file written twice within one tick of the clock keeps its time
-_SLOW, _SHARE = .5, 20 # a set whose files take so many seconds to look at, some 100,000, is looked at again only after as many times as long
-_STAMPS:dict[Path, tuple[float, str]] = {} # of sets that take so long: until when, and the stamp
-_ONCE:contextvars.ContextVar[dict[Path, str]|None] = contextvars.ContextVar("stamps", default=None) # inside `looked_at_once`
+_TICK = 2e7  # ns: a file written twice within one tick of the clock keeps its time
+_SLOW, _SHARE = (
+    0.5,
+    20,
+)  # a set whose files take so many seconds to look at, some 100,000, is looked at again only after as many times as long
+_STAMPS: dict[Path, tuple[float, str]] = {}  # of sets that take so long: until when, and the stamp
+_ONCE: contextvars.ContextVar[dict[Path, str] | None] = contextvars.ContextVar(
+    "stamps", default=None
+)  # inside `looked_at_once`
+
 
 @contextlib.contextmanager
 def looked_at_once():
     "For a run, or many experiments in a row: inside, the files of a set are looked at once, and taken not to change."
     before = _ONCE.set({})
-    try: yield
-    finally: _ONCE.reset(before)
+    try:
+        yield
+    finally:
+        _ONCE.reset(before)
 
-def _numbers(s): return 0 if stat.S_ISDIR(s.st_mode) else s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+def _numbers(s):
+    return 0 if stat.S_ISDIR(s.st_mode) else s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
 
 def _mark(path):
     "What changes with a file or folder, of a link with what it leads to: size, and times in ns. Raises `OSError`."
     found = os.lstat(path)
     return _numbers(found) + (_numbers(os.stat(path)) if stat.S_ISLNK(found.st_mode) else ())
 
+
 def _marks(paths):
     "The marks of files and folders, and of the files in these folders, by their paths."
     marks = {}
     for path in map(str, paths):
         marks[path] = _mark(path)
-        if not os.path.isdir(path): continue
+        if not os.path.isdir(path):
+            continue
         with os.scandir(path) as places:
             for place in places:
-                try: marks[place.path] = _mark(place.path)
-                except OSError: marks[place.path] = ()             # a link to nowhere: the reader says what it makes of it
+                try:
+                    marks[place.path] = _mark(place.path)
+                except OSError:
+                    marks[place.path] = ()  # a link to nowhere: the reader says what it makes of it
     return marks
 
-def _newest(marks): return max((max(m[1:3] + m[4:6]) for m in marks.values() if m), default=0)
+
+def _newest(marks):
+    return max((max(m[1:3] + m[4:6]) for m in marks.values() if m), default=0)
+
 
 def _stamp(folder, reader):
     "SHA-256 of what the files of a set are now. Raises `OSError`, and whatever the reader raises."
     once = _ONCE.get()
-    if once is not None and folder in once: return once[folder]
+    if once is not None and folder in once:
+        return once[folder]
     known = _STAMPS.get(folder)
-    if known and time.monotonic() < known[0]: return known[1]
+    if known and time.monotonic() < known[0]:
+        return known[1]
     started, busy = time.monotonic(), time.thread_time()
     marks = _marks(reader.stamp(folder))
     if 0 <= time.time_ns() - _newest(marks) < _TICK:
@@ -406,29 +648,68 @@ def _stamp(folder, reader):
     found = hashlib.sha256(os.fsencode(repr(sorted(marks.items())))).hexdigest()
     now = time.monotonic()
     _STAMPS.pop(folder, None)
-    if time.thread_time() - busy > _SLOW: _STAMPS[folder] = now + _SHARE * (now - started), found
-    if once is not None: once[folder] = found
+    if time.thread_time() - busy > _SLOW:
+        _STAMPS[folder] = now + _SHARE * (now - started), found
+    if once is not None:
+        once[folder] = found
     return found
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-21
-_LAYOUT = 3 # of a decoded folder
+_LAYOUT = 3  # of a decoded folder
+
 
 def _open(place, name, source):
     meta = json.loads((place / "set.json").read_text(encoding="utf-8"))
-    with np.load(place / "labels.npz") as z: arrays = dict(z)
-    train, test = (np.load(place / f"{part}.npy", mmap_mode="r") if meta["images"][part] else np.load(place / f"{part}.npy") for part in ("train", "test"))
-    return ImageSet(name, tuple(meta["classes"]), train, arrays.pop("train"), test, arrays.pop("test"), tuple(meta["mean"]), tuple(meta["std"]), meta["checksum"], source,
-                    tuple(meta["targets"]), arrays, tuple(meta["notes"]), meta["white"])
+    with np.load(place / "labels.npz") as z:
+        arrays = dict(z)
+    train, test = (
+        np.load(place / f"{part}.npy", mmap_mode="r")
+        if meta["images"][part]
+        else np.load(place / f"{part}.npy")
+        for part in ("train", "test")
+    )
+    return ImageSet(
+        name,
+        tuple(meta["classes"]),
+        train,
+        arrays.pop("train"),
+        test,
+        arrays.pop("test"),
+        tuple(meta["mean"]),
+        tuple(meta["std"]),
+        meta["checksum"],
+        source,
+        tuple(meta["targets"]),
+        arrays,
+        tuple(meta["notes"]),
+        meta["white"],
+    )
+
 
 def _statistics(path):
     "Mean and standard deviation of each colour, on 0–1, of images on disk, a few at a time."
     n = sums = squares = start = 0
     while True:
-        images = np.load(path, mmap_mode="r")                  # anew each time, so that what was read needn't stay in memory
-        x = images[start:(start := start + max(1, 2**21 // math.prod(images.shape[1:])))].astype(np.float64) / 255
-        if not len(x): break
-        n, sums, squares = n + x[:, 0].size, sums + x.sum((0, 2, 3)), squares + (x * x).sum((0, 2, 3))
-    return [round(float(v), 4) for v in sums / n], [max(round(float(v), 4), .01) for v in np.sqrt((squares / n - (sums / n)**2).clip(0))]     # a colour that never changes isn't divided by nothing
+        images = np.load(
+            path, mmap_mode="r"
+        )  # anew each time, so that what was read needn't stay in memory
+        x = (
+            images[start : (start := start + max(1, 2**21 // math.prod(images.shape[1:])))].astype(
+                np.float64
+            )
+            / 255
+        )
+        if not len(x):
+            break
+        n, sums, squares = (
+            n + x[:, 0].size,
+            sums + x.sum((0, 2, 3)),
+            squares + (x * x).sum((0, 2, 3)),
+        )
+    return [round(float(v), 4) for v in sums / n], [
+        max(round(float(v), 4), 0.01) for v in np.sqrt((squares / n - (sums / n) ** 2).clip(0))
+    ]  # a colour that never changes isn't divided by nothing
+
 
 def _build(name, listing, reader, tmp, progress):
     "Decode a listing into the folder `tmp`; gives the checksum, and what was noticed."
@@ -438,102 +719,214 @@ def _build(name, listing, reader, tmp, progress):
         image = _read_image(_content(listing.train[0]), listing.train[0])
         first = image.values.shape[:2] if image.picture is None else image.picture.size[::-1]
     for part, given in images.items():
-        if isinstance(given, np.ndarray): np.save(tmp / f"{part}.npy", given)
-        else: parts[part], seen[part] = _decode_all(name, given, listing.shape, first, tmp / f"{part}.npy", progress)
+        if isinstance(given, np.ndarray):
+            np.save(tmp / f"{part}.npy", given)
+        else:
+            parts[part], seen[part] = _decode_all(
+                name, given, listing.shape, first, tmp / f"{part}.npy", progress
+            )
     white = _whiten({part: images[part] for part in seen}, seen, listing.shape, tmp)
-    noticed = _several([path for part in seen for path, s in zip(images[part], seen[part]) if s.pictures > 1])
-    labels = {"train": listing.train_labels, "test": listing.test_labels if listing.test_labels is not None else listing.train_labels[:0]}
-    about = json.dumps([listing.classes, listing.targets, {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in {**labels, **listing.info}.items()}])
-    checksum = "sha256:" + (listing.checksum or hashlib.sha256((json.dumps(parts) + about).encode()).hexdigest())
+    noticed = _several(
+        [path for part in seen for path, s in zip(images[part], seen[part]) if s.pictures > 1]
+    )
+    labels = {
+        "train": listing.train_labels,
+        "test": listing.test_labels
+        if listing.test_labels is not None
+        else listing.train_labels[:0],
+    }
+    about = json.dumps(
+        [
+            listing.classes,
+            listing.targets,
+            {
+                k: hashlib.sha256(v.tobytes()).hexdigest()
+                for k, v in {**labels, **listing.info}.items()
+            },
+        ]
+    )
+    checksum = "sha256:" + (
+        listing.checksum or hashlib.sha256((json.dumps(parts) + about).encode()).hexdigest()
+    )
     np.savez(tmp / "labels.npz", **labels, **listing.info)
     mean, std = (reader.mean, reader.std) if reader.mean else _statistics(tmp / "train.npy")
-    (tmp / "set.json").write_text(json.dumps({"classes": listing.classes, "targets": listing.targets, "notes": (*listing.notes, *noticed), "white": white, "mean": mean, "std": std, "checksum": checksum,
-                                              "images": {k: len(v) for k, v in images.items()}}, indent=1), encoding="utf-8")
+    (tmp / "set.json").write_text(
+        json.dumps(
+            {
+                "classes": listing.classes,
+                "targets": listing.targets,
+                "notes": (*listing.notes, *noticed),
+                "white": white,
+                "mean": mean,
+                "std": std,
+                "checksum": checksum,
+                "images": {k: len(v) for k, v in images.items()},
+            },
+            indent=1,
+        ),
+        encoding="utf-8",
+    )
     return checksum, noticed
+
 
 def _whiten(paths, seen, shape, tmp):
     "Find white in images of more than 8 bits a colour, and decode these again by it."
-    white = _white_of([(path, s.kind, s.highest) for part in seen for path, s in zip(paths[part], seen[part])])
+    white = _white_of(
+        [(path, s.kind, s.highest) for part in seen for path, s in zip(paths[part], seen[part])]
+    )
     for part, found in seen.items():
         rows = [i for i, s in enumerate(found) if s.kind in white]
         out = tmp / f"{part}.npy"
-        if rows: _decode_rows([paths[part][i] for i in rows], shape, out, rows, _few(*np.load(out, mmap_mode="r").shape[2:]), white)
+        if rows:
+            _decode_rows(
+                [paths[part][i] for i in rows],
+                shape,
+                out,
+                rows,
+                _few(*np.load(out, mmap_mode="r").shape[2:]),
+                white,
+            )
     return white
+
 
 def _several(paths):
     "A note on files that hold several pictures."
-    if not paths: return ()
-    return (f"{len(paths):,} file{'s' * (len(paths) > 1)} with several pictures, such as {paths[0].name}: the first is taken",)
+    if not paths:
+        return ()
+    return (
+        f"{len(paths):,} file{'s' * (len(paths) > 1)} with several pictures, such as {paths[0].name}: the first is taken",
+    )
+
 
 def _beside_published(listing, expected):
     "Notes on a set that has fewer or more images than the published one."
     notes = []
-    for part, here, published in zip(("training", "test"), map(len, (listing.train, listing.test)), expected):
-        if published and here < published: notes.append(f"not whole: {here:,} of {published:,} {part} images are here")
+    for part, here, published in zip(
+        ("training", "test"), map(len, (listing.train, listing.test)), expected
+    ):
+        if published and here < published:
+            notes.append(f"not whole: {here:,} of {published:,} {part} images are here")
         if published and here > published:
-            notes.append(f"not the published split: {here:,} {part} images, {published:,} were published")
+            notes.append(
+                f"not the published split: {here:,} {part} images, {published:,} were published"
+            )
     return notes
 
+
 def read_set(
-    name:str,           # what messages call it
-    folder:Path,        # where its files lie, or the file that lists them
-    reader:Reader,      # how they are read
-    source:str,         # what it is, whose, under which terms
-    size:int|None=None, # side that images are resized to, pixels; None: the set's own
-    progress:bool=True, # draw a bar
-)->ImageSet:
+    name: str,  # what messages call it
+    folder: Path,  # where its files lie, or the file that lists them
+    reader: Reader,  # how they are read
+    source: str,  # what it is, whose, under which terms
+    size: int | None = None,  # side that images are resized to, pixels; None: the set's own
+    progress: bool = True,  # draw a bar
+) -> ImageSet:
     "A set from its cache, which is made first if files are new or changed. Raises `ValueError` or `FileNotFoundError`, naming the file."
     from filelock import FileLock
-    try: stamps = _stamp(folder, reader)
+
+    try:
+        stamps = _stamp(folder, reader)
     except OSError as e:
         gone = e.errno in (errno.ENOENT, errno.ELOOP)
-        remedy = "put it back, or take it off" if name not in SOURCES else f"move {folder} away and fetch it again: wavescat data fetch {name}" if SOURCES[name].url else how_to_get(name)
-        if not gone: raise ValueError(f"{name}: {e.filename} can't be read ({e.strerror}); make it readable, or take it off") from None
-        raise FileNotFoundError(f"{name}: {e.filename} is missing, or a link to nowhere; {remedy}") from None
+        remedy = (
+            "put it back, or take it off"
+            if name not in SOURCES
+            else f"move {folder} away and fetch it again: wavescat data fetch {name}"
+            if SOURCES[name].url
+            else how_to_get(name)
+        )
+        if not gone:
+            raise ValueError(
+                f"{name}: {e.filename} can't be read ({e.strerror}); make it readable, or take it off"
+            ) from None
+        raise FileNotFoundError(
+            f"{name}: {e.filename} is missing, or a link to nowhere; {remedy}"
+        ) from None
     key = hashlib.sha256(json.dumps([_LAYOUT, name, size, stamps]).encode()).hexdigest()[:24]
-    cache = Path(os.path.abspath(cache_dir()))                 # other processes decode too, which may have begun in another folder
+    cache = Path(
+        os.path.abspath(cache_dir())
+    )  # other processes decode too, which may have begun in another folder
     known = cache / f"{key}.json"
+
     def found():
         try:
             said = json.loads(known.read_text(encoding="utf-8"))
             return _open(cache / said["place"], name, source)._replace(notes=tuple(said["notes"]))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile): return None
-    if opened := found(): return opened                      # of a cache that can only be read, too
-    try: cache.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE") from e
-    if not os.access(cache, os.W_OK): raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None
+
+    if opened := found():
+        return opened  # of a cache that can only be read, too
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(
+            f"{cache} can't be made ({e.strerror}); choose another with WAVESCAT_CACHE"
+        ) from e
+    if not os.access(cache, os.W_OK):
+        raise ValueError(f"{cache} can't be written to; choose another with WAVESCAT_CACHE")
     with FileLock(cache / f".{key}.lock"):
-        if opened := found(): return opened
-        for left in cache.glob(f".{key}-*"): shutil.rmtree(left)                      # by a process that was killed
+        if opened := found():
+            return opened
+        for left in cache.glob(f".{key}-*"):
+            shutil.rmtree(left)  # by a process that was killed
         listing = reader.read(folder)
-        if not len(listing.train): raise ValueError(f"{name}: {folder} holds no training images; {how_to_get(name) if name in SOURCES else 'put some there'}")
-        if size: listing = listing._replace(shape=(size, size))
-        listing = listing._replace(notes=(*listing.notes, *_beside_published(listing, reader.expected)))
-        if isinstance(listing.train, np.ndarray) and listing.shape and listing.train.shape[2:] != listing.shape: raise ValueError(f"{name} has images of {listing.train.shape[2]}×{listing.train.shape[3]}: leave size out")
+        if not len(listing.train):
+            raise ValueError(
+                f"{name}: {folder} holds no training images; {how_to_get(name) if name in SOURCES else 'put some there'}"
+            )
+        if size:
+            listing = listing._replace(shape=(size, size))
+        listing = listing._replace(
+            notes=(*listing.notes, *_beside_published(listing, reader.expected))
+        )
+        if (
+            isinstance(listing.train, np.ndarray)
+            and listing.shape
+            and listing.train.shape[2:] != listing.shape
+        ):
+            raise ValueError(
+                f"{name} has images of {listing.train.shape[2]}×{listing.train.shape[3]}: leave size out"
+            )
         tmp = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
         try:
             checksum, noticed = _build(name, listing, reader, tmp, progress)
             listing = listing._replace(notes=(*listing.notes, *noticed))
-            place = cache / f"{re.sub('[^A-Za-z0-9.-]+', '-', Path(name).name)}-{size or 'own'}-{checksum[7:23]}-{_LAYOUT}"
-            try: os.rename(tmp, place)
-            except OSError:                                  # the same files, seen before under other times; or damaged since
-                try: _open(place, name, source)
+            place = (
+                cache
+                / f"{re.sub('[^A-Za-z0-9.-]+', '-', Path(name).name)}-{size or 'own'}-{checksum[7:23]}-{_LAYOUT}"
+            )
+            try:
+                os.rename(tmp, place)
+            except OSError:  # the same files, seen before under other times; or damaged since
+                try:
+                    _open(place, name, source)
                 except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
                     shutil.rmtree(place)
                     os.rename(tmp, place)
             part = known.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps({"place": place.name, "notes": listing.notes}), encoding="utf-8")
+            part.write_text(
+                json.dumps({"place": place.name, "notes": listing.notes}), encoding="utf-8"
+            )
             os.replace(part, known)
-        finally: shutil.rmtree(tmp, ignore_errors=True)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
         return _open(place, name, source)._replace(notes=tuple(listing.notes))
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-23
 def _checked(name):
     "SHA-256 of the checksums of a set's files, once they are verified."
     check_source(name)
-    return hashlib.sha256(json.dumps({file: k.checksum for file, k in SOURCES[name].inside.items()}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(
+            {file: k.checksum for file, k in SOURCES[name].inside.items()}, sort_keys=True
+        ).encode()
+    ).hexdigest()
 
-def _stamp_inside(name): return lambda folder: [folder / file for file in SOURCES[name].inside]
+
+def _stamp_inside(name):
+    return lambda folder: [folder / file for file in SOURCES[name].inside]
+
 
 def _read_cifar(name, folder):
     checksum = _checked(name)
@@ -542,112 +935,228 @@ def _read_cifar(name, folder):
     images = [b[b"data"].reshape(-1, 3, 32, 32) for b in batches]
     labels = [np.asarray(b[b"labels"], dtype=np.int64) for b in batches]
     classes = tuple(c.decode() for c in read("batches.meta")[b"label_names"])
-    return Listing(classes, np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5], checksum=checksum)
+    return Listing(
+        classes,
+        np.concatenate(images[:5]),
+        np.concatenate(labels[:5]),
+        images[5],
+        labels[5],
+        checksum=checksum,
+    )
 
-_CIFAR10 = (.4914, .4822, .4465), (.2023, .1994, .2010)
+
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-25
 def _idx(path):
     "An array in LeCun's idx format."
     data = gzip.decompress(path.read_bytes())
     dims = data[3]
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(np.frombuffer(data, ">i4", dims, 4))
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(
+        np.frombuffer(data, ">i4", dims, 4)
+    )
+
 
 def _read_mnist(folder):
     checksum = _checked("mnist")
-    train, train_labels, test, test_labels = (_idx(folder / f"{part}-ubyte.gz") for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"))
-    return Listing(tuple("0123456789"), train[:, None], train_labels.astype(np.int64), test[:, None], test_labels.astype(np.int64), checksum=checksum)
+    train, train_labels, test, test_labels = (
+        _idx(folder / f"{part}-ubyte.gz")
+        for part in (
+            "train-images-idx3",
+            "train-labels-idx1",
+            "t10k-images-idx3",
+            "t10k-labels-idx1",
+        )
+    )
+    return Listing(
+        tuple("0123456789"),
+        train[:, None],
+        train_labels.astype(np.int64),
+        test[:, None],
+        test_labels.astype(np.int64),
+        checksum=checksum,
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-27
-def _number(path): return int("".join(filter(str.isdigit, path.stem.rsplit("_", 1)[-1])) or 0)
+def _number(path):
+    return int("".join(filter(str.isdigit, path.stem.rsplit("_", 1)[-1])) or 0)
+
 
 def _read_tiny_imagenet(folder):
     ids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
-    words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines() if "\t" in line)
+    words = dict(
+        line.split("\t", 1)
+        for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines()
+        if "\t" in line
+    )
     names = [words.get(i, i).split(",")[0] for i in ids]
-    names = [n if names.count(n) == 1 else f"{n} ({i})" for n, i in zip(names, ids)]    # "crane" is a bird and a machine
+    names = [
+        n if names.count(n) == 1 else f"{n} ({i})" for n, i in zip(names, ids)
+    ]  # "crane" is a bird and a machine
     images = [(folder / "train" / i / "images").glob("*.JPEG") for i in ids]
     train = [sorted((p for p in paths if not _hidden(p)), key=_number) for paths in images]
     place = {i: c for c, i in enumerate(ids)}
-    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines() if line]
-    if unknown := [r[1] for r in rows if r[1] not in place]: raise ValueError(f"{folder / 'val' / 'val_annotations.txt'} names the class {unknown[0]}, which wnids.txt doesn't; fetch the set again")
-    return Listing(tuple(names), [p for ps in train for p in ps], np.repeat(np.arange(len(ids)), list(map(len, train))),
-                   [folder / "val" / "images" / r[0] for r in rows], np.array([place[r[1]] for r in rows], np.int64), shape=(64, 64))
+    rows = [
+        line.split("\t")
+        for line in (folder / "val" / "val_annotations.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+        if line
+    ]
+    if unknown := [r[1] for r in rows if r[1] not in place]:
+        raise ValueError(
+            f"{folder / 'val' / 'val_annotations.txt'} names the class {unknown[0]}, which wnids.txt doesn't; fetch the set again"
+        )
+    return Listing(
+        tuple(names),
+        [p for ps in train for p in ps],
+        np.repeat(np.arange(len(ids)), list(map(len, train))),
+        [folder / "val" / "images" / r[0] for r in rows],
+        np.array([place[r[1]] for r in rows], np.int64),
+        shape=(64, 64),
+    )
+
 
 def _stamp_tiny_imagenet(folder):
-    lists = [folder / "wnids.txt", folder / "words.txt", folder / "val" / "val_annotations.txt", folder / "val" / "images"]
-    return lists + [folder / "train" / i / "images" for i in lists[0].read_text(encoding="utf-8").split()]
+    lists = [
+        folder / "wnids.txt",
+        folder / "words.txt",
+        folder / "val" / "val_annotations.txt",
+        folder / "val" / "images",
+    ]
+    return lists + [
+        folder / "train" / i / "images" for i in lists[0].read_text(encoding="utf-8").split()
+    ]
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-29
-_NO_PHOTOGRAPHS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"} # Pillow names them, and needs more to read them
+_NO_PHOTOGRAPHS = {
+    "BUFR",
+    "EPS",
+    "GRIB",
+    "HDF5",
+    "IPTC",
+    "MPEG",
+    "WMF",
+}  # Pillow names them, and needs more to read them
 _SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
+
 
 @functools.cache
 def _suffixes():
     "File name endings of the images that this Pillow can read."
     from PIL import Image, features
+
     codecs = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
     lacking = {form for form, codec in codecs.items() if not features.check(codec)}
     known = Image.registered_extensions()
     readable = {*Image.OPEN, "MPO"} - _NO_PHOTOGRAPHS - lacking
     return frozenset(suffix for suffix, form in known.items() if form in readable)
 
-def _hidden(path): return path.name.startswith(".") or path.name.lower() in _SYSTEM
+
+def _hidden(path):
+    return path.name.startswith(".") or path.name.lower() in _SYSTEM
+
 
 def _is_picture(path):
-    if _hidden(path) or path.suffix.lower() not in _suffixes(): return False
-    return path.is_file() or path.is_symlink() and not path.is_dir()   # a link to nowhere is refused later
+    if _hidden(path) or path.suffix.lower() not in _suffixes():
+        return False
+    return (
+        path.is_file() or path.is_symlink() and not path.is_dir()
+    )  # a link to nowhere is refused later
 
-def _pictures(folder): return sorted(filter(_is_picture, folder.iterdir()))
-def _folders(folder): return sorted(p for p in folder.iterdir() if p.is_dir() and not _hidden(p))
 
-def _samples_kth(folder): return [s for c in _folders(folder / "KTH-TIPS2-b") for s in _folders(c)]
+def _pictures(folder):
+    return sorted(filter(_is_picture, folder.iterdir()))
+
+
+def _folders(folder):
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _hidden(p))
+
+
+def _samples_kth(folder):
+    return [s for c in _folders(folder / "KTH-TIPS2-b") for s in _folders(c)]
+
 
 def _read_kth(folder):
     found = {s: _pictures(s) for s in _samples_kth(folder)}
     classes = tuple(c.name for c in _folders(folder / "KTH-TIPS2-b"))
     paths = [p for ps in found.values() for p in ps]
-    return Listing(classes, paths, np.array([classes.index(p.parent.parent.name) for p in paths], np.int64), shape=(200, 200),
-                   info={"sample": np.array([p.parent.name.removeprefix("sample_") for p in paths])})
+    return Listing(
+        classes,
+        paths,
+        np.array([classes.index(p.parent.parent.name) for p in paths], np.int64),
+        shape=(200, 200),
+        info={"sample": np.array([p.parent.name.removeprefix("sample_") for p in paths])},
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-31
 def _file_of(path, n, head, here):
     "Patient and file of a line, either of which may have blanks in it; `here`: the files of the folder."
-    parts = [(head[:m.start()], head[m.end():]) for m in re.finditer(r"\s+", head)]
+    parts = [(head[: m.start()], head[m.end() :]) for m in re.finditer(r"\s+", head)]
     fitting = [p for p in parts if p[1] in here]
-    if len(fitting) > 1: raise ValueError(f"{path}, line {n}: {' and '.join(p[1] for p in fitting)} are both there; take away the one that isn't meant")
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{path}, line {n}: {' and '.join(p[1] for p in fitting)} are both there; take away the one that isn't meant"
+        )
     return (fitting or parts)[-1]
+
 
 def _list_covidx(folder, part):
     "Files, labels and patients of a list."
     path, rows, seen = folder / f"{part}.txt", [], {}
     here = set(os.listdir(folder / part)) if (folder / part).is_dir() else set()
     for n, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         head, *rest = line.strip().rsplit(None, 2)
-        if len(rest) < 2 or rest[0] not in ("negative", "positive") or not re.search(r"\s", head): raise ValueError(f"{path}, line {n}: expected patient, file, negative or positive, collection; got {line!r}")
+        if len(rest) < 2 or rest[0] not in ("negative", "positive") or not re.search(r"\s", head):
+            raise ValueError(
+                f"{path}, line {n}: expected patient, file, negative or positive, collection; got {line!r}"
+            )
         patient, file = _file_of(path, n, head, here)
-        if file in seen: raise ValueError(f"{path}, line {n}: {file} stands on line {seen[file]} already; an image may be there once")
+        if file in seen:
+            raise ValueError(
+                f"{path}, line {n}: {file} stands on line {seen[file]} already; an image may be there once"
+            )
         seen[file] = n
         rows.append((folder / part / file, rest[0] == "positive", patient))
     unlisted = sorted(f for f in here - set(seen) if _is_picture(folder / part / f))
-    notes = [f"{len(unlisted):,} images in {part} are on no list: {_first(unlisted)}"] if unlisted else []
+    notes = (
+        [f"{len(unlisted):,} images in {part} are on no list: {_first(unlisted)}"]
+        if unlisted
+        else []
+    )
     files_, labels, patients = zip(*rows) if rows else ((), (), ())
     return list(files_), np.array(labels, np.int64), np.array(patients, str), notes
 
+
 def _first(names, most=3):
     "The first of many names."
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (
+        f" and {len(names) - most:,} more" if len(names) > most else ""
+    )
+
 
 def _read_covidx(folder):
     train, labels, patients, notes = _list_covidx(folder, "train")
     test, test_labels, tested, more = _list_covidx(folder, "test")
     both = sorted({*patients.tolist()} & {*tested.tolist()})
-    if both: more.append(f"{len(both):,} patients have training and test images: {_first(both)}")
-    return Listing(("negative", "positive"), train, labels, test, test_labels, (260, 260), info={"patient": patients}, notes=(*notes, *more))
+    if both:
+        more.append(f"{len(both):,} patients have training and test images: {_first(both)}")
+    return Listing(
+        ("negative", "positive"),
+        train,
+        labels,
+        test,
+        test_labels,
+        (260, 260),
+        info={"patient": patients},
+        notes=(*notes, *more),
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-33
 _BIOMASS = ("Dry_Green_g", "Dry_Dead_g", "Dry_Clover_g", "GDM_g", "Dry_Total_g")
+
 
 def _table(path):
     "Columns of a CSV, and its rows as (line, dict); rows without any value are passed over."
@@ -656,350 +1165,720 @@ def _table(path):
         with open(path, newline="", encoding="utf-8-sig") as f:
             table = csv.DictReader(f, strict=True)
             names = [c.strip() for c in table.fieldnames or ()]
-            table.fieldnames = names = [c or f"column {i} (no name)" for i, c in enumerate(names, 1)]
-            if twice := [c for c in names if names.count(c) > 1]: raise ValueError(f"{path} has two columns called {twice[0]}: rename one, or take it out")
+            table.fieldnames = names = [
+                c or f"column {i} (no name)" for i, c in enumerate(names, 1)
+            ]
+            if twice := [c for c in names if names.count(c) > 1]:
+                raise ValueError(
+                    f"{path} has two columns called {twice[0]}: rename one, or take it out"
+                )
             for r in table:
-                if None in r or None in r.values(): raise ValueError(f"{path}, line {table.line_num}: expected {len(names)} values, got {len(r) - 1 + len(r[None]) if None in r else sum(v is not None for v in r.values())}")
+                if None in r or None in r.values():
+                    raise ValueError(
+                        f"{path}, line {table.line_num}: expected {len(names)} values, got {len(r) - 1 + len(r[None]) if None in r else sum(v is not None for v in r.values())}"
+                    )
                 r = {k: v.strip() for k, v in r.items()}
-                if any("\n" in v or "\r" in v for v in r.values()): raise ValueError(f"{path}, line {table.line_num}: a value goes on over several lines; close its quotes")
-                if any(r.values()): rows.append((table.line_num, r))
-    except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"{path} can't be read ({' '.join(str(e).split())}); save it as CSV in UTF-8") from e
+                if any("\n" in v or "\r" in v for v in r.values()):
+                    raise ValueError(
+                        f"{path}, line {table.line_num}: a value goes on over several lines; close its quotes"
+                    )
+                if any(r.values()):
+                    rows.append((table.line_num, r))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(
+            f"{path} can't be read ({' '.join(str(e).split())}); save it as CSV in UTF-8"
+        ) from e
     return names, rows
+
 
 def _rows(path, *columns):
     "Rows of a CSV as (line, dict); refuses one without these columns."
     names, rows = _table(path)
-    if missing := [c for c in columns if c not in names]: raise ValueError(f"{path} has no column {missing[0]}; it has {', '.join(names) or 'none'}; columns are parted by commas")
+    if missing := [c for c in columns if c not in names]:
+        raise ValueError(
+            f"{path} has no column {missing[0]}; it has {', '.join(names) or 'none'}; columns are parted by commas"
+        )
     return rows
+
 
 def _target(path, line, column, text):
     "A number from a table."
-    try: value = float(text)
-    except (TypeError, ValueError): value = math.nan
-    if not math.isfinite(value): raise ValueError(f"{path}, line {line}: {column} must be a number, got {text!r}; mend the line, or take it out")
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{path}, line {line}: {column} must be a number, got {text!r}; mend the line, or take it out"
+        )
     return value
+
 
 def _read_biomass(folder):
     path, found, about = folder / "train.csv", {}, {}
-    for line, r in _rows(path, "image_path", "Sampling_Date", "State", "Species", "target_name", "target"):
-        if r["target_name"] not in _BIOMASS: raise ValueError(f"{path}, line {line}: unknown target {r['target_name']!r}; expected one of {', '.join(_BIOMASS)}")
-        found.setdefault(r["image_path"], {})[r["target_name"]] = _target(path, line, r["target_name"], r["target"])
+    for line, r in _rows(
+        path, "image_path", "Sampling_Date", "State", "Species", "target_name", "target"
+    ):
+        if r["target_name"] not in _BIOMASS:
+            raise ValueError(
+                f"{path}, line {line}: unknown target {r['target_name']!r}; expected one of {', '.join(_BIOMASS)}"
+            )
+        found.setdefault(r["image_path"], {})[r["target_name"]] = _target(
+            path, line, r["target_name"], r["target"]
+        )
         about[r["image_path"]] = r
     for image, values in found.items():
-        if missing := [t for t in _BIOMASS if t not in values]: raise ValueError(f"{path}: {image} has no {missing[0]}; fetch the list again")
+        if missing := [t for t in _BIOMASS if t not in values]:
+            raise ValueError(f"{path}: {image} has no {missing[0]}; fetch the list again")
     y = np.array([[values[t] for t in _BIOMASS] for values in found.values()], np.float32)
-    holds = [("GDM = Green + Clover", np.isclose(y[:, 3], y[:, 0] + y[:, 2], atol=.01)), ("Total = GDM + Dead", np.isclose(y[:, 4], y[:, 3] + y[:, 1], atol=.01))]
+    holds = [
+        ("GDM = Green + Clover", np.isclose(y[:, 3], y[:, 0] + y[:, 2], atol=0.01)),
+        ("Total = GDM + Dead", np.isclose(y[:, 4], y[:, 3] + y[:, 1], atol=0.01)),
+    ]
     column = lambda name: np.array([about[image][name] for image in found])
-    return Listing((), [folder / image for image in found], y, targets=_BIOMASS, info={"species": column("Species"), "state": column("State"), "date": column("Sampling_Date")},
-                   notes=tuple(f"{what} holds to 0.01 g in {ok.sum()} of {len(ok)} images" for what, ok in holds))
+    return Listing(
+        (),
+        [folder / image for image in found],
+        y,
+        targets=_BIOMASS,
+        info={
+            "species": column("Species"),
+            "state": column("State"),
+            "date": column("Sampling_Date"),
+        },
+        notes=tuple(
+            f"{what} holds to 0.01 g in {ok.sum()} of {len(ok)} images" for what, ok in holds
+        ),
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-35
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing")}
 _VALIDATION = ("val", "valid", "validation", "dev")
 
+
 def _number_of(name):
     "The number that a class is called by; None for another name."
     return float(name) if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", name) else None
 
+
 def _in_order(names):
     "Class names in the order of their numbers: 2 before 10, class2 before class10."
+
     def key(name):
         pieces = re.split(r"([0-9]+)", name)
         return [int(p) if i % 2 else p for i, p in enumerate(pieces)], name
+
     numbers = {name: _number_of(name) for name in names}
-    if None in numbers.values(): return tuple(sorted(names, key=key))
+    if None in numbers.values():
+        return tuple(sorted(names, key=key))
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
+
 
 def _class_names(place, names):
     "The names in order; refuses two that are the same number."
     ordered, seen = _in_order(names), {}
     for name in ordered:
         number = _number_of(name)
-        if number is not None and number in seen: raise ValueError(f"{place}: the classes {seen[number]} and {name} are the same number; write them alike, or give them other names")
+        if number is not None and number in seen:
+            raise ValueError(
+                f"{place}: the classes {seen[number]} and {name} are the same number; write them alike, or give them other names"
+            )
         seen[number] = name
     return ordered
 
+
 def _part_folders(folder):
     "The folders of training and of test images; none where the class folders lie in `folder` itself."
-    found = {part: [p for p in _folders(folder) if p.name.lower() in names] for part, names in _PARTS.items()}
-    if not all(found.values()): return ()
+    found = {
+        part: [p for p in _folders(folder) if p.name.lower() in names]
+        for part, names in _PARTS.items()
+    }
+    if not all(found.values()):
+        return ()
     for part, places in found.items():
-        if len(places) > 1: raise ValueError(f"{folder} holds {' and '.join(p.name for p in places)}, which both mean {part}: move their images into one of them")
+        if len(places) > 1:
+            raise ValueError(
+                f"{folder} holds {' and '.join(p.name for p in places)}, which both mean {part}: move their images into one of them"
+            )
     return tuple(places[0] for places in found.values())
+
 
 def _passed_over(folder, places, taken):
     "A note on the files in `places` that aren't among `taken`, if there are any."
     names, n = [], 0
     for place in places:
         for p in sorted(place.iterdir()):
-            if p in taken: continue
+            if p in taken:
+                continue
             inside = sum(len(files_) for *_, files_ in os.walk(p)) if p.is_dir() else 1
             n += inside
-            if inside: names.append(f"{p.relative_to(folder)}" + (f" ({inside} inside)" if p.is_dir() else ""))
-    if not n: return ()
-    return (f"passed over {n:,} file{'s' * (n > 1)}, no images that Pillow reads or not in a class folder: {_first(names)}",)
+            if inside:
+                names.append(
+                    f"{p.relative_to(folder)}" + (f" ({inside} inside)" if p.is_dir() else "")
+                )
+    if not n:
+        return ()
+    return (
+        f"passed over {n:,} file{'s' * (n > 1)}, no images that Pillow reads or not in a class folder: {_first(names)}",
+    )
+
 
 def _own_folder(folder):
     parts = _part_folders(folder) or (folder,)
     classes = _class_names(parts[0], [p.name for p in _folders(parts[0])])
     partlike = {*_PARTS["train"], *_PARTS["test"], *_VALIDATION}
-    if classes and {c.lower() for c in classes} <= partlike: raise ValueError(f"{parts[0]} holds {' and '.join(classes)}: training and test images must lie in train and test (validation images are split off); rename the folders, or name one of them")
-    if len(classes) < 2: raise ValueError(f"{parts[0]} must hold a folder for each class, two at least; it holds {', '.join(classes) or 'none'}")
+    if classes and {c.lower() for c in classes} <= partlike:
+        raise ValueError(
+            f"{parts[0]} holds {' and '.join(classes)}: training and test images must lie in train and test (validation images are split off); rename the folders, or name one of them"
+        )
+    if len(classes) < 2:
+        raise ValueError(
+            f"{parts[0]} must hold a folder for each class, two at least; it holds {', '.join(classes) or 'none'}"
+        )
     found, notes, taken = [], [], set(parts)
     for part in parts:
         testing = part != parts[0]
-        if testing and not _folders(part): raise ValueError(f"{part} holds {len(_pictures(part))} images and no class folders, so that nobody knows their classes: put them into class folders, or move {part.name} away")
-        if extra := [p.name for p in _folders(part) if p.name not in classes]: raise ValueError(f"{part / extra[0]} is a class that {parts[0]} hasn't got")
+        if testing and not _folders(part):
+            raise ValueError(
+                f"{part} holds {len(_pictures(part))} images and no class folders, so that nobody knows their classes: put them into class folders, or move {part.name} away"
+            )
+        if extra := [p.name for p in _folders(part) if p.name not in classes]:
+            raise ValueError(f"{part / extra[0]} is a class that {parts[0]} hasn't got")
         pictures = []
         for place in (part / name for name in classes):
             pictures.append(_pictures(place) if place.is_dir() else [])
-            if place.is_dir() and (deeper := _folders(place)): raise ValueError(f"{deeper[0]} is a folder inside a class: move its images up, or take it out")
+            if place.is_dir() and (deeper := _folders(place)):
+                raise ValueError(
+                    f"{deeper[0]} is a folder inside a class: move its images up, or take it out"
+                )
             if not testing and not pictures[-1]:
                 there = [p.name for p in sorted(place.iterdir())]
-                raise ValueError(f"{place} holds no images" + (f" that Pillow reads, but {_first(there)}" if there else "") + ": put some there, or take it away")
+                raise ValueError(
+                    f"{place} holds no images"
+                    + (f" that Pillow reads, but {_first(there)}" if there else "")
+                    + ": put some there, or take it away"
+                )
         counts = list(map(len, pictures))
-        if testing and not sum(counts): raise ValueError(f"{part} holds no images: put some there, or take it away")
+        if testing and not sum(counts):
+            raise ValueError(f"{part} holds no images: put some there, or take it away")
         for many, what in ((0, "no image"), (1, "one image only")):
-            if few := [c for c, n in zip(classes, counts) if n == many]: notes.append(f"{what} in {part.name}: {_first(few)}")
+            if few := [c for c, n in zip(classes, counts) if n == many]:
+                notes.append(f"{what} in {part.name}: {_first(few)}")
         taken |= {part / c for c in classes} | {p for ps in pictures for p in ps}
         found += [[p for ps in pictures for p in ps], np.repeat(np.arange(len(classes)), counts)]
-    if len(parts) > 1 and any(p.name not in _PARTS for p in parts): notes.append(f"training images are those of {parts[0].name}, test images those of {parts[1].name}")
-    places = [folder, *(parts if len(parts) > 1 else ()), *(d for part in parts for d in _folders(part))]
+    if len(parts) > 1 and any(p.name not in _PARTS for p in parts):
+        notes.append(
+            f"training images are those of {parts[0].name}, test images those of {parts[1].name}"
+        )
+    places = [
+        folder,
+        *(parts if len(parts) > 1 else ()),
+        *(d for part in parts for d in _folders(part)),
+    ]
     return Listing(classes, *found, notes=(*notes, *_passed_over(folder, places, taken)))
 
+
 _ROLES = ("path", "label", "split", "group", "patient")
-_PATH_LIKE = {"file", "files", "filename", "file_name", "filepath", "file_path", "image", "images", "image_file", "image_name", "image_path", "img", "img_path"}
-_LABEL_LIKE = {"class", "classes", "class_id", "class_name", "classname", "category", "categories", "labels", "label_id"}
+_PATH_LIKE = {
+    "file",
+    "files",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "images",
+    "image_file",
+    "image_name",
+    "image_path",
+    "img",
+    "img_path",
+}
+_LABEL_LIKE = {
+    "class",
+    "classes",
+    "class_id",
+    "class_name",
+    "classname",
+    "category",
+    "categories",
+    "labels",
+    "label_id",
+}
 _MISSING = {"nan", "<na>", "n/a", "#n/a", "null"}
-_INDEX_LIKE = re.compile(r"column \d+ \(no name\)|unnamed.*|level_\d+|(.*[_ ])?(id|idx|index|uuid|guid)|row|row[_ ]?(number|names?|nr)|nr|no\.?|#|\w+id", re.IGNORECASE)
+_INDEX_LIKE = re.compile(
+    r"column \d+ \(no name\)|unnamed.*|level_\d+|(.*[_ ])?(id|idx|index|uuid|guid)|row|row[_ ]?(number|names?|nr)|nr|no\.?|#|\w+id",
+    re.IGNORECASE,
+)
+
 
 def _own_table(path):
     "Columns and rows of a list of images, the columns that are looked for by their own names."
     names, rows = _table(path)
-    names = [c for c in names if not c.endswith("(no name)") or any(r[c] for _, r in rows)]   # a table program's empty columns
+    names = [
+        c for c in names if not c.endswith("(no name)") or any(r[c] for _, r in rows)
+    ]  # a table program's empty columns
     role = {c: c.lower() if c.lower() in _ROLES else c for c in names}
     for r in _ROLES:
-        if len(same := [c for c in names if role[c] == r]) > 1: raise ValueError(f"{path}: the columns {' and '.join(same)} both mean {r}: rename one, or take it out")
+        if len(same := [c for c in names if role[c] == r]) > 1:
+            raise ValueError(
+                f"{path}: the columns {' and '.join(same)} both mean {r}: rename one, or take it out"
+            )
     if "path" not in role.values():
         likely = [c for c in names if c.lower() in _PATH_LIKE]
-        remedy = f"rename {likely[0]} to path" if likely else "columns are parted by commas, and the one of the image files is called path"
-        raise ValueError(f"{path} has no column path; it has {', '.join(names) or 'none'}; {remedy}")
+        remedy = (
+            f"rename {likely[0]} to path"
+            if likely
+            else "columns are parted by commas, and the one of the image files is called path"
+        )
+        raise ValueError(
+            f"{path} has no column path; it has {', '.join(names) or 'none'}; {remedy}"
+        )
     rows = [(n, {role[c]: r[c] for c in names}) for n, r in rows]
     for n, r in rows:
-        if "\\" in r["path"] and not (path.parent / r["path"]).exists(): raise ValueError(f"{path}, line {n}: {r['path']} is missing; part folders with / instead of \\")
+        if "\\" in r["path"] and not (path.parent / r["path"]).exists():
+            raise ValueError(
+                f"{path}, line {n}: {r['path']} is missing; part folders with / instead of \\"
+            )
     return [role[c] for c in names], rows
 
+
 def _is_number(text):
-    try: float(text)
-    except ValueError: return False
+    try:
+        float(text)
+    except ValueError:
+        return False
     return True
+
 
 def _counts(values):
     "Whether values number the rows, from 0 or 1."
     return any(values == [str(i) for i in range(start, start + len(values))] for start in (0, 1))
 
+
 def _columns_of(path, columns, rows):
     "Targets, the column of groups or None, and a note on what the columns are taken for; refuses doubtful ones."
     groups = [c for c in columns if c in ("group", "patient")]
-    if len(groups) > 1: raise ValueError(f"{path} has a column group and a column patient: leave the one by which images belong together")
+    if len(groups) > 1:
+        raise ValueError(
+            f"{path} has a column group and a column patient: leave the one by which images belong together"
+        )
     group = groups[0] if groups else None
     rest = [c for c in columns if c not in _ROLES]
     if "split" not in columns:
         words = {w for names in _PARTS.values() for w in names} | {*_VALIDATION}
         for c in rest:
             said = {r[c].lower() for _, r in rows}
-            if said <= words and said & {"train", "training"}: raise ValueError(f"{path}: column {c} says {' and '.join(sorted(said))}; call it split, or take it out")
+            if said <= words and said & {"train", "training"}:
+                raise ValueError(
+                    f"{path}: column {c} says {' and '.join(sorted(said))}; call it split, or take it out"
+                )
     taken = [c for c in columns if c in _ROLES]
-    if "label" in columns: return (), group, f"columns taken: {', '.join(taken)}" + (f"; passed over: {', '.join(rest)}" if rest else "")
-    if not rest: raise ValueError(f"{path} has neither a column label nor columns of numbers; it has {', '.join(columns)}")
+    if "label" in columns:
+        return (
+            (),
+            group,
+            f"columns taken: {', '.join(taken)}"
+            + (f"; passed over: {', '.join(rest)}" if rest else ""),
+        )
+    if not rest:
+        raise ValueError(
+            f"{path} has neither a column label nor columns of numbers; it has {', '.join(columns)}"
+        )
     for c in rest:
-        if c.lower() in _LABEL_LIKE: raise ValueError(f"{path}: column {c} may be the classes; call it label, or give it another name if it is a number to predict")
-        if _INDEX_LIKE.fullmatch(c): raise ValueError(f"{path}: {c} looks like an index, and every column beside {', '.join(_ROLES)} is a number to predict; take it out, or give it the name of what it measures")
+        if c.lower() in _LABEL_LIKE:
+            raise ValueError(
+                f"{path}: column {c} may be the classes; call it label, or give it another name if it is a number to predict"
+            )
+        if _INDEX_LIKE.fullmatch(c):
+            raise ValueError(
+                f"{path}: {c} looks like an index, and every column beside {', '.join(_ROLES)} is a number to predict; take it out, or give it the name of what it measures"
+            )
         line, first = next((n, r[c]) for n, r in rows)
-        if not any(map(_is_number, (r[c] for _, r in rows))): raise ValueError(f"{path}, line {line}: {c} must be a number, got {first!r}, and no row has one; call the column label if it says the classes, or take it out")
-    if columns[0] in rest and _counts([r[columns[0]] for _, r in rows]): raise ValueError(f"{path}: {columns[0]} numbers the rows, which looks like an index; take it out, or put it behind path if it is to be predicted")
-    return tuple(rest), group, f"columns taken: {', '.join(taken)}; predicted as numbers: {', '.join(rest)}"
+        if not any(map(_is_number, (r[c] for _, r in rows))):
+            raise ValueError(
+                f"{path}, line {line}: {c} must be a number, got {first!r}, and no row has one; call the column label if it says the classes, or take it out"
+            )
+    if columns[0] in rest and _counts([r[columns[0]] for _, r in rows]):
+        raise ValueError(
+            f"{path}: {columns[0]} numbers the rows, which looks like an index; take it out, or put it behind path if it is to be predicted"
+        )
+    return (
+        tuple(rest),
+        group,
+        f"columns taken: {', '.join(taken)}; predicted as numbers: {', '.join(rest)}",
+    )
+
 
 def _own_labels(path, rows, test):
     "Classes in order, and the notes on them; refuses labels that look like measurements or are missing."
     for line, r in rows:
-        if r["label"].lower() in _MISSING: raise ValueError(f"{path}, line {line}: label is {r['label']!r}, a missing value; write the class, or take the line out")
+        if r["label"].lower() in _MISSING:
+            raise ValueError(
+                f"{path}, line {line}: label is {r['label']!r}, a missing value; write the class, or take the line out"
+            )
     classes = _class_names(path, {r["label"] for _, r in rows})
-    if len(classes) < 2: raise ValueError(f"{path} has one label only, {classes[0]}: two at least are needed")
+    if len(classes) < 2:
+        raise ValueError(f"{path} has one label only, {classes[0]}: two at least are needed")
     numbers = [_number_of(c) for c in classes]
-    if None not in numbers and any(n % 1 for n in numbers): raise ValueError(f"{path}: label holds numbers such as {next(c for c, n in zip(classes, numbers) if n % 1)}; rename the column to predict them as numbers, or write the classes as names")
+    if None not in numbers and any(n % 1 for n in numbers):
+        raise ValueError(
+            f"{path}: label holds numbers such as {next(c for c, n in zip(classes, numbers) if n % 1)}; rename the column to predict them as numbers, or write the classes as names"
+        )
     train = [r["label"] for (_, r), t in zip(rows, test) if not t]
-    if only := [c for c in classes if c not in set(train)]: raise ValueError(f"{path}: {_first(only)} is in test rows only, so that it can't be learned; add training rows, or take its rows out")
+    if only := [c for c in classes if c not in set(train)]:
+        raise ValueError(
+            f"{path}: {_first(only)} is in test rows only, so that it can't be learned; add training rows, or take its rows out"
+        )
     tested = {r["label"] for (_, r), t in zip(rows, test) if t}
     few = [c for c in classes if train.count(c) == 1]
     absent = [c for c in classes if tested and c not in tested]
     lower = [c.lower() for c in classes]
     alike = [c for c in classes if lower.count(c.lower()) > 1]
-    said = ((few, "one training image only of"), (absent, "no test image of"), (alike, "classes that differ in case only:"))
+    said = (
+        (few, "one training image only of"),
+        (absent, "no test image of"),
+        (alike, "classes that differ in case only:"),
+    )
     return classes, tuple(f"{what} {_first(names)}" for names, what in said if names)
+
 
 def _own_csv(path):
     columns, rows = _own_table(path)
-    if not rows: raise ValueError(f"{path} lists no images")
+    if not rows:
+        raise ValueError(f"{path} lists no images")
     targets, group, note = _columns_of(path, columns, rows)
     seen = {}
     for line, r in rows:
-        if not r["path"] or ("label" in r and not r["label"]): raise ValueError(f"{path}, line {line}: path or label is empty; mend the line, or take it out")
+        if not r["path"] or ("label" in r and not r["label"]):
+            raise ValueError(
+                f"{path}, line {line}: path or label is empty; mend the line, or take it out"
+            )
         at = os.path.realpath(path.parent / r["path"])
-        if at in seen: raise ValueError(f"{path}, line {line}: {r['path']} stands on line {seen[at]} already; an image may be there once")
+        if at in seen:
+            raise ValueError(
+                f"{path}, line {line}: {r['path']} stands on line {seen[at]} already; an image may be there once"
+            )
         seen[at] = line
-        if os.path.isdir(at): raise ValueError(f"{path}, line {line}: {r['path']} is a folder; name an image file")
-        if "split" in r and r["split"].lower() not in ("train", "test"): raise ValueError(f"{path}, line {line}: split must be train or test, got {r['split']!r}; validation images are split off from the training images")
-        if group and not r[group]: raise ValueError(f"{path}, line {line}: {group} is empty; mend the line, or take the column out")
+        if os.path.isdir(at):
+            raise ValueError(f"{path}, line {line}: {r['path']} is a folder; name an image file")
+        if "split" in r and r["split"].lower() not in ("train", "test"):
+            raise ValueError(
+                f"{path}, line {line}: split must be train or test, got {r['split']!r}; validation images are split off from the training images"
+            )
+        if group and not r[group]:
+            raise ValueError(
+                f"{path}, line {line}: {group} is empty; mend the line, or take the column out"
+            )
     test = np.array([r.get("split", "").lower() == "test" for _, r in rows])
-    if test.all(): raise ValueError(f"{path} has test rows only: mark the training rows with split train")
+    if test.all():
+        raise ValueError(f"{path} has test rows only: mark the training rows with split train")
     classes, notes = ((), ()) if targets else _own_labels(path, rows, test)
     label = {c: i for i, c in enumerate(classes)}
-    y = np.array([[_target(path, n, t, r[t]) for t in targets] for n, r in rows], np.float32) if targets else np.array([label[r["label"]] for _, r in rows], np.int64)
+    y = (
+        np.array([[_target(path, n, t, r[t]) for t in targets] for n, r in rows], np.float32)
+        if targets
+        else np.array([label[r["label"]] for _, r in rows], np.int64)
+    )
     for t, values in zip(targets, y[~test].T):
-        if len(values) > 1 and np.ptp(values) == 0: raise ValueError(f"{path}: {t} is {values[0]:g} in every training row, so that there is nothing to predict; take the column out")
+        if len(values) > 1 and np.ptp(values) == 0:
+            raise ValueError(
+                f"{path}: {t} is {values[0]:g} in every training row, so that there is nothing to predict; take the column out"
+            )
     paths = [path.parent / r["path"] for _, r in rows]
     info = {}
     if group:
         of = np.array([r[group] for _, r in rows])
-        if both := sorted({*of[test].tolist()} & {*of[~test].tolist()}): raise ValueError(f"{path}: {group} {_first(both)} has training and test rows; put all its rows into one part")
+        if both := sorted({*of[test].tolist()} & {*of[~test].tolist()}):
+            raise ValueError(
+                f"{path}: {group} {_first(both)} has training and test rows; put all its rows into one part"
+            )
         info = {group: of[~test]}
-    return Listing(classes, [p for p, t in zip(paths, test) if not t], y[~test], [p for p, t in zip(paths, test) if t], y[test], targets=targets, info=info, notes=(note, *notes))
+    return Listing(
+        classes,
+        [p for p, t in zip(paths, test) if not t],
+        y[~test],
+        [p for p, t in zip(paths, test) if t],
+        y[test],
+        targets=targets,
+        info=info,
+        notes=(note, *notes),
+    )
+
 
 def _stamp_own_folder(folder):
     parts = _part_folders(folder) or (folder,)
     places = [p for part in parts for p in _folders(part)]
-    return [*dict.fromkeys((folder, *parts, *places)), *(p for place in places for p in _pictures(place))]
+    return [
+        *dict.fromkeys((folder, *parts, *places)),
+        *(p for place in places for p in _pictures(place)),
+    ]
 
-def _stamp_own_csv(path): return [path, *sorted({path.parent / r["path"] for _, r in _own_table(path)[1] if r["path"]})]
+
+def _stamp_own_csv(path):
+    return [path, *sorted({path.parent / r["path"] for _, r in _own_table(path)[1] if r["path"]})]
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-37
-_READERS:dict[str, Reader] = {
-    "cifar10": Reader(functools.partial(_read_cifar, "cifar10"), _stamp_inside("cifar10"), *_CIFAR10, (50_000, 10_000)),
-    "cifair10": Reader(functools.partial(_read_cifar, "cifair10"), _stamp_inside("cifair10"), *_CIFAR10, (50_000, 10_000)),
-    "mnist": Reader(_read_mnist, _stamp_inside("mnist"), (.1307,), (.3081,), (60_000, 10_000)),
-    "tiny-imagenet": Reader(_read_tiny_imagenet, _stamp_tiny_imagenet, (.4802, .4481, .3975), (.2296, .2263, .2255), (100_000, 10_000)),
-    "kth-tips2-b": Reader(_read_kth, lambda f: [f / "KTH-TIPS2-b", *_samples_kth(f)], (.485, .456, .406), (.229, .224, .225), (4_752, 0)),
-    "covidx-cxr": Reader(_read_covidx, lambda f: [f / "train.txt", f / "test.txt", f / "train", f / "test"], (.485, .456, .406), (.229, .224, .225), (15_952, 400)),
-    "csiro-biomass": Reader(_read_biomass, lambda f: [f / "train.csv", f / "train"], (.485, .456, .406), (.229, .224, .225), (357, 0)),
+_READERS: dict[str, Reader] = {
+    "cifar10": Reader(
+        functools.partial(_read_cifar, "cifar10"),
+        _stamp_inside("cifar10"),
+        *_CIFAR10,
+        (50_000, 10_000),
+    ),
+    "cifair10": Reader(
+        functools.partial(_read_cifar, "cifair10"),
+        _stamp_inside("cifair10"),
+        *_CIFAR10,
+        (50_000, 10_000),
+    ),
+    "mnist": Reader(_read_mnist, _stamp_inside("mnist"), (0.1307,), (0.3081,), (60_000, 10_000)),
+    "tiny-imagenet": Reader(
+        _read_tiny_imagenet,
+        _stamp_tiny_imagenet,
+        (0.4802, 0.4481, 0.3975),
+        (0.2296, 0.2263, 0.2255),
+        (100_000, 10_000),
+    ),
+    "kth-tips2-b": Reader(
+        _read_kth,
+        lambda f: [f / "KTH-TIPS2-b", *_samples_kth(f)],
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        (4_752, 0),
+    ),
+    "covidx-cxr": Reader(
+        _read_covidx,
+        lambda f: [f / "train.txt", f / "test.txt", f / "train", f / "test"],
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        (15_952, 400),
+    ),
+    "csiro-biomass": Reader(
+        _read_biomass,
+        lambda f: [f / "train.csv", f / "train"],
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        (357, 0),
+    ),
 }
+
 
 def _named(name, size=None):
     s, folder = SOURCES[name], Path(os.path.abspath(source_folder(name)))
     if not folder.is_dir():
-        if not s.url: raise FileNotFoundError(f"{name}: {folder} is missing; {how_to_get(name)}")
+        if not s.url:
+            raise FileNotFoundError(f"{name}: {folder} is missing; {how_to_get(name)}")
         fetch(name)
     return read_set(name, folder, _READERS[name], f"{s.title}, {s.terms}; {s.page}", size)
 
-def _own_reader(path): return Reader(_own_folder, _stamp_own_folder) if path.is_dir() else Reader(_own_csv, _stamp_own_csv)
+
+def _own_reader(path):
+    return (
+        Reader(_own_folder, _stamp_own_folder)
+        if path.is_dir()
+        else Reader(_own_csv, _stamp_own_csv)
+    )
+
 
 def _own(path, size=None):
     data = read_set(str(path), path, _own_reader(path), f"own images, {path}", size)
-    for note in data.notes: _say(f"{path.name}: {note}")
+    for note in data.notes:
+        _say(f"{path.name}: {note}")
     return data
+
 
 @functools.cache
 def _say(note):
     "Said once in a process."
     print(note, file=sys.stderr)
 
+
 def _embedded(make, size=None):
     data = make()
-    if size not in (None, data.train.shape[-1]): raise ValueError(f"{data.name} has images of {data.train.shape[-1]}×{data.train.shape[-1]}: leave size out, got {size}")
+    if size not in (None, data.train.shape[-1]):
+        raise ValueError(
+            f"{data.name} has images of {data.train.shape[-1]}×{data.train.shape[-1]}: leave size out, got {size}"
+        )
     return data
 
-DATASETS:dict[str, Callable[..., ImageSet]] = {"textures": functools.partial(_embedded, textures), "mixtures": functools.partial(_embedded, mixtures), **{name: functools.partial(_named, name) for name in _READERS}}
+
+DATASETS: dict[str, Callable[..., ImageSet]] = {
+    "textures": functools.partial(_embedded, textures),
+    "mixtures": functools.partial(_embedded, mixtures),
+    **{name: functools.partial(_named, name) for name in _READERS},
+}
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-38
 def _only(data, classes):
     "The images of some classes, with labels from 0 in the order of their numbers."
-    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", classes, re.ASCII): raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {shown(classes)}")
-    if data.targets: raise ValueError(f"{data.name} has targets, not classes: leave classes out")
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", classes, re.ASCII):
+        raise ValueError(f"expected numbers of classes such as 0-4 or 1,3,5, got {shown(classes)}")
+    if data.targets:
+        raise ValueError(f"{data.name} has targets, not classes: leave classes out")
     ends = [[int(n) for n in part.split("-")] for part in classes.split(",")]
     rising = all(e[0] <= e[-1] < len(data.classes) for e in ends)
     listed = [n for e in ends for n in range(e[0], e[-1] + 1)] if rising else []
     chosen = sorted(set(listed))
-    if len(listed) > len(chosen): raise ValueError(f"classes={classes} names a class twice: list each once")
-    if len(chosen) < 2: raise ValueError(f"classes={shown(classes)[1:-1]}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes")
+    if len(listed) > len(chosen):
+        raise ValueError(f"classes={classes} names a class twice: list each once")
+    if len(chosen) < 2:
+        raise ValueError(
+            f"classes={shown(classes)[1:-1]}: expected two or more of 0-{len(data.classes) - 1}, the numbers of {data.name}'s classes"
+        )
     kept = {part: np.isin(getattr(data, f"{part}_labels"), chosen) for part in ("train", "test")}
-    images = {part: getattr(data, part)[k] for part, k in kept.items()} | {f"{part}_labels": np.searchsorted(chosen, getattr(data, f"{part}_labels")[k]) for part, k in kept.items()}
-    return data._replace(classes=tuple(data.classes[n] for n in chosen), info={n: v[kept["train"]] for n, v in data.info.items()}, checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}", **images)
+    images = {part: getattr(data, part)[k] for part, k in kept.items()} | {
+        f"{part}_labels": np.searchsorted(chosen, getattr(data, f"{part}_labels")[k])
+        for part, k in kept.items()
+    }
+    return data._replace(
+        classes=tuple(data.classes[n] for n in chosen),
+        info={n: v[kept["train"]] for n, v in data.info.items()},
+        checksum=f"{data.checksum}, classes {','.join(map(str, chosen))}",
+        **images,
+    )
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-39
 class Unseen:
     "What files are that can't be looked at: equal to nothing else."
 
+
 def files_state(
-    name:str, # as in `load`
-)->object:    # can be compared and hashed
+    name: str,  # as in `load`
+) -> object:  # can be compared and hashed
     "What a set's files are now, and where: equal as long as nobody changes them. It looks at every file's size and times, and reads none."
-    if name in DATASETS and name not in _READERS: return DATASETS[name]
+    if name in DATASETS and name not in _READERS:
+        return DATASETS[name]
     try:
-        path = Path(os.path.abspath(source_folder(name))) if name in _READERS else Path(os.path.expanduser(name)).resolve(strict=True)
-        return str(path), str(Path(os.path.abspath(cache_dir()))), _stamp(path, _READERS.get(name) or _own_reader(path))
-    except (OSError, ValueError): return Unseen()             # `load` says what is wrong
+        path = (
+            Path(os.path.abspath(source_folder(name)))
+            if name in _READERS
+            else Path(os.path.expanduser(name)).resolve(strict=True)
+        )
+        return (
+            str(path),
+            str(Path(os.path.abspath(cache_dir()))),
+            _stamp(path, _READERS.get(name) or _own_reader(path)),
+        )
+    except (OSError, ValueError):
+        return Unseen()  # `load` says what is wrong
+
 
 def load(
-    name:str,           # one of `DATASETS`, or a folder of class folders, or a CSV file
-    size:int|None=None, # side that images are resized to, pixels; None: the set's own
-    classes:str|None=None, # numbers of the classes that are kept, such as 0-4 or 1,3,5; None: all
-)->ImageSet:
+    name: str,  # one of `DATASETS`, or a folder of class folders, or a CSV file
+    size: int | None = None,  # side that images are resized to, pixels; None: the set's own
+    classes: str
+    | None = None,  # numbers of the classes that are kept, such as 0-4 or 1,3,5; None: all
+) -> ImageSet:
     "The image set of this name, as its files are now. Raises `ValueError` for an unknown name, class or a damaged file, `FileNotFoundError` where a file is missing."
     return _loaded(name, size, classes, files_state(name))
+
 
 @functools.lru_cache(maxsize=2)
 def _loaded(name, size, classes, state):
     "The set of this name while its files stay what they are."
-    if classes is not None: return _only(_loaded(name, size, None, state), classes)
-    if name in DATASETS: return DATASETS[name](size=size)
+    if classes is not None:
+        return _only(_loaded(name, size, None, state), classes)
+    if name in DATASETS:
+        return DATASETS[name](size=size)
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path) or path.suffix.lower() == ".csv":
-        if not os.path.exists(path): raise FileNotFoundError(f"{path} is missing: dataset= takes a name, a folder of class folders, or a CSV with the columns path and label")
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{path} is missing: dataset= takes a name, a folder of class folders, or a CSV with the columns path and label"
+            )
         return _own(path.resolve(), size)
-    if os.sep in name: raise FileNotFoundError(f"{name if len(name) < 300 else shown(name)} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV")
+    if os.sep in name:
+        raise FileNotFoundError(
+            f"{name if len(name) < 300 else shown(name)} is neither a folder nor a CSV file; dataset= takes a name ({', '.join(DATASETS)}), a folder of class folders, or a CSV"
+        )
     return choose(name, DATASETS, "dataset")
+
 
 def _forget():
     "Let go of the sets in memory."
     _loaded.cache_clear()
     _STAMPS.clear()
 
+
 load.cache_clear = _forget
 
 # %% ../../nbs/lib/02_data/01_imageset.ipynb #08-data-40
 def whole_train(
-    data:ImageSet,
-    name:str,      # that it was loaded by
-    size:int|None=None, # the side that it was loaded at
-)->int:
+    data: ImageSet,
+    name: str,  # that it was loaded by
+    size: int | None = None,  # the side that it was loaded at
+) -> int:
     "Training images of the whole set, here or not, of the classes kept where all are alike in number; those here where nobody knows."
-    expected, here = _READERS[name].expected[0] if name in _READERS else 0, np.bincount(data.train_labels) if data.classes else np.zeros(0)
-    if len(data.classes) < len(all_classes := DATASETS[name](size=size).classes if expected else ()): expected = expected // len(all_classes) * len(data.classes) if len(set(here.tolist())) == 1 else 0
+    expected, here = (
+        _READERS[name].expected[0] if name in _READERS else 0,
+        np.bincount(data.train_labels) if data.classes else np.zeros(0),
+    )
+    if len(data.classes) < len(
+        all_classes := DATASETS[name](size=size).classes if expected else ()
+    ):
+        expected = (
+            expected // len(all_classes) * len(data.classes) if len(set(here.tolist())) == 1 else 0
+        )
     return max(expected, len(data.train))
 
+
 def verify_set(
-    name:str,        # one of `DATASETS`
-)->tuple[bool, list[str]]: # whether it is whole, and what was found
+    name: str,  # one of `DATASETS`
+) -> tuple[bool, list[str]]:  # whether it is whole, and what was found
     "Check a set's files one by one against what is known of them; every list against the images. Decodes nothing."
     choose(name, DATASETS, "dataset")
     if name not in SOURCES:
         data = load(name)
-        return True, [f"{name}: {len(data.train)} + {len(data.test)} images; the photographs are those of scikit-image's wheel"]
+        return True, [
+            f"{name}: {len(data.train)} + {len(data.test)} images; the photographs are those of scikit-image's wheel"
+        ]
     s, folder, reader = SOURCES[name], source_folder(name), _READERS[name]
-    if not folder.is_dir(): return False, [f"{folder} is missing; {how_to_get(name)}"]
+    if not folder.is_dir():
+        return False, [f"{folder} is missing; {how_to_get(name)}"]
     said, whole = [], True
     for file, known in s.inside.items():
-        try: check_file(folder / file, known.checksum, f"delete {folder} to fetch it again, or copy the official file there"); said.append(f"{folder / file}: {known.checksum.replace(':', ' ')}, as published")
-        except (OSError, ValueError) as e: said.append(str(e)); whole = False
-    if not whole: return False, said
-    try: listing = reader.read(folder)
-    except FileNotFoundError as e: return False, [*said, f"{e.filename} is missing; {how_to_get(name)}"]
-    except (OSError, ValueError) as e: return False, [*said, str(e)]
-    for part, given, expected in (("training", listing.train, reader.expected[0]), ("test", listing.test, reader.expected[1])):
+        try:
+            check_file(
+                folder / file,
+                known.checksum,
+                f"delete {folder} to fetch it again, or copy the official file there",
+            )
+            said.append(f"{folder / file}: {known.checksum.replace(':', ' ')}, as published")
+        except (OSError, ValueError) as e:
+            said.append(str(e))
+            whole = False
+    if not whole:
+        return False, said
+    try:
+        listing = reader.read(folder)
+    except FileNotFoundError as e:
+        return False, [*said, f"{e.filename} is missing; {how_to_get(name)}"]
+    except (OSError, ValueError) as e:
+        return False, [*said, str(e)]
+    for part, given, expected in (
+        ("training", listing.train, reader.expected[0]),
+        ("test", listing.test, reader.expected[1]),
+    ):
         missing = [] if isinstance(given, np.ndarray) else [p for p in given if not p.is_file()]
         here = len(given) - len(missing)
-        if missing: said.append(f"{missing[0]} is missing" + (f", and {len(missing) - 1} more that the lists name" if missing[1:] else ""))
-        if expected or here: said.append(f"{here:,} of {expected:,} {part} images" + ("" if here == expected else "; more than were published" if here > expected else f"; {how_to_get(name)}"))
+        if missing:
+            said.append(
+                f"{missing[0]} is missing"
+                + (f", and {len(missing) - 1} more that the lists name" if missing[1:] else "")
+            )
+        if expected or here:
+            said.append(
+                f"{here:,} of {expected:,} {part} images"
+                + (
+                    ""
+                    if here == expected
+                    else "; more than were published"
+                    if here > expected
+                    else f"; {how_to_get(name)}"
+                )
+            )
         whole = whole and here == expected
-    if not s.inside: said.append("no checksums of single files are published: names and numbers were compared")
+    if not s.inside:
+        said.append("no checksums of single files are published: names and numbers were compared")
     return whole, [*said, *listing.notes]

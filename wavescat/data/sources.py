@@ -27,241 +27,477 @@ from ..core.names import choose
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-5
 class Known(NamedTuple):
     "What is known of a file."
-    checksum:str = ""      # "algorithm:hexdigest"; empty where none could be read
-    size:int|None = None   # bytes
-    read:str = ""          # where checksum and size were read
+
+    checksum: str = ""  # "algorithm:hexdigest"; empty where none could be read
+    size: int | None = None  # bytes
+    read: str = ""  # where checksum and size were read
+
 
 class Source(NamedTuple):
     "Where a data set comes from, and how to know that it is whole."
-    title:str
-    images:str                  # how many, of which size
-    page:str                    # where its authors describe it
-    terms:str                   # under which it may be used
-    folder:str                  # where its files lie, in `data_dir()`
-    url:str = ""                # of the archive, or of the folder of the files; empty where it can't be fetched without an account
-    files:dict[str, Known] = {} # what is fetched
-    inside:dict[str, Known] = {}# files in the folder; of a name ending in .gz, what it unpacks to
-    unpacked:int = 0            # most bytes that the archive may unpack to
-    command:str = ""            # that fetches it, where an account is needed
-    top:str = ""                # the archive's folder, where it shall lie inside `folder` and not be it
+
+    title: str
+    images: str  # how many, of which size
+    page: str  # where its authors describe it
+    terms: str  # under which it may be used
+    folder: str  # where its files lie, in `data_dir()`
+    url: str = ""  # of the archive, or of the folder of the files; empty where it can't be fetched without an account
+    files: dict[str, Known] = {}  # what is fetched
+    inside: dict[
+        str, Known
+    ] = {}  # files in the folder; of a name ending in .gz, what it unpacks to
+    unpacked: int = 0  # most bytes that the archive may unpack to
+    command: str = ""  # that fetches it, where an account is needed
+    top: str = ""  # the archive's folder, where it shall lie inside `folder` and not be it
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-6
-EMBEDDED = {"textures": "patches of 8 photographs that come with scikit-image: 800 + 800 of 32×32 grey",
-            "mixtures": "textures that cover a ground, from the same photographs: 240 of 64×64 grey, 5 targets in %"} # sets that need no file
+EMBEDDED = {
+    "textures": "patches of 8 photographs that come with scikit-image: 800 + 800 of 32×32 grey",
+    "mixtures": "textures that cover a ground, from the same photographs: 240 of 64×64 grey, 5 targets in %",
+}  # sets that need no file
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-7
-_CIFAR10 = {name: Known("md5:" + md5, None, "the archive's files") for name, md5 in {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f", "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec", "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a", "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb", "test_batch": "40351d587109b95175f43aff81a1287e",
-    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888"}.items()}
-SOURCES:dict[str, Source] = {
+_CIFAR10 = {
+    name: Known("md5:" + md5, None, "the archive's files")
+    for name, md5 in {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    }.items()
+}
+SOURCES: dict[str, Source] = {
     "cifar10": Source(
-        "CIFAR-10", "50,000 + 10,000 of 32×32, 10 classes", "https://www.cs.toronto.edu/~kriz/cifar.html", "for research; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-        "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        {"cifar-10-python.tar.gz": Known("md5:c58f30108f718f92721af3b95e74349a", 170498071, "its authors' page; the size in public logs of downloads")},
-        _CIFAR10, 250 * 10**6),
+        "CIFAR-10",
+        "50,000 + 10,000 of 32×32, 10 classes",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "for research; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        "cifar-10-batches-py",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        {
+            "cifar-10-python.tar.gz": Known(
+                "md5:c58f30108f718f92721af3b95e74349a",
+                170498071,
+                "its authors' page; the size in public logs of downloads",
+            )
+        },
+        _CIFAR10,
+        250 * 10**6,
+    ),
     "cifair10": Source(
-        "ciFAIR-10", "CIFAR-10 with 10,000 test images of which none nearly repeats a training image", "https://cvjena.github.io/cifair/", "as CIFAR-10; cite Barz and Denzler, Do We Train on Test Data?, 2020",
-        "ciFAIR-10", "https://github.com/cvjena/cifair/releases/download/v1.0/ciFAIR-10.zip",
-        {"ciFAIR-10.zip": Known("md5:ca08fd390f0839693d3fc45c4e49585f", 168614301, "its authors' loader, version 1.0; the size in a public log of a download")},
-        {**_CIFAR10, "test_batch": Known("md5:01290e6b622a1977a000eff13650aca2", None, "its authors' loader, version 1.0, which takes CIFAR-10's files for the rest")}, 250 * 10**6),
+        "ciFAIR-10",
+        "CIFAR-10 with 10,000 test images of which none nearly repeats a training image",
+        "https://cvjena.github.io/cifair/",
+        "as CIFAR-10; cite Barz and Denzler, Do We Train on Test Data?, 2020",
+        "ciFAIR-10",
+        "https://github.com/cvjena/cifair/releases/download/v1.0/ciFAIR-10.zip",
+        {
+            "ciFAIR-10.zip": Known(
+                "md5:ca08fd390f0839693d3fc45c4e49585f",
+                168614301,
+                "its authors' loader, version 1.0; the size in a public log of a download",
+            )
+        },
+        {
+            **_CIFAR10,
+            "test_batch": Known(
+                "md5:01290e6b622a1977a000eff13650aca2",
+                None,
+                "its authors' loader, version 1.0, which takes CIFAR-10's files for the rest",
+            ),
+        },
+        250 * 10**6,
+    ),
     "mnist": Source(
-        "MNIST", "60,000 + 10,000 of 28×28 grey, 10 classes", "http://yann.lecun.com/exdb/mnist/", "for research; cite LeCun, Cortes and Burges",
-        "mnist", "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        {name + "-ubyte.gz": Known() for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")},
-        {name + "-ubyte.gz": Known("md5:" + md5, size, "several public loaders, and the official files") for name, md5, size in (
-            ("train-images-idx3", "6bbc9ace898e44ae57da46a324031adb", 47040016), ("train-labels-idx1", "a25bea736e30d166cdddb491f175f624", 60008),
-            ("t10k-images-idx3", "2646ac647ad5339dbf082846283269ea", 7840016), ("t10k-labels-idx1", "27ae3e4e09519cfbb04c329615203637", 10008))}),
+        "MNIST",
+        "60,000 + 10,000 of 28×28 grey, 10 classes",
+        "http://yann.lecun.com/exdb/mnist/",
+        "for research; cite LeCun, Cortes and Burges",
+        "mnist",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            name + "-ubyte.gz": Known()
+            for name in (
+                "train-images-idx3",
+                "train-labels-idx1",
+                "t10k-images-idx3",
+                "t10k-labels-idx1",
+            )
+        },
+        {
+            name + "-ubyte.gz": Known(
+                "md5:" + md5, size, "several public loaders, and the official files"
+            )
+            for name, md5, size in (
+                ("train-images-idx3", "6bbc9ace898e44ae57da46a324031adb", 47040016),
+                ("train-labels-idx1", "a25bea736e30d166cdddb491f175f624", 60008),
+                ("t10k-images-idx3", "2646ac647ad5339dbf082846283269ea", 7840016),
+                ("t10k-labels-idx1", "27ae3e4e09519cfbb04c329615203637", 10008),
+            )
+        },
+    ),
     "tiny-imagenet": Source(
-        "Tiny ImageNet", "100,000 + 10,000 of 64×64, 200 classes", "http://cs231n.stanford.edu", "ImageNet's: research that isn't commercial; cite Le and Yang, 2015",
-        "tiny-imagenet-200", "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        {"tiny-imagenet-200.zip": Known("md5:90528d7ca1a48142e341f4ef8d21d0de", 248100043, "several public loaders, and a public record of a download")}, {}, 10**9),
+        "Tiny ImageNet",
+        "100,000 + 10,000 of 64×64, 200 classes",
+        "http://cs231n.stanford.edu",
+        "ImageNet's: research that isn't commercial; cite Le and Yang, 2015",
+        "tiny-imagenet-200",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        {
+            "tiny-imagenet-200.zip": Known(
+                "md5:90528d7ca1a48142e341f4ef8d21d0de",
+                248100043,
+                "several public loaders, and a public record of a download",
+            )
+        },
+        {},
+        10**9,
+    ),
     "kth-tips2-b": Source(
-        "KTH-TIPS2-b", "4,752 of about 200×200, 11 materials, 4 physical samples of each", "https://www.csc.kth.se/cvap/databases/kth-tips/", "for research; cite Caputo, Hayman and Mallikarjuna, 2005",
-        "kth-tips2-b", "https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar",
-        {"kth-tips2-b_col_200x200.tar": Known("md5:00470a104a57f5a5be22cc8a0f234c4e", None, "one public list of data sets, not its authors'")}, {}, 10**9, top="KTH-TIPS2-b"),
+        "KTH-TIPS2-b",
+        "4,752 of about 200×200, 11 materials, 4 physical samples of each",
+        "https://www.csc.kth.se/cvap/databases/kth-tips/",
+        "for research; cite Caputo, Hayman and Mallikarjuna, 2005",
+        "kth-tips2-b",
+        "https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar",
+        {
+            "kth-tips2-b_col_200x200.tar": Known(
+                "md5:00470a104a57f5a5be22cc8a0f234c4e",
+                None,
+                "one public list of data sets, not its authors'",
+            )
+        },
+        {},
+        10**9,
+        top="KTH-TIPS2-b",
+    ),
     "covidx-cxr": Source(
-        "COVIDx CRX-2 (8B)", "15,952 + 400 chest X-rays of many sizes, 2 classes", "https://github.com/lindawangg/COVID-Net", "those of its parts, for research",
-        "covidx-cxr", command="kaggle datasets download andyczhao/covidx-cxr2 --unzip"),
+        "COVIDx CRX-2 (8B)",
+        "15,952 + 400 chest X-rays of many sizes, 2 classes",
+        "https://github.com/lindawangg/COVID-Net",
+        "those of its parts, for research",
+        "covidx-cxr",
+        command="kaggle datasets download andyczhao/covidx-cxr2 --unzip",
+    ),
     "csiro-biomass": Source(
-        "CSIRO pasture biomass", "357 of 2000×1000, 5 targets in grams", "https://www.kaggle.com/competitions/csiro-biomass", "the competition's rules",
-        "csiro-biomass", command="kaggle competitions download csiro-biomass"),
+        "CSIRO pasture biomass",
+        "357 of 2000×1000, 5 targets in grams",
+        "https://www.kaggle.com/competitions/csiro-biomass",
+        "the competition's rules",
+        "csiro-biomass",
+        command="kaggle competitions download csiro-biomass",
+    ),
 }
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-8
-def data_dir()->Path:
+def data_dir() -> Path:
     "Where data sets lie: `$WAVESCAT_DATA`, or the user's cache directory."
-    if os.environ.get("WAVESCAT_DATA"): return Path(os.path.expanduser(os.environ["WAVESCAT_DATA"]))
+    if os.environ.get("WAVESCAT_DATA"):
+        return Path(os.path.expanduser(os.environ["WAVESCAT_DATA"]))
     from platformdirs import user_cache_path
+
     return user_cache_path("wavescat") / "data"
 
+
 def source_folder(
-    name:str, # one of `SOURCES`
-)->Path:
+    name: str,  # one of `SOURCES`
+) -> Path:
     "Where the files of a data set lie, or shall lie."
     return data_dir() / choose(name, SOURCES, "data set").folder
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-9
 def is_here(
-    name:str, # of a set
-)->bool:      # false for one that has to be fetched
+    name: str,  # of a set
+) -> bool:  # false for one that has to be fetched
     "Whether a set's folder lies where data sets lie, or it needs none."
     return name in EMBEDDED or name in SOURCES and (data_dir() / SOURCES[name].folder).is_dir()
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-10
-def sources_table()->str: # Markdown
+def sources_table() -> str:  # Markdown
     "The sources as a table, for the README."
     rows = ["| `dataset=` | what | terms | fetched | checksum read in |", "|---|---|---|---|---|"]
     for name, s in SOURCES.items():
-        read = "; ".join(dict.fromkeys(k.read for k in (*s.files.values(), *s.inside.values()) if k.read)) or ("nowhere: recorded at the first fetch" if s.url else "none published: names and numbers are compared")
+        read = "; ".join(
+            dict.fromkeys(k.read for k in (*s.files.values(), *s.inside.values()) if k.read)
+        ) or (
+            "nowhere: recorded at the first fetch"
+            if s.url
+            else "none published: names and numbers are compared"
+        )
         sizes = [known.size for known in s.files.values()]
-        how = f"by hand: `{s.command}`" if not s.url else f"`wavescat data fetch {name}`" + (f", {sum(sizes) / 1e6:.0f} MB" if all(sizes) else "")
-        rows.append(f"| `{name}` | [{s.title}]({s.page}): {s.images} | {s.terms} | {how} | {read} |")
+        how = (
+            f"by hand: `{s.command}`"
+            if not s.url
+            else f"`wavescat data fetch {name}`"
+            + (f", {sum(sizes) / 1e6:.0f} MB" if all(sizes) else "")
+        )
+        rows.append(
+            f"| `{name}` | [{s.title}]({s.page}): {s.images} | {s.terms} | {how} | {read} |"
+        )
     return "\n".join(rows)
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-13
 def digest(
-    path:Path,
-    algorithm:str="sha256",
-)->str:      # "algorithm:hexdigest"
+    path: Path,
+    algorithm: str = "sha256",
+) -> str:  # "algorithm:hexdigest"
     "Checksum of a file's content; of what a .gz unpacks to."
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            h = hashlib.new(algorithm, usedforsecurity=False)   # a machine under FIPS has no md5 for security
-            while block := f.read(2**20): h.update(block)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise ValueError(f"{path} is damaged ({e}); delete it and fetch it again") from e
+            h = hashlib.new(
+                algorithm, usedforsecurity=False
+            )  # a machine under FIPS has no md5 for security
+            while block := f.read(2**20):
+                h.update(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise ValueError(f"{path} is damaged ({e}); delete it and fetch it again") from e
     return f"{algorithm}:{h.hexdigest()}"
 
+
 def check_file(
-    path:Path,     # a file
-    expected:str,  # "algorithm:hexdigest"; of what a .gz unpacks to
-    remedy:str,    # what to do about a damaged file
-)->None:
+    path: Path,  # a file
+    expected: str,  # "algorithm:hexdigest"; of what a .gz unpacks to
+    remedy: str,  # what to do about a damaged file
+) -> None:
     "Raise `ValueError` unless the file has this checksum, `FileNotFoundError` if it isn't there."
-    if not path.is_file(): raise FileNotFoundError(f"{path} is missing; {remedy}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
     found = digest(path, expected.split(":")[0])
-    if found != expected: raise ValueError(f"{path} is damaged: expected {expected.replace(':', ' ')}, found {found.split(':')[1]}; {remedy}")
+    if found != expected:
+        raise ValueError(
+            f"{path} is damaged: expected {expected.replace(':', ' ')}, found {found.split(':')[1]}; {remedy}"
+        )
+
 
 def check_source(
-    name:str, # one of `SOURCES`
-)->Path:      # its folder
+    name: str,  # one of `SOURCES`
+) -> Path:  # its folder
     "Verify the files whose checksums are known. Raises `FileNotFoundError` or `ValueError`, naming the file."
     s, folder = SOURCES[name], source_folder(name)
-    if not folder.is_dir(): raise FileNotFoundError(f"{name}: {folder} is missing; {how_to_get(name)}")
-    for file, known in s.inside.items(): check_file(folder / file, known.checksum, f"delete {folder} to fetch it again, or copy the official file there")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name}: {folder} is missing; {how_to_get(name)}")
+    for file, known in s.inside.items():
+        check_file(
+            folder / file,
+            known.checksum,
+            f"delete {folder} to fetch it again, or copy the official file there",
+        )
     return folder
 
+
 def how_to_get(
-    name:str, # one of `SOURCES`
-)->str:
+    name: str,  # one of `SOURCES`
+) -> str:
     "What a person does to have this data set, in a clause."
     s, folder = SOURCES[name], source_folder(name)
-    if s.url: return f"fetch it with: wavescat data fetch {name}; or put the official {s.folder} into {folder.parent}, or set WAVESCAT_DATA to the folder that has it"
+    if s.url:
+        return f"fetch it with: wavescat data fetch {name}; or put the official {s.folder} into {folder.parent}, or set WAVESCAT_DATA to the folder that has it"
     return f"it needs an account: run `{s.command}`, unpack what comes into {folder}, then check with: wavescat data verify {name}"
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-15
-_MEMBERS = 10**6 # most files of an archive
+_MEMBERS = 10**6  # most files of an archive
 
-def _refuse(archive, name, why): raise ValueError(f"{archive.name} can't be trusted: {name!r} {why}; nothing was unpacked")
+
+def _refuse(archive, name, why):
+    raise ValueError(f"{archive.name} can't be trusted: {name!r} {why}; nothing was unpacked")
+
 
 def _check_members(archive, members, most):
     "Refuse (name, size, plain) members that leave the folder, aren't plain files or folders, or are too large together."
-    if len(members) > _MEMBERS: _refuse(archive, f"{len(members)} files", f"are more than {_MEMBERS}")
+    if len(members) > _MEMBERS:
+        _refuse(archive, f"{len(members)} files", f"are more than {_MEMBERS}")
     total = 0
     for name, size, plain in members:
         path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name): _refuse(archive, name, "lies outside the folder")
-        if not plain: _refuse(archive, name, "is a link or a device")
+        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+            _refuse(archive, name, "lies outside the folder")
+        if not plain:
+            _refuse(archive, name, "is a link or a device")
         total += size
-        if most and total > most: _refuse(archive, name, f"makes it larger than the {most:,} bytes that it should unpack to")
+        if most and total > most:
+            _refuse(
+                archive, name, f"makes it larger than the {most:,} bytes that it should unpack to"
+            )
+
 
 def unpack(
-    archive:Path, # .tar, .tar.gz or .zip
-    folder:Path,  # an empty one
-    most:int=0,   # bytes that it may unpack to; 0: any
-)->None:
+    archive: Path,  # .tar, .tar.gz or .zip
+    folder: Path,  # an empty one
+    most: int = 0,  # bytes that it may unpack to; 0: any
+) -> None:
     "Unpack an archive. Raises `ValueError` for a damaged one, and for one with names outside the folder, links, or too much."
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as z:
-                plain = lambda i: stat.S_IFMT(i.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-                _check_members(archive, [(i.filename, i.file_size, plain(i)) for i in z.infolist()], most)
+                plain = lambda i: (
+                    stat.S_IFMT(i.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+                )
+                _check_members(
+                    archive, [(i.filename, i.file_size, plain(i)) for i in z.infolist()], most
+                )
                 z.extractall(folder)
         else:
             with tarfile.open(archive) as t:
-                _check_members(archive, [(m.name, m.size, m.isfile() or m.isdir()) for m in t.getmembers()], most)
+                _check_members(
+                    archive,
+                    [(m.name, m.size, m.isfile() or m.isdir()) for m in t.getmembers()],
+                    most,
+                )
                 t.extractall(folder, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError, RuntimeError) as e:
-        raise ValueError(f"{archive.name} is damaged or no archive ({' '.join(str(e).split())})") from e
+        raise ValueError(
+            f"{archive.name} is damaged or no archive ({' '.join(str(e).split())})"
+        ) from e
 
 # %% ../../nbs/lib/02_data/00_sources.ipynb #07-sources-17
 _TRIES = 3
+
 
 def _download(url, file, known, folder, progress):
     "One file by pooch, verified where its checksum is known. Raises `ValueError` for another file."
     import pooch
     import requests
+
     pooch.get_logger().setLevel("ERROR")
     for attempt in range(1, _TRIES + 1):
-        try: path = Path(pooch.retrieve(url, None, file, folder, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60)))
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-            if attempt == _TRIES: raise
-        else: break
+        try:
+            path = Path(
+                pooch.retrieve(
+                    url,
+                    None,
+                    file,
+                    folder,
+                    downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60),
+                )
+            )
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ):
+            if attempt == _TRIES:
+                raise
+        else:
+            break
     if known.checksum:
-        algorithm, _, expected = known.checksum.partition(":")     # not by pooch, whose md5 counts as security
-        with open(path, "rb") as f: found = hashlib.file_digest(f, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-        if found != expected: raise ValueError(f"expected {algorithm} {expected}, found {found}")
+        algorithm, _, expected = known.checksum.partition(
+            ":"
+        )  # not by pooch, whose md5 counts as security
+        with open(path, "rb") as f:
+            found = hashlib.file_digest(
+                f, lambda: hashlib.new(algorithm, usedforsecurity=False)
+            ).hexdigest()
+        if found != expected:
+            raise ValueError(f"expected {algorithm} {expected}, found {found}")
     return path
+
 
 def _record(file, path, url):
     "Hold a file without a known checksum against the record of its first fetch, or begin the record."
     records = data_dir() / "checksums.json"
-    try: known = json.loads(records.read_text(encoding="utf-8"))
-    except FileNotFoundError: known = {}
+    try:
+        known = json.loads(records.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = {}
     found = digest(path)
     if file not in known:
         part = records.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps({**known, file: {"checksum": found, "size": path.stat().st_size, "url": url, "fetched": date.today().isoformat()}}, indent=1), encoding="utf-8")
+        part.write_text(
+            json.dumps(
+                {
+                    **known,
+                    file: {
+                        "checksum": found,
+                        "size": path.stat().st_size,
+                        "url": url,
+                        "fetched": date.today().isoformat(),
+                    },
+                },
+                indent=1,
+            ),
+            encoding="utf-8",
+        )
         os.replace(part, records)
     elif known[file]["checksum"] != found:
-        raise ValueError(f"{file} isn't what was fetched first, {known[file]['fetched']} from {known[file]['url']}: expected {known[file]['checksum']}, found {found}; if the new one is right, take its entry out of {records}")
+        raise ValueError(
+            f"{file} isn't what was fetched first, {known[file]['fetched']} from {known[file]['url']}: expected {known[file]['checksum']}, found {found}; if the new one is right, take its entry out of {records}"
+        )
+
 
 def fetch(
-    name:str,             # one of `SOURCES`
-    mirror:str|None=None, # address to fetch from; None: `$WAVESCAT_<NAME>_URL`, or the official one
-    progress:bool=True,   # draw a bar
-)->Path:                  # the set's folder
+    name: str,  # one of `SOURCES`
+    mirror: str
+    | None = None,  # address to fetch from; None: `$WAVESCAT_<NAME>_URL`, or the official one
+    progress: bool = True,  # draw a bar
+) -> Path:  # the set's folder
     "Download, verify and unpack a data set; its folder appears whole or not at all. Raises `ValueError` for a set that needs an account or for something wrong, `FileNotFoundError` if it can't be reached."
     from filelock import FileLock
+
     s, folder = choose(name, SOURCES, "data set"), source_folder(name)
-    if not s.url: raise ValueError(f"{name} can't be fetched from here: {how_to_get(name)}")
+    if not s.url:
+        raise ValueError(f"{name} can't be fetched from here: {how_to_get(name)}")
     variable = f"WAVESCAT_{re.sub('[^A-Z0-9]', '_', name.upper())}_URL"
     url = mirror or os.environ.get(variable) or s.url
-    if not re.match("https?://", url): raise ValueError(f"a mirror's address begins with http:// or https://, got {url}")
-    if folder.is_dir(): return check_source(name)
-    try: folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"{folder.parent} can't be made ({e.strerror}); choose another with WAVESCAT_DATA") from e
-    if not os.access(folder.parent, os.W_OK): raise ValueError(f"{folder.parent} can't be written to; choose another with WAVESCAT_DATA")
+    if not re.match("https?://", url):
+        raise ValueError(f"a mirror's address begins with http:// or https://, got {url}")
+    if folder.is_dir():
+        return check_source(name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(
+            f"{folder.parent} can't be made ({e.strerror}); choose another with WAVESCAT_DATA"
+        ) from e
+    if not os.access(folder.parent, os.W_OK):
+        raise ValueError(f"{folder.parent} can't be written to; choose another with WAVESCAT_DATA")
     with FileLock(folder.parent / f".{name}.lock"):
-        if folder.is_dir(): return check_source(name)
-        for left in folder.parent.glob(f".{name}-fetching-*"): shutil.rmtree(left)     # by a process that was killed
+        if folder.is_dir():
+            return check_source(name)
+        for left in folder.parent.glob(f".{name}-fetching-*"):
+            shutil.rmtree(left)  # by a process that was killed
         needed = 2 * s.unpacked or 200 * 10**6
-        if shutil.disk_usage(folder.parent).free < needed: raise ValueError(f"{name} needs {needed / 1e9:.1f} GB in {folder.parent}, which hasn't as much left; set WAVESCAT_DATA to another folder")
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise ValueError(
+                f"{name} needs {needed / 1e9:.1f} GB in {folder.parent}, which hasn't as much left; set WAVESCAT_DATA to another folder"
+            )
         tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-fetching-"))
         try:
             place = tmp / s.folder
             for file, known in s.files.items():
-                address = url.rstrip("/") + "/" + file if len(s.files) > 1 or url.endswith("/") else url
-                try: path = _download(address, file, known, tmp / "archive", progress)
-                except ValueError as e: raise ValueError(f"{name}: what {address} sent isn't the official file ({' '.join(str(e).split())}); choose another mirror with --mirror or {variable}") from e
-                except Exception as e: raise FileNotFoundError(f"{name}: {folder} is missing and {address} can't be fetched ({type(e).__name__}); put the official {s.folder} into {folder.parent}, set WAVESCAT_DATA to the folder that has it, or choose a mirror with --mirror or {variable}") from e
-                if not known.checksum and file not in s.inside: _record(file, path, address)
+                address = (
+                    url.rstrip("/") + "/" + file if len(s.files) > 1 or url.endswith("/") else url
+                )
+                try:
+                    path = _download(address, file, known, tmp / "archive", progress)
+                except ValueError as e:
+                    raise ValueError(
+                        f"{name}: what {address} sent isn't the official file ({' '.join(str(e).split())}); choose another mirror with --mirror or {variable}"
+                    ) from e
+                except Exception as e:
+                    raise FileNotFoundError(
+                        f"{name}: {folder} is missing and {address} can't be fetched ({type(e).__name__}); put the official {s.folder} into {folder.parent}, set WAVESCAT_DATA to the folder that has it, or choose a mirror with --mirror or {variable}"
+                    ) from e
+                if not known.checksum and file not in s.inside:
+                    _record(file, path, address)
                 if len(s.files) > 1:
                     place.mkdir(exist_ok=True)
                     os.rename(path, place / file)
-                else: unpack(path, place if s.top else tmp, s.unpacked)
-            for file, known in s.inside.items(): check_file(place / file, known.checksum, f"choose another mirror with --mirror or {variable}")
-            if not (place / s.top).is_dir(): raise ValueError(f"{name}: what {url} sent holds no {s.top or s.folder}; choose another mirror with --mirror or {variable}")
+                else:
+                    unpack(path, place if s.top else tmp, s.unpacked)
+            for file, known in s.inside.items():
+                check_file(
+                    place / file,
+                    known.checksum,
+                    f"choose another mirror with --mirror or {variable}",
+                )
+            if not (place / s.top).is_dir():
+                raise ValueError(
+                    f"{name}: what {url} sent holds no {s.top or s.folder}; choose another mirror with --mirror or {variable}"
+                )
             os.rename(place, folder)
-        finally: shutil.rmtree(tmp, ignore_errors=True)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
     return folder

@@ -21,39 +21,54 @@ from ..core.names import choose
 # %% ../../nbs/lib/02_data/02_splits.ipynb #09-splits-5
 class Split(NamedTuple):
     "Indices into the training images of a set."
-    train:np.ndarray          # (n,) int64
-    validation:np.ndarray     # (v,) int64
-    test:np.ndarray|None=None # (t,) int64; None: the set's own test images
+
+    train: np.ndarray  # (n,) int64
+    validation: np.ndarray  # (v,) int64
+    test: np.ndarray | None = None  # (t,) int64; None: the set's own test images
 
     @property
-    def checksum(self)->str:
+    def checksum(self) -> str:
         "SHA-256 of the indices, the same on every platform."
         h = hashlib.sha256()
-        for part in self: h.update(b"own" if part is None else np.asarray(part, "<i8").tobytes()); h.update(b"|")
+        for part in self:
+            h.update(b"own" if part is None else np.asarray(part, "<i8").tobytes())
+            h.update(b"|")
         return "sha256:" + h.hexdigest()
 
+
 def checked(
-    split:Split,
-    n:int,       # training images in the set
-)->Split:
+    split: Split,
+    n: int,  # training images in the set
+) -> Split:
     "The split, if every index is there once at most; `ValueError` otherwise."
     together = np.concatenate([part for part in split if part is not None])
-    if len(together) and not (0 <= together.min() and together.max() < n): raise ValueError(f"the split names image {together.max()}, the set has {n}")
-    if len(np.unique(together)) < len(together): raise ValueError("the split names an image twice: training, validation and test images must differ")
-    if not len(split.train): raise ValueError("the split leaves no training images: ask for fewer validation images, or smaller samples")
+    if len(together) and not (0 <= together.min() and together.max() < n):
+        raise ValueError(f"the split names image {together.max()}, the set has {n}")
+    if len(np.unique(together)) < len(together):
+        raise ValueError(
+            "the split names an image twice: training, validation and test images must differ"
+        )
+    if not len(split.train):
+        raise ValueError(
+            "the split leaves no training images: ask for fewer validation images, or smaller samples"
+        )
     return split
 
 # %% ../../nbs/lib/02_data/02_splits.ipynb #09-splits-7
 def stratified(
-    labels:np.ndarray,        # (N,) of the images to draw from
-    per_class:int|None=None,  # training images of each class; None takes all that validation leaves
-    validation:int=0,         # validation images in all
-    seed:int=42,              # chooses the images
-)->tuple[np.ndarray, np.ndarray]: # indices of the training and of the validation images
+    labels: np.ndarray,  # (N,) of the images to draw from
+    per_class: int
+    | None = None,  # training images of each class; None takes all that validation leaves
+    validation: int = 0,  # validation images in all
+    seed: int = 42,  # chooses the images
+) -> tuple[np.ndarray, np.ndarray]:  # indices of the training and of the validation images
     "Seeded training and validation indices that share no image, stratified where `per_class` is given. Raises `ValueError` with the limits if the data are too few."
     rng = np.random.RandomState(seed)
     if per_class is None:
-        if not 0 <= validation < len(labels): raise ValueError(f"validation must be between 0 and {len(labels) - 1} images, got {validation}")
+        if not 0 <= validation < len(labels):
+            raise ValueError(
+                f"validation must be between 0 and {len(labels) - 1} images, got {validation}"
+            )
         order = rng.permutation(len(labels))
         return order[validation:], order[:validation]
     n_classes = labels.max() + 1
@@ -61,43 +76,64 @@ def stratified(
     smallest = counts.min()
     each = -(-validation // n_classes)
     if validation < 0 or each >= smallest:
-        raise ValueError(f"validation must be between 0 and {(smallest - 1) * n_classes} images (class {counts.argmin()} has {smallest}, and one at least must train), got {validation}")
+        raise ValueError(
+            f"validation must be between 0 and {(smallest - 1) * n_classes} images (class {counts.argmin()} has {smallest}, and one at least must train), got {validation}"
+        )
     if not 1 <= per_class <= smallest - each:
-        raise ValueError(f"per_class must be between 1 and {smallest - each} (class {counts.argmin()}, the smallest, has {smallest} images, {each} of each class are for validation), got {per_class}")
+        raise ValueError(
+            f"per_class must be between 1 and {smallest - each} (class {counts.argmin()}, the smallest, has {smallest} images, {each} of each class are for validation), got {per_class}"
+        )
     order = [rng.permutation(np.flatnonzero(labels == c)) for c in range(n_classes)]
     train = np.concatenate([o[:per_class] for o in order])
-    rest = np.stack([o[per_class:per_class + each] for o in order], 1).ravel()   # class by class in turn
+    rest = np.stack(
+        [o[per_class : per_class + each] for o in order], 1
+    ).ravel()  # class by class in turn
     return train, rest[:validation]
 
 # %% ../../nbs/lib/02_data/02_splits.ipynb #09-splits-10
 def permuted(
-    labels:np.ndarray,        # (N,) of the images to draw from
-    per_class:int|None=None,  # training images of each class; None takes all that validation leaves
-    validation:int=0,         # validation images in all, from the places that follow
-    seed:int=42,              # of the permutation
-)->tuple[np.ndarray, np.ndarray]: # indices of the training and of the validation images
+    labels: np.ndarray,  # (N,) of the images to draw from
+    per_class: int
+    | None = None,  # training images of each class; None takes all that validation leaves
+    validation: int = 0,  # validation images in all, from the places that follow
+    seed: int = 42,  # of the permutation
+) -> tuple[np.ndarray, np.ndarray]:  # indices of the training and of the validation images
     "The same seeded places of every class. Raises `ValueError` with the limits if the data are too few, or the classes unequal. Source: Gauthier et al. 2022, their code."
     n_classes = labels.max() + 1
     counts = np.bincount(labels)
-    if (counts != counts[0]).any(): raise ValueError(f"split=permuted needs as many images of every class; here there are {counts.min()} to {counts.max()}: use split=stratified")
-    if validation % n_classes: raise ValueError(f"validation must be a multiple of the {n_classes} classes, got {validation}")
+    if (counts != counts[0]).any():
+        raise ValueError(
+            f"split=permuted needs as many images of every class; here there are {counts.min()} to {counts.max()}: use split=stratified"
+        )
+    if validation % n_classes:
+        raise ValueError(
+            f"validation must be a multiple of the {n_classes} classes, got {validation}"
+        )
     each, size = validation // n_classes, counts[0]
     per_class = size - each if per_class is None else per_class
-    if validation < 0 or not 1 <= per_class <= size - each: raise ValueError(f"per_class must be between 1 and {size - each} (every class has {size} images, {each} are for validation), got {per_class}")
+    if validation < 0 or not 1 <= per_class <= size - each:
+        raise ValueError(
+            f"per_class must be between 1 and {size - each} (every class has {size} images, {each} are for validation), got {per_class}"
+        )
     places = np.random.RandomState(seed).permutation(size)
     of = [np.flatnonzero(labels == c) for c in range(n_classes)]
-    return np.concatenate([o[places[:per_class]] for o in of]), np.concatenate([o[places[per_class:per_class + each]] for o in of])
+    return np.concatenate([o[places[:per_class]] for o in of]), np.concatenate(
+        [o[places[per_class : per_class + each]] for o in of]
+    )
 
 # %% ../../nbs/lib/02_data/02_splits.ipynb #09-splits-13
-_TEST = 5 # one image in so many is for the test, in a set without test images
+_TEST = 5  # one image in so many is for the test, in a set without test images
 
-_TOGETHER = ("patient", "group") # what images of one may not stand in two parts
+_TOGETHER = ("patient", "group")  # what images of one may not stand in two parts
+
 
 def _groups(data):
     "Of each training image, the number of the group that it belongs to; None in a set without groups."
     for by in _TOGETHER:
-        if by in data.info: return by, np.unique(data.info[by], return_inverse=True)[1]
+        if by in data.info:
+            return by, np.unique(data.info[by], return_inverse=True)[1]
     return None
+
 
 def _whole_groups(labels, of, wanted, rng):
     """Images of whole groups, drawn at random: `wanted` (K,) of each class, or fewer where no group fits.
@@ -114,8 +150,10 @@ def _whole_groups(labels, of, wanted, rng):
             left -= table[g]
     for c in np.flatnonzero((left == wanted) & (left > 0)):
         others = [g for g in order if g not in taken and table[g, c]]
-        if others and not table[taken, c].any(): taken.append(min(others, key=lambda g: table[g].sum()))
+        if others and not table[taken, c].any():
+            taken.append(min(others, key=lambda g: table[g].sum()))
     return np.flatnonzero(np.isin(of, taken))
+
 
 def _by_group(data, per_class, validation, seed):
     "As `_stratified`, but a group's images all train, or all validate, or all test."
@@ -125,10 +163,16 @@ def _by_group(data, per_class, validation, seed):
     rng, here = np.random.RandomState(seed), np.arange(len(of))
     test = None
     if not len(data.test):
-        test = _whole_groups(labels, of, np.maximum(1, np.bincount(labels, minlength=len(classes)) // _TEST), rng)
+        test = _whole_groups(
+            labels, of, np.maximum(1, np.bincount(labels, minlength=len(classes)) // _TEST), rng
+        )
         here = np.setdiff1d(here, test)
-    if not 0 <= validation < max(1, len(here)): raise ValueError(f"validation must be between 0 and {len(here) - 1} images, got {validation}")
-    if per_class is None: among, wanted = np.zeros(len(here), np.int64), np.array([validation])
+    if not 0 <= validation < max(1, len(here)):
+        raise ValueError(
+            f"validation must be between 0 and {len(here) - 1} images, got {validation}"
+        )
+    if per_class is None:
+        among, wanted = np.zeros(len(here), np.int64), np.array([validation])
     else:
         share, more = divmod(validation, len(classes))
         among, wanted = labels[here], share + (np.arange(len(classes)) < more)
@@ -136,104 +180,182 @@ def _by_group(data, per_class, validation, seed):
     rest = np.setdiff1d(here, val)
     counts = np.bincount(labels[rest], minlength=len(classes))
     least = counts.argmin()
-    if counts[least] < (per_class or 1): raise ValueError(f"{data.name}: class {classes[least]} has {counts[least]} images left to train on, as every {by} stands in one part only; ask for fewer validation images, or a smaller per_class")
-    if per_class is None: return Split(rng.permutation(rest), val, test)
-    if per_class < 1: raise ValueError(f"per_class must be 1 at least, got {per_class}")
+    if counts[least] < (per_class or 1):
+        raise ValueError(
+            f"{data.name}: class {classes[least]} has {counts[least]} images left to train on, as every {by} stands in one part only; ask for fewer validation images, or a smaller per_class"
+        )
+    if per_class is None:
+        return Split(rng.permutation(rest), val, test)
+    if per_class < 1:
+        raise ValueError(f"per_class must be 1 at least, got {per_class}")
     train = [rng.permutation(rest[labels[rest] == c])[:per_class] for c in range(len(classes))]
     return Split(np.concatenate(train), val, test)
 
+
 def _stratified(data, per_class, validation, seed):
     labels = data.train_labels
-    if data.targets and per_class is not None: raise ValueError(f"{data.name} has targets, no classes: leave per_class out")
-    if _groups(data): return _by_group(data, per_class, validation, seed)
-    if len(data.test): return Split(*stratified(labels, per_class, validation, seed))
-    if data.targets: test, rest = np.split(np.random.RandomState(seed).permutation(len(labels)), [len(labels) // _TEST])
+    if data.targets and per_class is not None:
+        raise ValueError(f"{data.name} has targets, no classes: leave per_class out")
+    if _groups(data):
+        return _by_group(data, per_class, validation, seed)
+    if len(data.test):
+        return Split(*stratified(labels, per_class, validation, seed))
+    if data.targets:
+        test, rest = np.split(
+            np.random.RandomState(seed).permutation(len(labels)), [len(labels) // _TEST]
+        )
     else:
         counts = np.bincount(labels, minlength=len(data.classes))
-        if counts.min() < 2: raise ValueError(f"{data.name}: class {data.classes[counts.argmin()]} has {counts.min()} image, and needs one to train and one to test")
-        order = [np.random.RandomState([seed, c]).permutation(np.flatnonzero(labels == c)) for c in range(len(counts))]
-        test = np.concatenate([o[:max(1, len(o) // _TEST)] for o in order])
+        if counts.min() < 2:
+            raise ValueError(
+                f"{data.name}: class {data.classes[counts.argmin()]} has {counts.min()} image, and needs one to train and one to test"
+            )
+        order = [
+            np.random.RandomState([seed, c]).permutation(np.flatnonzero(labels == c))
+            for c in range(len(counts))
+        ]
+        test = np.concatenate([o[: max(1, len(o) // _TEST)] for o in order])
         rest = np.setdiff1d(np.arange(len(labels)), test)
     train, val = stratified(labels[rest], per_class, validation, seed)
     return Split(rest[train], rest[val], test)
 
+
 def _permuted(data, per_class, validation, seed):
-    if data.targets or not len(data.test): raise ValueError(f"split=permuted needs classes and test images of their own; {data.name} hasn't got them: use split=stratified")
+    if data.targets or not len(data.test):
+        raise ValueError(
+            f"split=permuted needs classes and test images of their own; {data.name} hasn't got them: use split=stratified"
+        )
     return Split(*permuted(data.train_labels, per_class, validation, seed))
 
+
 def _sample(data, per_class, validation, seed):
-    if "sample" not in data.info: raise ValueError(f"split=sample needs a set of physical samples, such as kth-tips2-b; {data.name} says of none")
+    if "sample" not in data.info:
+        raise ValueError(
+            f"split=sample needs a set of physical samples, such as kth-tips2-b; {data.name} says of none"
+        )
     names = np.unique(data.info["sample"])
-    if seed >= len(names): raise ValueError(f"with split=sample, split_seed chooses the sample: 0 to {len(names) - 1}, got {seed}")
+    if seed >= len(names):
+        raise ValueError(
+            f"with split=sample, split_seed chooses the sample: 0 to {len(names) - 1}, got {seed}"
+        )
     own = np.flatnonzero(data.info["sample"] == names[seed])
     train, val = stratified(data.train_labels[own], per_class, validation, seed)
     return Split(own[train], own[val], np.flatnonzero(data.info["sample"] != names[seed]))
 
+
 def _grouped(by, data, per_class, validation, seed):
-    if by not in data.info: raise ValueError(f"split={by} needs a set that says the {by} of each image; {data.name} says of none")
-    if per_class is not None: raise ValueError(f"split={by} takes whole groups: leave per_class out")
+    if by not in data.info:
+        raise ValueError(
+            f"split={by} needs a set that says the {by} of each image; {data.name} says of none"
+        )
+    if per_class is not None:
+        raise ValueError(f"split={by} takes whole groups: leave per_class out")
     names, of = np.unique(data.info[by], return_inverse=True)
     counts = np.bincount(of)
-    def whole(groups, least):                                      # the first groups that hold so many images
+
+    def whole(groups, least):  # the first groups that hold so many images
         n = int(np.searchsorted(np.cumsum(counts[groups]), least)) + 1 if least else 0
         return groups[:n], groups[n:]
-    def folded(shuffling):                                         # the groups in an order, and its folds
+
+    def folded(shuffling):  # the groups in an order, and its folds
         order, folds = np.random.RandomState(shuffling).permutation(len(names)), []
         rest = order
-        while len(rest) and counts[rest].sum() >= len(of) // _TEST: test, rest = whole(rest, max(1, len(of) // _TEST)); folds.append(test)
+        while len(rest) and counts[rest].sum() >= len(of) // _TEST:
+            test, rest = whole(rest, max(1, len(of) // _TEST))
+            folds.append(test)
         return order, folds
-    shuffling, fold = divmod(seed, len(folded(0)[1]))              # fold after fold, then those of another order
+
+    shuffling, fold = divmod(
+        seed, len(folded(0)[1])
+    )  # fold after fold, then those of another order
     order, folds = folded(shuffling)
     order = np.roll(order, -fold)
     test = order[:0] if len(data.test) else folds[fold % len(folds)]
     val, train = whole(order[~np.isin(order, test)], validation)
-    if not len(train): raise ValueError(f"split={by}: {data.name} has {len(names)} groups of {counts.min()} to {counts.max()} images, and none is left to train on: ask for fewer validation images, got {validation}")
+    if not len(train):
+        raise ValueError(
+            f"split={by}: {data.name} has {len(names)} groups of {counts.min()} to {counts.max()} images, and none is left to train on: ask for fewer validation images, got {validation}"
+        )
     among = lambda groups: np.flatnonzero(np.isin(of, groups))
     return Split(among(train), among(val), None if len(data.test) else among(test))
 
-SPLITS = {"stratified": _stratified, "permuted": _permuted, "sample": _sample, "date": functools.partial(_grouped, "date"), "state": functools.partial(_grouped, "state")}
+
+SPLITS = {
+    "stratified": _stratified,
+    "permuted": _permuted,
+    "sample": _sample,
+    "date": functools.partial(_grouped, "date"),
+    "state": functools.partial(_grouped, "state"),
+}
 
 # %% ../../nbs/lib/02_data/02_splits.ipynb #09-splits-17
 def save_split(
-    split:Split,
-    data:ImageSet, # the set that it splits
-    path:Path,
-)->None:
+    split: Split,
+    data: ImageSet,  # the set that it splits
+    path: Path,
+) -> None:
     "Write a split as JSON: indices, their checksum, the set and its checksum; whole or not at all."
     parts = {k: None if v is None else [int(i) for i in v] for k, v in split._asdict().items()}
     part = Path(f"{path}.{os.getpid()}")
-    part.write_text(json.dumps({"dataset": data.name, "data": data.checksum, "checksum": split.checksum, **parts}), encoding="utf-8")
+    part.write_text(
+        json.dumps(
+            {"dataset": data.name, "data": data.checksum, "checksum": split.checksum, **parts}
+        ),
+        encoding="utf-8",
+    )
     os.replace(part, path)
 
+
 def read_split(
-    path:Path,
-    data:ImageSet, # the set that it must split
-)->Split:
+    path: Path,
+    data: ImageSet,  # the set that it must split
+) -> Split:
     "A split from a file. Raises `ValueError` if it is damaged or of another set."
     try:
         found = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
-        split = Split(*(None if found[k] is None else np.array(found[k], np.int64) for k in Split._fields))
+        split = Split(
+            *(None if found[k] is None else np.array(found[k], np.int64) for k in Split._fields)
+        )
         said, of = found["checksum"], found["data"]
-    except FileNotFoundError: raise FileNotFoundError(f"{path} is missing: split= takes {', '.join(SPLITS)}, or a file that save_split wrote") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as e: raise ValueError(f"{path} is no split: write it with save_split") from e
-    if of != data.checksum: raise ValueError(f"{path} splits {found.get('dataset')} with checksum {of}, not {data.name} with {data.checksum}")
-    if said != split.checksum: raise ValueError(f"{path} was changed: its indices have checksum {split.checksum}, it says {said}")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: split= takes {', '.join(SPLITS)}, or a file that save_split wrote"
+        ) from None
+    except (ValueError, KeyError, TypeError, OverflowError) as e:
+        raise ValueError(f"{path} is no split: write it with save_split") from e
+    if of != data.checksum:
+        raise ValueError(
+            f"{path} splits {found.get('dataset')} with checksum {of}, not {data.name} with {data.checksum}"
+        )
+    if said != split.checksum:
+        raise ValueError(
+            f"{path} was changed: its indices have checksum {split.checksum}, it says {said}"
+        )
     return checked(split, len(data.train))
 
+
 def split(
-    data:ImageSet,           # the set
-    how:str="stratified",    # one of `SPLITS`, or a file that `save_split` wrote
-    per_class:int|None=None, # training images of each class; None takes all that is left
-    validation:int=0,        # validation images in all
-    seed:int=42,             # chooses the images; of split=sample: the sample
-)->Split:
+    data: ImageSet,  # the set
+    how: str = "stratified",  # one of `SPLITS`, or a file that `save_split` wrote
+    per_class: int | None = None,  # training images of each class; None takes all that is left
+    validation: int = 0,  # validation images in all
+    seed: int = 42,  # chooses the images; of split=sample: the sample
+) -> Split:
     "The split of a set, checked: no image stands in two parts. Raises `ValueError` with the limits."
     if how.endswith(".json"):
         found = read_split(Path(how), data)
-        if per_class is not None: raise ValueError(f"{how} says which images train: leave per_class out")
-        if validation != len(found.validation): raise ValueError(f"{how} has {len(found.validation)} validation images: set validation={len(found.validation)}")
-    else: found = checked(choose(how, SPLITS, "split")(data, per_class, validation, seed), len(data.train))
+        if per_class is not None:
+            raise ValueError(f"{how} says which images train: leave per_class out")
+        if validation != len(found.validation):
+            raise ValueError(
+                f"{how} has {len(found.validation)} validation images: set validation={len(found.validation)}"
+            )
+    else:
+        found = checked(
+            choose(how, SPLITS, "split")(data, per_class, validation, seed), len(data.train)
+        )
     return _apart(found, data, how)
+
 
 def _apart(found, data, how):
     "The split, if no group has images in two of its parts."
@@ -241,14 +363,21 @@ def _apart(found, data, how):
         by, of = grouped
         parts = [set(of[part].tolist()) for part in found if part is not None]
         shared = sum(len(a & b) for i, a in enumerate(parts) for b in parts[:i])
-        if shared: raise ValueError(f"split={how} puts images of one {by} into two parts, for {shared} of them; use split=stratified, which keeps every {by} in one")
+        if shared:
+            raise ValueError(
+                f"split={how} puts images of one {by} into two parts, for {shared} of them; use split=stratified, which keeps every {by} in one"
+            )
     return found
 
+
 def repeated(
-    a:np.ndarray, # (N, C, H, W) uint8
-    b:np.ndarray, # (n, C, H, W) uint8
-)->int:
+    a: np.ndarray,  # (N, C, H, W) uint8
+    b: np.ndarray,  # (n, C, H, W) uint8
+) -> int:
     "How many images of `b` are, pixel by pixel, in `a` too."
-    def digest(x): return hashlib.sha256(x.tobytes()).digest()
+
+    def digest(x):
+        return hashlib.sha256(x.tobytes()).digest()
+
     seen = {digest(x) for x in a}
     return sum(digest(x) in seen for x in b)

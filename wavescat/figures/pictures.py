@@ -18,55 +18,75 @@ from .plots import COLOURS, MARKERS, bare, figure, legend_columns, plain
 from ..analysis.stats import summary
 
 # %% ../../nbs/lib/07_figures/02_pictures.ipynb #28-pictures-5
-def _picture(image): return image[..., 0] if image.shape[-1] == 1 else image
+def _picture(image):
+    return image[..., 0] if image.shape[-1] == 1 else image
+
+
 def _sentence(text):
     "A figure that says why there is nothing to show."
-    fig, ax = figure(figsize=(6, 1)); bare(ax)
-    ax.text(.5, .5, text, ha="center", va="center")
+    fig, ax = figure(figsize=(6, 1))
+    bare(ax)
+    ax.text(0.5, 0.5, text, ha="center", va="center")
     return fig
 
+
 def heat_maps(
-    images:np.ndarray,                # (B, H, W, C) in 0–1
-    maps:Mapping[str, np.ndarray],    # what it is, such as a layer → (B, H, W), 0 and more
-    titles:Sequence[str]|None=None,   # of each image: true and predicted class
-)->Figure:
+    images: np.ndarray,  # (B, H, W, C) in 0–1
+    maps: Mapping[str, np.ndarray],  # what it is, such as a layer → (B, H, W), 0 and more
+    titles: Sequence[str] | None = None,  # of each image: true and predicted class
+) -> Figure:
     "A row an image: the image, and for every kind of map the map and the map over the image; each map from 0 to its own largest value."
-    if not len(images): return _sentence("no image to show")
+    if not len(images):
+        return _sentence("no image to show")
     columns = 1 + 2 * len(maps)
-    fig, axes = figure(len(images), columns, figsize=(1.75 * columns, 1.85 * len(images) + .3), squeeze=False)
+    fig, axes = figure(
+        len(images), columns, figsize=(1.75 * columns, 1.85 * len(images) + 0.3), squeeze=False
+    )
     for i, (row, image) in enumerate(zip(axes, images)):
         bare(row)
         row[0].imshow(_picture(image), cmap="gray", vmin=0, vmax=1)
-        if titles: row[0].set_title(plain(titles[i]), fontsize=8)
+        if titles:
+            row[0].set_title(plain(titles[i]), fontsize=8)
         for k, (name, m) in enumerate(maps.items()):
             heat = m[i] / (m[i].max() or 1)
             drawn = row[1 + 2 * k].imshow(heat, cmap="cividis", vmin=0, vmax=1)
             row[2 + 2 * k].imshow(_picture(image), cmap="gray", vmin=0, vmax=1)
-            row[2 + 2 * k].imshow(heat, cmap="cividis", vmin=0, vmax=1, alpha=.55)
-            if i == 0: row[1 + 2 * k].set_title(name, fontsize=8); row[2 + 2 * k].set_title("over the image", fontsize=8)
-    if maps and len(images): fig.colorbar(drawn, ax=axes, shrink=.6, label="share of the largest value")
+            row[2 + 2 * k].imshow(heat, cmap="cividis", vmin=0, vmax=1, alpha=0.55)
+            if i == 0:
+                row[1 + 2 * k].set_title(name, fontsize=8)
+                row[2 + 2 * k].set_title("over the image", fontsize=8)
+    if maps and len(images):
+        fig.colorbar(drawn, ax=axes, shrink=0.6, label="share of the largest value")
     return fig
 
+
 def gallery(
-    images:np.ndarray,            # (N, H, W, C) in 0–1
-    errors:Sequence[Mapping],     # from `explain.misclassified`
-    classes:Sequence[str],
-    columns:int=6,
-)->Figure:
+    images: np.ndarray,  # (N, H, W, C) in 0–1
+    errors: Sequence[Mapping],  # from `explain.misclassified`
+    classes: Sequence[str],
+    columns: int = 6,
+) -> Figure:
     "Images with their true class, what they were called and how surely; a sentence where there is no error."
-    if not errors: return _sentence("no test image was misclassified")
+    if not errors:
+        return _sentence("no test image was misclassified")
     rows = -(-len(errors) // columns)
     fig, axes = figure(rows, columns, figsize=(1.6 * columns, 2.05 * rows), squeeze=False)
     bare(axes)
     for ax, e in zip(axes.flat, errors):
         ax.imshow(_picture(images[e["index"]]), cmap="gray", vmin=0, vmax=1)
-        ax.set_title(plain(f"{classes[e['true']]}\ncalled {classes[e['predicted']]}\n{e['confidence']:.0f} % sure"), fontsize=8)
+        ax.set_title(
+            plain(
+                f"{classes[e['true']]}\ncalled {classes[e['predicted']]}\n{e['confidence']:.0f} % sure"
+            ),
+            fontsize=8,
+        )
     return fig
 
+
 def examples(
-    images:Mapping[str, np.ndarray], # title → image (H, W, C) in 0–1
-    columns:int=6,
-)->Figure:
+    images: Mapping[str, np.ndarray],  # title → image (H, W, C) in 0–1
+    columns: int = 6,
+) -> Figure:
     "Images with a title each."
     rows = -(-len(images) // columns)
     fig, axes = figure(rows, columns, figsize=(1.35 * columns, 1.65 * rows), squeeze=False)
@@ -76,109 +96,225 @@ def examples(
         ax.set_title(plain(title.replace(", ", ",\n")), fontsize=8)
     return fig
 
+
 def class_errors(
-    rows:Sequence[Mapping],        # from `explain.class_errors`: the most misclassified first
-    examples:Mapping[str, np.ndarray], # class → an image of it (H, W, C) in 0–1
-    k:int=5,                       # classes at either end
-)->Figure:
+    rows: Sequence[Mapping],  # from `explain.class_errors`: the most misclassified first
+    examples: Mapping[str, np.ndarray],  # class → an image of it (H, W, C) in 0–1
+    k: int = 5,  # classes at either end
+) -> Figure:
     "The most and the least misclassified classes, with an image of each; classes without an error count."
     most, least = most_and_least(rows, k)
-    fig, axes = figure(1, 2, figsize=(9, .5 * max(len(most), len(least), 1) + 1), sharex=True)
-    for ax, part, title, colour in zip(axes, (most, least), ("most misclassified", "least misclassified"), (COLOURS[3], COLOURS[2])):
+    fig, axes = figure(1, 2, figsize=(9, 0.5 * max(len(most), len(least), 1) + 1), sharex=True)
+    for ax, part, title, colour in zip(
+        axes, (most, least), ("most misclassified", "least misclassified"), (COLOURS[3], COLOURS[2])
+    ):
         ax.barh(range(len(part)), [r["error rate, %"] for r in part], color=colour)
-        ax.set(yticks=range(len(part)), yticklabels=[plain(f"{r['class']}        ") for r in part], title=title if part else f"{title}: no more classes", xlabel="misclassified, %", xlim=(0, 100)); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
+        ax.set(
+            yticks=range(len(part)),
+            yticklabels=[plain(f"{r['class']}        ") for r in part],
+            title=title if part else f"{title}: no more classes",
+            xlabel="misclassified, %",
+            xlim=(0, 100),
+        )
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
         for i, r in enumerate(part):
-            ax.annotate(f"{r['errors']} of {r['images']}", (r["error rate, %"], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
-            if r["class"] in examples: ax.add_artist(AnnotationBbox(OffsetImage(_picture(examples[r["class"]]), zoom=24 / max(examples[r["class"]].shape[:2]), cmap="gray"), (0, i), xybox=(-18, 0), boxcoords="offset points", frameon=False, annotation_clip=False))
+            ax.annotate(
+                f"{r['errors']} of {r['images']}",
+                (r["error rate, %"], i),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+            if r["class"] in examples:
+                ax.add_artist(
+                    AnnotationBbox(
+                        OffsetImage(
+                            _picture(examples[r["class"]]),
+                            zoom=24 / max(examples[r["class"]].shape[:2]),
+                            cmap="gray",
+                        ),
+                        (0, i),
+                        xybox=(-18, 0),
+                        boxcoords="offset points",
+                        frameon=False,
+                        annotation_clip=False,
+                    )
+                )
     return fig
 
+
 def reliability(
-    runs:Mapping[str, tuple[Sequence[Mapping], float]], # name → bins and calibration error, from `explain.calibration`
-)->Figure:
+    runs: Mapping[
+        str, tuple[Sequence[Mapping], float]
+    ],  # name → bins and calibration error, from `explain.calibration`
+) -> Figure:
     "How often a model is right against how sure it is; bins with few images are small."
     fig, ax = figure(figsize=(4.6, 4.2))
     ax.plot([0, 100], [0, 100], color="0.5", ls="--", lw=1, label="as sure as right")
     for i, (name, (bins, error)) in enumerate((n, r) for n, r in runs.items() if r[0]):
         x, y, n = (np.array([b[key] for b in bins]) for key in ("confidence", "accuracy", "images"))
         ax.plot(x, y, color=COLOURS[i % 10], lw=1)
-        ax.scatter(x, y, 12 + 90 * n / n.max(), color=COLOURS[i % 10], marker=MARKERS[i % 8], label=f"{plain(name)} (calibration error {error:.1f} %)")
-    ax.set(xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 101), ylim=(0, 101), aspect="equal")
+        ax.scatter(
+            x,
+            y,
+            12 + 90 * n / n.max(),
+            color=COLOURS[i % 10],
+            marker=MARKERS[i % 8],
+            label=f"{plain(name)} (calibration error {error:.1f} %)",
+        )
+    ax.set(
+        xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 101), ylim=(0, 101), aspect="equal"
+    )
     fig.legend(loc="outside upper center", ncols=1)
     return fig
 
+
 def path_roses(
-    contributions:Mapping[tuple[int, ...], Mapping[float, float]], # from `explain.by_orientation`
-)->Figure:
+    contributions: Mapping[tuple[int, ...], Mapping[float, float]],  # from `explain.by_orientation`
+) -> Figure:
     "Contributions against the orientation θ of the first wavelet, a rose for each scale or pair of scales; what speaks against the class is hatched. θ and θ + π are one orientation."
-    if not contributions: return _sentence("order 0 alone has no orientations")
+    if not contributions:
+        return _sentence("order 0 alone has no orientations")
     columns = min(4, len(contributions))
-    fig, axes = figure(-(-len(contributions) // columns), columns, figsize=(max(2.7 * columns, 4.2), 3. * -(-len(contributions) // columns)), squeeze=False, subplot_kw={"projection": "polar"})
+    fig, axes = figure(
+        -(-len(contributions) // columns),
+        columns,
+        figsize=(max(2.7 * columns, 4.2), 3.0 * -(-len(contributions) // columns)),
+        squeeze=False,
+        subplot_kw={"projection": "polar"},
+    )
     top = max((abs(v) for by in contributions.values() for v in by.values()), default=1) or 1
-    for ax in axes.flat[len(contributions):]: ax.set_visible(False)
+    for ax in axes.flat[len(contributions) :]:
+        ax.set_visible(False)
     for ax, (scales, by) in zip(axes.flat, contributions.items()):
         theta, v = np.array(list(by)), np.array(list(by.values())) / top
         for turn in (0, np.pi):
             for sign, colour, hatch in ((1, COLOURS[0], None), (-1, COLOURS[1], "///")):
-                ax.bar(theta + turn, np.clip(sign * v, 0, None), width=.85 * np.pi / max(len(by), 2), color=colour, hatch=hatch, edgecolor="white", lw=.5, label=("for" if sign > 0 else "against") if not turn else None)
-        ax.set(ylim=(0, 1), yticks=[.5, 1], yticklabels=[], xticks=np.arange(8) * np.pi / 4); ax.tick_params(labelsize=7, pad=0)
+                ax.bar(
+                    theta + turn,
+                    np.clip(sign * v, 0, None),
+                    width=0.85 * np.pi / max(len(by), 2),
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    lw=0.5,
+                    label=("for" if sign > 0 else "against") if not turn else None,
+                )
+        ax.set(ylim=(0, 1), yticks=[0.5, 1], yticklabels=[], xticks=np.arange(8) * np.pi / 4)
+        ax.tick_params(labelsize=7, pad=0)
         ax.set_title(", ".join(f"j{i} = {j}" for i, j in enumerate(scales, 1)), fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 # %% ../../nbs/lib/07_figures/02_pictures.ipynb #28-pictures-12
-_APART = (0, 1, 2, 4, 7, 3, 8, 9, 5, 6) # colours in an order in which neighbours differ most
+_APART = (0, 1, 2, 4, 7, 3, 8, 9, 5, 6)  # colours in an order in which neighbours differ most
+
 
 def _band(ax, x, values, i, name):
     "Mean over images and its 95 % interval, (N, levels)."
     s = [summary(v) for v in np.asarray(values, float).T]
-    ax.plot(x, [v["mean"] for v in s], color=COLOURS[_APART[i % 10]], marker=MARKERS[i % 8], ms=4, ls="-" if i < 8 else ":", label=name)
-    ax.fill_between(x, [v["low"] for v in s], [v["high"] for v in s], color=COLOURS[_APART[i % 10]], alpha=.18, lw=0)
+    ax.plot(
+        x,
+        [v["mean"] for v in s],
+        color=COLOURS[_APART[i % 10]],
+        marker=MARKERS[i % 8],
+        ms=4,
+        ls="-" if i < 8 else ":",
+        label=name,
+    )
+    ax.fill_between(
+        x,
+        [v["low"] for v in s],
+        [v["high"] for v in s],
+        color=COLOURS[_APART[i % 10]],
+        alpha=0.18,
+        lw=0,
+    )
+
 
 def _shown(ax, image, title):
     image = np.asarray(image, float)
-    ax.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[]); ax.grid(False); ax.set_title(title, fontsize=8, pad=3)
+    ax.imshow(
+        image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1
+    )
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.set_title(title, fontsize=8, pad=3)
 
 # %% ../../nbs/lib/07_figures/02_pictures.ipynb #28-pictures-13
 def stability(
-    ratios:Mapping[str, Mapping[str, np.ndarray]],  # deformation → model → ‖S(x) − S(x̃)‖ / ‖S(x)‖, (images, levels)
-    levels:Mapping[str, Sequence[float]],           # deformation → strengths
-    labels:Mapping[str, str],                       # deformation → label of the strength's axis
-    pictures:Mapping[str, tuple[np.ndarray, np.ndarray]]|None=None, # deformation → an image (C, H, W) in 0–1, as it is and at the strongest level
-    references:Mapping[str, float]|None=None,       # model → mean distance to random images, a dashed line
-)->Figure:
+    ratios: Mapping[
+        str, Mapping[str, np.ndarray]
+    ],  # deformation → model → ‖S(x) − S(x̃)‖ / ‖S(x)‖, (images, levels)
+    levels: Mapping[str, Sequence[float]],  # deformation → strengths
+    labels: Mapping[str, str],  # deformation → label of the strength's axis
+    pictures: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    | None = None,  # deformation → an image (C, H, W) in 0–1, as it is and at the strongest level
+    references: Mapping[str, float]
+    | None = None,  # model → mean distance to random images, a dashed line
+) -> Figure:
     "How far each model moves against the strength, a panel a deformation: mean over images with its 95 % interval; the image before and after beside it."
-    if not ratios: return _sentence("no deformation to show")
+    if not ratios:
+        return _sentence("no deformation to show")
     rows = -(-len(ratios) // 2)
-    fig, axes = figure(rows, 4, figsize=(9.6, 3.1 * rows + .6), squeeze=False, gridspec_kw={"width_ratios": [1 if pictures else .01, 3.2] * 2})
+    fig, axes = figure(
+        rows,
+        4,
+        figsize=(9.6, 3.1 * rows + 0.6),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [1 if pictures else 0.01, 3.2] * 2},
+    )
     cells = [(r, c) for r in range(rows) for c in (0, 2)]
     for (r, c), name in zip(cells, ratios):
         beside, ax = axes[r, c], axes[r, c + 1]
         for i, (model, values) in enumerate(ratios[name].items()):
             _band(ax, levels[name], values, i, model)
-            if references and model in references: ax.axhline(references[model], color=COLOURS[_APART[i % 10]], ls="--", lw=1)
+            if references and model in references:
+                ax.axhline(references[model], color=COLOURS[_APART[i % 10]], ls="--", lw=1)
         most = max((np.max(np.mean(v, 0)) for v in ratios[name].values()), default=0)
-        ax.set(title=name, xlabel=labels[name], xlim=(0, None), ylim=(0, min(ax.get_ylim()[1], 2.2 * most) if most else None), ylabel="‖S(x) − S(x̃)‖ / ‖S(x)‖")
+        ax.set(
+            title=name,
+            xlabel=labels[name],
+            xlim=(0, None),
+            ylim=(0, min(ax.get_ylim()[1], 2.2 * most) if most else None),
+            ylabel="‖S(x) − S(x̃)‖ / ‖S(x)‖",
+        )
         beside.axis("off")
-        for k, (image, title) in enumerate(zip(pictures[name] if pictures else (), ("image", "strongest"))): _shown(beside.inset_axes([0, .54 - .54 * k, 1, .4]), image, title)
-    for r, c in cells[len(ratios):]: axes[r, c].axis("off"); axes[r, c + 1].axis("off")
+        for k, (image, title) in enumerate(
+            zip(pictures[name] if pictures else (), ("image", "strongest"))
+        ):
+            _shown(beside.inset_axes([0, 0.54 - 0.54 * k, 1, 0.4]), image, title)
+    for r, c in cells[len(ratios) :]:
+        axes[r, c].axis("off")
+        axes[r, c + 1].axis("off")
     handles, names = axes[0, 1].get_legend_handles_labels()
-    if references: handles, names = [*handles, plt.Line2D([], [], color="0.35", ls="--", lw=1)], [*names, "random images (mean)"]
+    if references:
+        handles, names = (
+            [*handles, plt.Line2D([], [], color="0.35", ls="--", lw=1)],
+            [*names, "random images (mean)"],
+        )
     fig.legend(handles, names, loc="outside upper center", ncols=legend_columns(fig, names))
     return fig
 
 # %% ../../nbs/lib/07_figures/02_pictures.ipynb #28-pictures-17
 def against_J(
-    groups:Mapping[str, Mapping[int, np.ndarray]], # series → J → values, one an image
-    bounds:Mapping[str, Mapping[int, float]]|None=None, # what it is → J → value, a dashed line
-    label:str="‖S(x) − S(x̃)‖ / ‖S(x)‖",
-)->Figure:
+    groups: Mapping[str, Mapping[int, np.ndarray]],  # series → J → values, one an image
+    bounds: Mapping[str, Mapping[int, float]]
+    | None = None,  # what it is → J → value, a dashed line
+    label: str = "‖S(x) − S(x̃)‖ / ‖S(x)‖",
+) -> Figure:
     "Means with 95 % intervals against the number of scales, on a logarithmic axis; 2ᴶ doubles with every step."
     fig, ax = figure(figsize=(6.5, 3.6))
-    for i, (name, by_J) in enumerate(groups.items()): _band(ax, list(by_J), np.stack(list(by_J.values()), 1), i, name)
+    for i, (name, by_J) in enumerate(groups.items()):
+        _band(ax, list(by_J), np.stack(list(by_J.values()), 1), i, name)
     ticks = sorted({J for by_J in groups.values() for J in by_J})
-    for i, (name, bound) in enumerate((bounds or {}).items()): ax.plot(list(bound), list(bound.values()), color="0.35", ls=("--", ":")[i % 2], label=name)
+    for i, (name, bound) in enumerate((bounds or {}).items()):
+        ax.plot(list(bound), list(bound.values()), color="0.35", ls=("--", ":")[i % 2], label=name)
     ax.set_yscale("log", base=2)
-    ax.set(xticks=ticks, xlabel="scales J (averages over 2ᴶ pixels)", ylabel=label); ax.yaxis.set_major_formatter(lambda v, _: f"{v:.2g}"); ax.minorticks_off()
+    ax.set(xticks=ticks, xlabel="scales J (averages over 2ᴶ pixels)", ylabel=label)
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.2g}")
+    ax.minorticks_off()
     fig.legend(loc="outside upper center", ncols=2)
     return fig

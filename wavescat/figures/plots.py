@@ -33,151 +33,257 @@ from ..analysis.stats import summary
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-3
 COLOURS = sns.color_palette("colorblind")
 MARKERS = "osD^vPX*"
-STYLE = {"figure.dpi": 100, "savefig.dpi": 160, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-         "axes.axisbelow": True, "font.size": 10, "legend.frameon": False, "figure.constrained_layout.use": True}
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
 
-def figure(*args, **kw)->tuple: # figure and axes
+
+def figure(*args, **kw) -> tuple:  # figure and axes
     "`plt.subplots` in the house's style."
-    with plt.rc_context(STYLE): made = plt.subplots(*args, **kw)
-    plt.interactive("inline" in plt.get_backend())      # the context forgets that Jupyter's backend shows figures by itself
+    with plt.rc_context(STYLE):
+        made = plt.subplots(*args, **kw)
+    plt.interactive(
+        "inline" in plt.get_backend()
+    )  # the context forgets that Jupyter's backend shows figures by itself
     return made
 
+
 def bare(
-    axes, # one, or an array of them
-)->None:
+    axes,  # one, or an array of them
+) -> None:
     "For images: without ticks, grid and spines."
-    for ax in np.ravel(axes): ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
+    for ax in np.ravel(axes):
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+
 
 def plain(
-    text:str,
-)->str:
+    text: str,
+) -> str:
     "A name, of a class or a file say, as text for a figure: a dollar sign in it begins no formula."
     return text.replace("$", r"\$")
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-6
-FORMATS = {".svg": {"metadata": {"Date": None}}, ".pdf": {"metadata": {"CreationDate": None}}, ".png": {}, ".webp": {"pil_kwargs": {"lossless": True, "quality": 60, "method": 6}}} # suffix → what its writer is told
+FORMATS = {
+    ".svg": {"metadata": {"Date": None}},
+    ".pdf": {"metadata": {"CreationDate": None}},
+    ".png": {},
+    ".webp": {"pil_kwargs": {"lossless": True, "quality": 60, "method": 6}},
+}  # suffix → what its writer is told
+
 
 def format_of(
-    path:str|Path, # of a figure to be written
-)->str:            # one of `FORMATS`
+    path: str | Path,  # of a figure to be written
+) -> str:  # one of `FORMATS`
     "The suffix that decides what a figure becomes. Raises `ValueError` for another suffix, or a folder that doesn't exist."
     path = Path(path)
-    if not path.suffix: raise ValueError(f"{path.name!r} has no suffix: end it in {', '.join(FORMATS)}")
+    if not path.suffix:
+        raise ValueError(f"{path.name!r} has no suffix: end it in {', '.join(FORMATS)}")
     choose(path.suffix.lower(), FORMATS, "format of a figure")
-    if not path.parent.is_dir(): raise ValueError(f"the folder {path.parent} doesn't exist: make it first")
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder {path.parent} doesn't exist: make it first")
     return path.suffix.lower()
 
+
 def save(
-    fig:Figure,
-    path:str|Path, # ends in one of `FORMATS`
-)->Path:           # the file
+    fig: Figure,
+    path: str | Path,  # ends in one of `FORMATS`
+) -> Path:  # the file
     "Write a figure. Raises as `format_of` does."
     form = format_of(path)
     return write_whole(Path(path), _drawn(fig, form[1:], FORMATS[form]))
 
+
 def _drawn(fig, form, options):
     out = io.BytesIO()
-    with plt.rc_context({**STYLE, "svg.hashsalt": "wavescat"}): fig.savefig(out, format=form, **options)
+    with plt.rc_context({**STYLE, "svg.hashsalt": "wavescat"}):
+        fig.savefig(out, format=form, **options)
     return out.getvalue()
 
-def write_whole(path:Path, data:bytes)->Path:
+
+def write_whole(path: Path, data: bytes) -> Path:
     "Write a file whole or not at all: a disk that is full leaves what was there."
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    try: part.write_bytes(data); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-9
 _SHOWN = itertools.count(1)
 
+
 def show(
-    fig:Figure,
-    caption:str,         # what it shows, for every reader
-    headline:bool=False, # the picture that stands for the study in the index
-)->HTML:
+    fig: Figure,
+    caption: str,  # what it shows, for every reader
+    headline: bool = False,  # the picture that stands for the study in the index
+) -> HTML:
     "The figure as part of a page, self-contained."
     data = _drawn(fig, "webp", FORMATS[".webp"])
-    for path in _kept(caption, ".svg", ".pdf"): save(fig, path)
+    for path in _kept(caption, ".svg", ".pdf"):
+        save(fig, path)
     plt.close(fig)
-    return _embedded(data, "webp", caption, f'width="{round(fig.get_figwidth() * 100)}" ', " class=headline" if headline else "")
+    return _embedded(
+        data,
+        "webp",
+        caption,
+        f'width="{round(fig.get_figwidth() * 100)}" ',
+        " class=headline" if headline else "",
+    )
+
 
 def show_film(
-    path:str|Path,       # of a GIF
-    caption:str,         # what it shows, for every reader
-)->HTML:
+    path: str | Path,  # of a GIF
+    caption: str,  # what it shows, for every reader
+) -> HTML:
     "The film as part of a page, self-contained."
     data = Path(path).read_bytes()
-    for kept in _kept(caption, ".gif"): write_whole(kept, data)
+    for kept in _kept(caption, ".gif"):
+        write_whole(kept, data)
     return _embedded(data, "gif", caption)
+
 
 def _kept(caption, *suffixes):
     "The files to keep a picture in, numbered in the order of the page; none if nobody asked."
-    if not (folder := os.environ.get("WAVESCAT_FIGURES")): return []
+    if not (folder := os.environ.get("WAVESCAT_FIGURES")):
+        return []
     folder = Path(os.path.expanduser(folder))
     folder.mkdir(parents=True, exist_ok=True)
     name = "-".join([f"{next(_SHOWN):02}", *re.findall(r"[a-z0-9]+", caption.lower())[:6]])
     return [folder / f"{name}{suffix}" for suffix in suffixes]
 
+
 def _embedded(data, kind, caption, size="", of=""):
     src = base64.b64encode(data).decode()
-    return HTML(f'<figure{of}><img {size}alt="{html.escape(caption, quote=True)}" src="data:image/{kind};base64,{src}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+    return HTML(
+        f'<figure{of}><img {size}alt="{html.escape(caption, quote=True)}" src="data:image/{kind};base64,{src}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-10
 def table(
-    df:pd.DataFrame,
-    caption:str,
-    digits:int=2,    # of numbers that aren't whole
-    words:bool=False,# whether its cells are words, that may be broken, rather than numbers
-)->HTML:
+    df: pd.DataFrame,
+    caption: str,
+    digits: int = 2,  # of numbers that aren't whole
+    words: bool = False,  # whether its cells are words, that may be broken, rather than numbers
+) -> HTML:
     "The table as part of a page; it scrolls on a narrow screen. p-values, in columns p and p, Holm, have two digits however small they are."
-    df = df.assign(**{c: [v if isinstance(v, str) or pd.isna(v) else f"{v:.2g}" for v in df[c]] for c in df.columns if c in ("p", "p, Holm")})
-    body = df.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.{digits}f}".replace("-", "−"), escape=True, classes="words" if words else None)
-    return HTML(f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div>{body}</div></figure>')
+    df = df.assign(
+        **{
+            c: [v if isinstance(v, str) or pd.isna(v) else f"{v:.2g}" for v in df[c]]
+            for c in df.columns
+            if c in ("p", "p, Holm")
+        }
+    )
+    body = df.to_html(
+        index=False,
+        border=0,
+        na_rep="–",
+        float_format=lambda v: f"{v:.{digits}f}".replace("-", "−"),
+        escape=True,
+        classes="words" if words else None,
+    )
+    return HTML(
+        f'<figure class="table"><figcaption>{html.escape(caption)}</figcaption><div>{body}</div></figure>'
+    )
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-12
 def curves(
-    histories:Mapping[str, Sequence[list[dict]]], # model → the histories of its seeds
-    panels:Mapping[str, str],                     # quantity → label of its axis
-)->Figure:
+    histories: Mapping[str, Sequence[list[dict]]],  # model → the histories of its seeds
+    panels: Mapping[str, str],  # quantity → label of its axis
+) -> Figure:
     "A quantity against the epoch: mean over the seeds that got so far, and their range."
     fig, axes = figure(1, len(panels), figsize=(max(4.5, 3.1 * len(panels)), 2.9), squeeze=False)
     for ax, (key, label) in zip(axes[0], panels.items()):
         for i, (name, runs) in enumerate(histories.items()):
             by = {}
-            for h in (h for run in runs for h in run if h.get(key) is not None): by.setdefault(h["epoch"], []).append(h[key])
+            for h in (h for run in runs for h in run if h.get(key) is not None):
+                by.setdefault(h["epoch"], []).append(h[key])
             epochs, colour = sorted(by), COLOURS[i % len(COLOURS)]
-            ax.plot(epochs, [np.mean(by[e]) for e in epochs], color=colour, marker=MARKERS[i % 8], markevery=max(1, len(epochs) // 7), ms=4, label=plain(name))
-            ax.fill_between(epochs, [min(by[e]) for e in epochs], [max(by[e]) for e in epochs], color=colour, alpha=.18, lw=0)
+            ax.plot(
+                epochs,
+                [np.mean(by[e]) for e in epochs],
+                color=colour,
+                marker=MARKERS[i % 8],
+                markevery=max(1, len(epochs) // 7),
+                ms=4,
+                label=plain(name),
+            )
+            ax.fill_between(
+                epochs,
+                [min(by[e]) for e in epochs],
+                [max(by[e]) for e in epochs],
+                color=colour,
+                alpha=0.18,
+                lw=0,
+            )
         ax.set(xlabel="epoch", ylabel=label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=legend_columns(fig, histories))
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=legend_columns(fig, histories),
+    )
     return fig
 
+
 def legend_columns(
-    fig:Figure,
-    names:Iterable[str], # that stand in the legend
-)->int:                  # 1 to 3
+    fig: Figure,
+    names: Iterable[str],  # that stand in the legend
+) -> int:  # 1 to 3
     "How many columns a legend has that is as wide as its figure."
     return max(1, min(3, int(15 * fig.get_figwidth() / (max(map(len, names)) + 8))))
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-15
 def against_L(
-    groups:Mapping[str, Mapping[int, Sequence[float]]], # series → L → values, one a seed
-    baseline:Sequence[float]|None=None,                 # values without scattering, drawn as a band
-    published:Mapping[int, float]|None=None,            # L → a published single value
-    label:str="test accuracy, %",
-)->Figure:
+    groups: Mapping[str, Mapping[int, Sequence[float]]],  # series → L → values, one a seed
+    baseline: Sequence[float] | None = None,  # values without scattering, drawn as a band
+    published: Mapping[int, float] | None = None,  # L → a published single value
+    label: str = "test accuracy, %",
+) -> Figure:
     "Means with 95 % intervals against the number of orientations; the baseline as a band."
     fig, ax = figure(figsize=(7.5, 3.8))
     if baseline is not None and len(baseline):
         b = summary(baseline)
-        ax.axhline(b["mean"], color="0.35", ls="--", label="without scattering (mean, 95 % interval)")
-        if b["n"] > 1: ax.axhspan(b["low"], b["high"], color="0.5", alpha=.2, lw=0)
+        ax.axhline(
+            b["mean"], color="0.35", ls="--", label="without scattering (mean, 95 % interval)"
+        )
+        if b["n"] > 1:
+            ax.axhspan(b["low"], b["high"], color="0.5", alpha=0.2, lw=0)
     for i, (name, by_L) in enumerate(groups.items()):
         L = [l for l in by_L if len(by_L[l])]
         s = [summary(by_L[l]) for l in L]
         err = [np.nan_to_num(v["high"] - v["mean"]) for v in s]
-        ax.errorbar(np.array(L) + .12 * i, [v["mean"] for v in s], err, color=COLOURS[i], marker=MARKERS[i], ms=5, capsize=3, label=name, ls="-" if i == 0 else ":")
-    if published: ax.plot(list(published), list(published.values()), color=COLOURS[7], marker="x", ls="", label="published, one run each (CIFAR-10)")
+        ax.errorbar(
+            np.array(L) + 0.12 * i,
+            [v["mean"] for v in s],
+            err,
+            color=COLOURS[i],
+            marker=MARKERS[i],
+            ms=5,
+            capsize=3,
+            label=name,
+            ls="-" if i == 0 else ":",
+        )
+    if published:
+        ax.plot(
+            list(published),
+            list(published.values()),
+            color=COLOURS[7],
+            marker="x",
+            ls="",
+            label="published, one run each (CIFAR-10)",
+        )
     ticks = sorted({l for g in groups.values() for l in g} | set(published or ()))
     ax.set(xlabel="orientations L", ylabel=label, xticks=ticks)
     fig.legend(loc="outside upper center", ncols=2)
@@ -185,254 +291,527 @@ def against_L(
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-18
 def against_size(
-    groups:Mapping[str, Mapping[int, Sequence[float]]], # model → training images of each class → values, one a seed
-    label:str="test accuracy, %",
-    published:Mapping[str, Mapping[int, tuple[float, float]]]={}, # model → size → a published mean and its standard error
-)->Figure:
+    groups: Mapping[
+        str, Mapping[int, Sequence[float]]
+    ],  # model → training images of each class → values, one a seed
+    label: str = "test accuracy, %",
+    published: Mapping[
+        str, Mapping[int, tuple[float, float]]
+    ] = {},  # model → size → a published mean and its standard error
+) -> Figure:
     "Means with 95 % intervals against the number of training images of each class, on a logarithmic axis; published means as crosses of the same colour, with theirs."
     fig, ax = figure(figsize=(6.5, 3.6) if not published else (7.5, 4.2))
-    apart = 1.03 if any(published.get(name) for name in groups) else 1.02           # so that a cross stands beside its own mean, not on another's
+    apart = (
+        1.03 if any(published.get(name) for name in groups) else 1.02
+    )  # so that a cross stands beside its own mean, not on another's
     for i, (name, by_size) in enumerate(groups.items()):
         sizes = [n for n in by_size if len(by_size[n])]
         s = [summary(by_size[n]) for n in sizes]
-        ax.errorbar(np.array(sizes) * apart**i, [v["mean"] for v in s], np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % 8], ms=5, capsize=3, label=plain(name))
+        ax.errorbar(
+            np.array(sizes) * apart**i,
+            [v["mean"] for v in s],
+            np.nan_to_num([v["high"] - v["mean"] for v in s]),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % 8],
+            ms=5,
+            capsize=3,
+            label=plain(name),
+        )
         theirs = published.get(name, {})
-        if theirs: ax.errorbar(np.array(list(theirs)) * apart**(i + .5), [m for m, _ in theirs.values()], [1.96 * e for _, e in theirs.values()], color=COLOURS[i % len(COLOURS)], marker="x", ms=6, mew=1.6, lw=1, ls="", alpha=.8)
+        if theirs:
+            ax.errorbar(
+                np.array(list(theirs)) * apart ** (i + 0.5),
+                [m for m, _ in theirs.values()],
+                [1.96 * e for _, e in theirs.values()],
+                color=COLOURS[i % len(COLOURS)],
+                marker="x",
+                ms=6,
+                mew=1.6,
+                lw=1,
+                ls="",
+                alpha=0.8,
+            )
     ticks = sorted({n for g in (*groups.values(), *published.values()) for n in g})
-    ax.set(xscale="log", xlabel="training images of each class", ylabel=label); ax.minorticks_off()
+    ax.set(xscale="log", xlabel="training images of each class", ylabel=label)
+    ax.minorticks_off()
     ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks])
-    if len(ticks) == 1: ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
-    else: ax.set_xlim(min(ax.get_xlim()[0], ticks[0] / 1.05), max(ax.get_xlim()[1], ticks[-1] * 1.05))   # also where only a published mean stands
-    if any(published.get(name) for name in groups): ax.plot([], [], color="0.3", marker="x", ls="", label="published, ± 1.96 standard errors")
+    if len(ticks) == 1:
+        ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
+    else:
+        ax.set_xlim(
+            min(ax.get_xlim()[0], ticks[0] / 1.05), max(ax.get_xlim()[1], ticks[-1] * 1.05)
+        )  # also where only a published mean stands
+    if any(published.get(name) for name in groups):
+        ax.plot([], [], color="0.3", marker="x", ls="", label="published, ± 1.96 standard errors")
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-19
 def drops(
-    groups:Mapping[str, Mapping[str, Sequence[float]]], # model → what was done to images → points lost, one a seed
-    label:str="accuracy lost, points",
-)->Figure:
+    groups: Mapping[
+        str, Mapping[str, Sequence[float]]
+    ],  # model → what was done to images → points lost, one a seed
+    label: str = "accuracy lost, points",
+) -> Figure:
     "What each model loses to each corruption: means with 95 % intervals, a row a corruption."
     rows = list(dict.fromkeys(n for by in groups.values() for n in by))
-    fig, ax = figure(figsize=(7.5, .34 * len(rows) + 1.2))
+    fig, ax = figure(figsize=(7.5, 0.34 * len(rows) + 1.2))
     for i, (name, by) in enumerate(groups.items()):
         s = [summary(by.get(r, [])) for r in rows]
-        at = np.arange(len(rows)) + .5 * ((i + .5) / len(groups) - .5)
-        ax.errorbar([v["mean"] for v in s], at, xerr=np.nan_to_num([v["high"] - v["mean"] for v in s]), color=COLOURS[i], marker=MARKERS[i], ms=5, capsize=2, ls="", label=plain(name))
+        at = np.arange(len(rows)) + 0.5 * ((i + 0.5) / len(groups) - 0.5)
+        ax.errorbar(
+            [v["mean"] for v in s],
+            at,
+            xerr=np.nan_to_num([v["high"] - v["mean"] for v in s]),
+            color=COLOURS[i],
+            marker=MARKERS[i],
+            ms=5,
+            capsize=2,
+            ls="",
+            label=plain(name),
+        )
     ax.axvline(0, color="0.35", lw=1)
-    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=label); ax.invert_yaxis()
+    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=label)
+    ax.invert_yaxis()
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
+
 def points(
-    groups:Mapping[str, Mapping[str, Sequence[float]]], # panel → model → values
-    label:str,
-)->Figure:
+    groups: Mapping[str, Mapping[str, Sequence[float]]],  # panel → model → values
+    label: str,
+) -> Figure:
     "Every value as a point, with the mean and its 95 % interval beside them; a panel a setting."
     models = list(dict.fromkeys(m for by in groups.values() for m in by))
-    fig, axes = figure(1, len(groups), figsize=(max(6.5, 2.9 * len(groups)), 3.6), sharey=True, squeeze=False)
+    fig, axes = figure(
+        1, len(groups), figsize=(max(6.5, 2.9 * len(groups)), 3.6), sharey=True, squeeze=False
+    )
     for ax, (panel, by) in zip(axes[0], groups.items()):
         ax.axhline(0, color="0.35", ls="--", lw=1)
         for i, name in enumerate(models):
             v, s = by.get(name, []), summary(by.get(name, []))
-            ax.plot(i + np.linspace(-.12, .12, len(v)), v, ls="", marker="o", ms=4, color=COLOURS[i % len(COLOURS)], alpha=.6)
-            ax.errorbar(i + .25, s["mean"], np.nan_to_num(s["high"] - s["mean"]), color=COLOURS[i % len(COLOURS)], marker="Ds^v"[i // len(COLOURS) % 4], ms=5, capsize=4, ls="", label=plain(name))
-        ax.set(title=plain(panel), xticks=[], xlim=(-.5, len(models) - .3))
+            ax.plot(
+                i + np.linspace(-0.12, 0.12, len(v)),
+                v,
+                ls="",
+                marker="o",
+                ms=4,
+                color=COLOURS[i % len(COLOURS)],
+                alpha=0.6,
+            )
+            ax.errorbar(
+                i + 0.25,
+                s["mean"],
+                np.nan_to_num(s["high"] - s["mean"]),
+                color=COLOURS[i % len(COLOURS)],
+                marker="Ds^v"[i // len(COLOURS) % 4],
+                ms=5,
+                capsize=4,
+                ls="",
+                label=plain(name),
+            )
+        ax.set(title=plain(panel), xticks=[], xlim=(-0.5, len(models) - 0.3))
     axes[0, 0].set_ylabel(label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(2, legend_columns(fig, models)))
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=min(2, legend_columns(fig, models)),
+    )
     return fig
 
+
 def leaderboard(
-    groups:Mapping[str, Sequence[float]],           # entry → values, one a seed
-    published:Mapping[str, tuple[float, float]]={}, # entry → a published mean and its standard error
-    order:Sequence[str]|None=None,                  # from the top; None: as they come
-    label:str="test accuracy, %",
-)->Figure:
+    groups: Mapping[str, Sequence[float]],  # entry → values, one a seed
+    published: Mapping[
+        str, tuple[float, float]
+    ] = {},  # entry → a published mean and its standard error
+    order: Sequence[str] | None = None,  # from the top; None: as they come
+    label: str = "test accuracy, %",
+) -> Figure:
     "Entries from the best to the least, a row each: every value as a point, the mean and its 95 % interval; published means as crosses."
     rows = list(order or [*groups, *published])
-    fig, ax = figure(figsize=(7.5, .36 * len(rows) + 1.1))
+    fig, ax = figure(figsize=(7.5, 0.36 * len(rows) + 1.1))
     for y, name in enumerate(rows):
         if name in published:
             mean, error = published[name]
-            ax.errorbar(mean, y, xerr=1.96 * error, color="0.35", marker="x", ms=6, mew=1.6, capsize=3, ls="")
+            ax.errorbar(
+                mean,
+                y,
+                xerr=1.96 * error,
+                color="0.35",
+                marker="x",
+                ms=6,
+                mew=1.6,
+                capsize=3,
+                ls="",
+            )
             continue
         s = summary(groups[name])
-        ax.plot(groups[name], np.full(len(groups[name]), y - .12), ls="", marker="o", ms=4, color=COLOURS[0], alpha=.55)
-        ax.errorbar(s["mean"], y + .15, xerr=np.nan_to_num(s["high"] - s["mean"]), color=COLOURS[3], marker="D", ms=5, capsize=4, ls="")
-    ax.set(yticks=range(len(rows)), yticklabels=[plain(r) for r in rows], xlabel=label, ylim=(len(rows) - .4, -.6))
+        ax.plot(
+            groups[name],
+            np.full(len(groups[name]), y - 0.12),
+            ls="",
+            marker="o",
+            ms=4,
+            color=COLOURS[0],
+            alpha=0.55,
+        )
+        ax.errorbar(
+            s["mean"],
+            y + 0.15,
+            xerr=np.nan_to_num(s["high"] - s["mean"]),
+            color=COLOURS[3],
+            marker="D",
+            ms=5,
+            capsize=4,
+            ls="",
+        )
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=[plain(r) for r in rows],
+        xlabel=label,
+        ylim=(len(rows) - 0.4, -0.6),
+    )
     return fig
 
+
 def against_truth(
-    groups:Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], # model → target → truth and prediction
-    unit:str,
-)->Figure:
+    groups: Mapping[
+        str, Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    ],  # model → target → truth and prediction
+    unit: str,
+) -> Figure:
     "Predictions against the truth, a row a model, a column a target; on the line a prediction is right."
     columns = len(next(iter(groups.values())))
-    fig, axes = figure(len(groups), columns, figsize=(1.9 * columns + .6, 2.1 * len(groups) + .6), squeeze=False)
+    fig, axes = figure(
+        len(groups), columns, figsize=(1.9 * columns + 0.6, 2.1 * len(groups) + 0.6), squeeze=False
+    )
     for i, (row, (name, by)) in enumerate(zip(axes, groups.items())):
         for ax, (target, (y, p)) in zip(row, by.items()):
             low, high = min(0, np.min(y), np.min(p)), max(np.max(y), np.max(p), 1e-9)
             ax.plot([low, high], [low, high], color="0.35", ls="--", lw=1)
-            ax.plot(y, p, ls="", marker="o", ms=2.5, color=COLOURS[i], alpha=.45)
-            ax.set_aspect("equal", "box"); ax.tick_params(labelsize=7)
-            if i == 0: ax.set_title(plain(target), fontsize=9)
-            if i == len(groups) - 1: ax.set_xlabel(f"truth, {unit}", fontsize=8)
+            ax.plot(y, p, ls="", marker="o", ms=2.5, color=COLOURS[i], alpha=0.45)
+            ax.set_aspect("equal", "box")
+            ax.tick_params(labelsize=7)
+            if i == 0:
+                ax.set_title(plain(target), fontsize=9)
+            if i == len(groups) - 1:
+                ax.set_xlabel(f"truth, {unit}", fontsize=8)
         row[0].set_ylabel(plain(name).replace(", ", ",\n") + f"\npredicted, {unit}", fontsize=8)
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-23
 def heat(
-    panels:Mapping[str, pd.DataFrame], # title → values, rows against columns
-    rows:str,                          # label of the rows
-    label:str,                         # of the colours
-)->Figure:
+    panels: Mapping[str, pd.DataFrame],  # title → values, rows against columns
+    rows: str,  # label of the rows
+    label: str,  # of the colours
+) -> Figure:
     "Tables of numbers as fields of colour, on one scale, one below the other."
     h, w = next(iter(panels.values())).shape
-    fig, axes = figure(len(panels), 1, figsize=(max(5, 1.8 + 1.05 * w), len(panels) * (.9 + .42 * h) + .6), squeeze=False, sharex=True)
-    low, high = (getattr(np, f)([getattr(np, f"nan{f}")(p.to_numpy(float)) if p.notna().to_numpy().any() else 0. for p in panels.values()]) for f in ("min", "max"))
+    fig, axes = figure(
+        len(panels),
+        1,
+        figsize=(max(5, 1.8 + 1.05 * w), len(panels) * (0.9 + 0.42 * h) + 0.6),
+        squeeze=False,
+        sharex=True,
+    )
+    low, high = (
+        getattr(np, f)(
+            [
+                getattr(np, f"nan{f}")(p.to_numpy(float)) if p.notna().to_numpy().any() else 0.0
+                for p in panels.values()
+            ]
+        )
+        for f in ("min", "max")
+    )
     for ax, (title, p) in zip(axes[:, 0], panels.items()):
-        sns.heatmap(p.astype(float), ax=ax, cmap="viridis", vmin=low, vmax=max(high, low + 1), annot=True, fmt=".1f", annot_kws={"size": 9}, cbar=False)
-        ax.set(title=plain(title), ylabel=rows, xlabel=""); ax.grid(False); ax.tick_params(axis="y", rotation=0); ax.tick_params(axis="x", rotation=0, labelsize=8)
+        sns.heatmap(
+            p.astype(float),
+            ax=ax,
+            cmap="viridis",
+            vmin=low,
+            vmax=max(high, low + 1),
+            annot=True,
+            fmt=".1f",
+            annot_kws={"size": 9},
+            cbar=False,
+        )
+        ax.set(title=plain(title), ylabel=rows, xlabel="")
+        ax.grid(False)
+        ax.tick_params(axis="y", rotation=0)
+        ax.tick_params(axis="x", rotation=0, labelsize=8)
     fig.colorbar(axes[0, 0].collections[0], ax=axes[:, 0], label=label)
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-25
 def gains(
-    groups:Mapping[str, Mapping[int, tuple[float, float, float]]], # model → training images of each class → difference and its 95 % interval
-    reference:str,                                                 # what they are compared with
-    crossings:Mapping[str, tuple[float, float, float]]={},         # model → where it crosses zero, and the 95 % interval
-    published:Mapping[str, Mapping[int, float]]={},                # source → size → published difference
-)->Figure:
+    groups: Mapping[
+        str, Mapping[int, tuple[float, float, float]]
+    ],  # model → training images of each class → difference and its 95 % interval
+    reference: str,  # what they are compared with
+    crossings: Mapping[
+        str, tuple[float, float, float]
+    ] = {},  # model → where it crosses zero, and the 95 % interval
+    published: Mapping[str, Mapping[int, float]] = {},  # source → size → published difference
+) -> Figure:
     "Differences to a reference against the number of training images of each class, on a logarithmic axis."
     fig, ax = figure(figsize=(7.5, 3.9))
     ax.axhline(0, color="0.35", ls="--", lw=1)
-    for i, (name, by) in enumerate(groups.items(), 1):             # the reference has the first colour
+    for i, (name, by) in enumerate(groups.items(), 1):  # the reference has the first colour
         d = np.array(list(by.values())).reshape(-1, 3)
-        ax.errorbar(np.array(list(by)) * 1.03**(i - len(groups) / 2), d[:, 0], np.nan_to_num([d[:, 0] - d[:, 1], d[:, 2] - d[:, 0]]), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % 8], ms=5, capsize=3, lw=1.2, label=plain(name))
+        ax.errorbar(
+            np.array(list(by)) * 1.03 ** (i - len(groups) / 2),
+            d[:, 0],
+            np.nan_to_num([d[:, 0] - d[:, 1], d[:, 2] - d[:, 0]]),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % 8],
+            ms=5,
+            capsize=3,
+            lw=1.2,
+            label=plain(name),
+        )
         if name in crossings:
             at, low, high = crossings[name]
-            ax.plot([low, high], [0, 0], color=COLOURS[i % len(COLOURS)], lw=5, alpha=.35, solid_capstyle="butt")
+            ax.plot(
+                [low, high],
+                [0, 0],
+                color=COLOURS[i % len(COLOURS)],
+                lw=5,
+                alpha=0.35,
+                solid_capstyle="butt",
+            )
             ax.plot(at, 0, marker="|", ms=14, mew=2, color=COLOURS[i % len(COLOURS)])
-    for name, by in published.items(): ax.plot(list(by), list(by.values()), color="0.2", marker="x", ls=":", lw=1, label=name)
+    for name, by in published.items():
+        ax.plot(list(by), list(by.values()), color="0.2", marker="x", ls=":", lw=1, label=name)
     ticks = sorted({n for g in [*groups.values(), *published.values()] for n in g})
-    ax.set(xscale="log", xlabel="training images of each class", ylabel=f"difference to {plain(reference)}, points"); ax.minorticks_off()
-    ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks]); fig.legend(loc="outside upper center", ncols=2)
+    ax.set(
+        xscale="log",
+        xlabel="training images of each class",
+        ylabel=f"difference to {plain(reference)}, points",
+    )
+    ax.minorticks_off()
+    ax.set(xticks=ticks, xticklabels=[f"{n:,}" for n in ticks])
+    fig.legend(loc="outside upper center", ncols=2)
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-29
 def seeds(
-    groups:Mapping[int, Sequence[float]], # L → values, one a seed
-    label:str="test accuracy, %",
-)->Figure:
+    groups: Mapping[int, Sequence[float]],  # L → values, one a seed
+    label: str = "test accuracy, %",
+) -> Figure:
     "Every seed as a point, with the mean and its 95 % interval beside them."
     fig, ax = figure(figsize=(7.5, 3.6))
     for x, (name, v) in enumerate(groups.items()):
         s = summary(v)
-        ax.plot(x + np.linspace(-.16, .16, len(v)), v, ls="", marker="o", ms=5, color=COLOURS[0], alpha=.75, label="one seed" if x == 0 else None)
-        ax.errorbar(x + .3, s["mean"], np.nan_to_num(s["high"] - s["mean"]), color=COLOURS[3], marker="D", ms=5, capsize=4, ls="", label="mean, 95 % interval" if x == 0 else None)
-    ax.set(xticks=range(len(groups)), xticklabels=[str(n) for n in groups], xlabel="orientations L", ylabel=label, xlim=(-.5, len(groups) - .3))
+        ax.plot(
+            x + np.linspace(-0.16, 0.16, len(v)),
+            v,
+            ls="",
+            marker="o",
+            ms=5,
+            color=COLOURS[0],
+            alpha=0.75,
+            label="one seed" if x == 0 else None,
+        )
+        ax.errorbar(
+            x + 0.3,
+            s["mean"],
+            np.nan_to_num(s["high"] - s["mean"]),
+            color=COLOURS[3],
+            marker="D",
+            ms=5,
+            capsize=4,
+            ls="",
+            label="mean, 95 % interval" if x == 0 else None,
+        )
+    ax.set(
+        xticks=range(len(groups)),
+        xticklabels=[str(n) for n in groups],
+        xlabel="orientations L",
+        ylabel=label,
+        xlim=(-0.5, len(groups) - 0.3),
+    )
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-32
 def confusion_matrix(
-    m:np.ndarray,          # (classes, classes) counts: rows are labels
-    classes:Sequence[str], # names
-    normalised:bool=True,  # per cent of each true class; otherwise counts
-    order:Sequence[int]|None=None, # of the classes, such as `explain.similar_order`'s; None: as they are
-)->Figure:
+    m: np.ndarray,  # (classes, classes) counts: rows are labels
+    classes: Sequence[str],  # names
+    normalised: bool = True,  # per cent of each true class; otherwise counts
+    order: Sequence[int]
+    | None = None,  # of the classes, such as `explain.similar_order`'s; None: as they are
+) -> Figure:
     "What each true class was called: numbers up to 20 classes, colours and small names beyond, to be zoomed into. Raises `ValueError` where matrix, names and order don't go together."
     order = list(range(len(classes)) if order is None else order)
-    if np.shape(m) != (len(classes),) * 2 or sorted(order) != list(range(len(classes))): raise ValueError(f"expected counts ({len(classes)}, {len(classes)}) for {len(classes)} classes and an order of them all, got {np.shape(m)} and {len(set(order))} in order")
+    if np.shape(m) != (len(classes),) * 2 or sorted(order) != list(range(len(classes))):
+        raise ValueError(
+            f"expected counts ({len(classes)}, {len(classes)}) for {len(classes)} classes and an order of them all, got {np.shape(m)} and {len(set(order))} in order"
+        )
     m, names = np.asarray(m)[np.ix_(order, order)], [plain(classes[k]) for k in order]
-    few, shown = len(names) <= 20, 100 * m / np.maximum(m.sum(1, keepdims=True), 1) if normalised else m
-    size = min(max(4.2, .55 * len(names) + 1.4), 13)
-    fig, ax = figure(figsize=(size + .6, size))
-    sns.heatmap(shown, ax=ax, cmap="Blues", vmin=0, vmax=100 if normalised else max(1, m.max()), annot=few, fmt=".0f", annot_kws={"size": 8}, square=True,
-                xticklabels=names, yticklabels=names, cbar_kws={"label": "% of the true class" if normalised else "images", "shrink": .7})
-    ax.set(xlabel="predicted", ylabel="true"); ax.grid(False)
-    for axis, turn in (("x", 45 if few else 90), ("y", 0)): ax.tick_params(axis=axis, rotation=turn, labelsize=10 if few else max(3.2, min(9, 55 * size / len(names))), length=3 if few else 0, pad=3 if few else 1)
-    if few: plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")   # a long name ends at its tick
+    few, shown = (
+        len(names) <= 20,
+        100 * m / np.maximum(m.sum(1, keepdims=True), 1) if normalised else m,
+    )
+    size = min(max(4.2, 0.55 * len(names) + 1.4), 13)
+    fig, ax = figure(figsize=(size + 0.6, size))
+    sns.heatmap(
+        shown,
+        ax=ax,
+        cmap="Blues",
+        vmin=0,
+        vmax=100 if normalised else max(1, m.max()),
+        annot=few,
+        fmt=".0f",
+        annot_kws={"size": 8},
+        square=True,
+        xticklabels=names,
+        yticklabels=names,
+        cbar_kws={"label": "% of the true class" if normalised else "images", "shrink": 0.7},
+    )
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.grid(False)
+    for axis, turn in (("x", 45 if few else 90), ("y", 0)):
+        ax.tick_params(
+            axis=axis,
+            rotation=turn,
+            labelsize=10 if few else max(3.2, min(9, 55 * size / len(names))),
+            length=3 if few else 0,
+            pad=3 if few else 1,
+        )
+    if few:
+        plt.setp(
+            ax.get_xticklabels(), ha="right", rotation_mode="anchor"
+        )  # a long name ends at its tick
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-36
 def speedups(
-    ratios:Mapping[str, Mapping[str, tuple[float, float, float]]], # case → what → ratio, lowest and highest of the repeats
-    marks:Mapping[str, Mapping[str, float]]|None=None,             # what a mark is → case → where it stands
-    label:str="times as fast as kymatio",
-)->Figure:
+    ratios: Mapping[
+        str, Mapping[str, tuple[float, float, float]]
+    ],  # case → what → ratio, lowest and highest of the repeats
+    marks: Mapping[str, Mapping[str, float]]
+    | None = None,  # what a mark is → case → where it stands
+    label: str = "times as fast as kymatio",
+) -> Figure:
     "Bars of ratios, with the range of the repeats, and marks to compare them with."
     names = list(dict.fromkeys(n for by in ratios.values() for n in by))
-    high = .8 / len(names)
-    fig, ax = figure(figsize=(8, .62 * len(ratios) * max(1, .6 * len(names)) + 1.2))
+    high = 0.8 / len(names)
+    fig, ax = figure(figsize=(8, 0.62 * len(ratios) * max(1, 0.6 * len(names)) + 1.2))
     for i, name in enumerate(names):
         for y, by in enumerate(ratios.values()):
-            if name not in by: continue
+            if name not in by:
+                continue
             value, low, top = by[name]
             at = y + (i - (len(names) - 1) / 2) * high
-            ax.barh(at, value, high * .9, color=COLOURS[i], label=name if y == 0 else None)
+            ax.barh(at, value, high * 0.9, color=COLOURS[i], label=name if y == 0 else None)
             ax.plot([low, top], [at, at], color="black", lw=1.2)
-            ax.annotate(f"{value:.1f}", (max(value, top), at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+            ax.annotate(
+                f"{value:.1f}",
+                (max(value, top), at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
     for i, (name, by) in enumerate((marks or {}).items()):
         for y, case in enumerate(ratios):
-            if case in by: ax.plot([by[case]] * 2, [y - .45, y + .45], color=COLOURS[3 + i], lw=2, ls=("-", ":")[i % 2], label=name if y == 0 else None)
-    ax.set(yticks=range(len(ratios)), yticklabels=list(ratios), xlabel=label, xlim=(0, None)); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
+            if case in by:
+                ax.plot(
+                    [by[case]] * 2,
+                    [y - 0.45, y + 0.45],
+                    color=COLOURS[3 + i],
+                    lw=2,
+                    ls=("-", ":")[i % 2],
+                    label=name if y == 0 else None,
+                )
+    ax.set(yticks=range(len(ratios)), yticklabels=list(ratios), xlabel=label, xlim=(0, None))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
     fig.legend(loc="outside upper center", ncols=len(names) + len(marks or {}))
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-37
 def growth(
-    panels:Mapping[str, Mapping[str, Mapping[float, float]]], # what grows → engine → size → cost
-    label:str="ms an image",
-)->Figure:
+    panels: Mapping[str, Mapping[str, Mapping[float, float]]],  # what grows → engine → size → cost
+    label: str = "ms an image",
+) -> Figure:
     "Costs against sizes on logarithmic axes, two panels a row, one for each size, with the exponent of every curve."
     from wavescat.analysis.bench import exponent
+
     rows, columns = -(-len(panels) // 2), min(2, len(panels))
-    fig, axes = figure(rows, columns, figsize=(3.9 * columns + .4, 2.9 * rows), squeeze=False, sharey=True)
+    fig, axes = figure(
+        rows, columns, figsize=(3.9 * columns + 0.4, 2.9 * rows), squeeze=False, sharey=True
+    )
     for ax, (what, engines) in zip(axes.flat, panels.items()):
         for i, (name, costs) in enumerate(engines.items()):
-            ax.plot(list(costs), list(costs.values()), color=COLOURS[i], marker=MARKERS[i], ms=5, label=f"{name}: p = {exponent(list(costs), list(costs.values())):.2f}")
+            ax.plot(
+                list(costs),
+                list(costs.values()),
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                ms=5,
+                label=f"{name}: p = {exponent(list(costs), list(costs.values())):.2f}",
+            )
         ticks = sorted({size for costs in engines.values() for size in costs})
-        ax.set(xscale="log", yscale="log", xlabel=what); ax.minorticks_off(); ax.legend(fontsize=8)
+        ax.set(xscale="log", yscale="log", xlabel=what)
+        ax.minorticks_off()
+        ax.legend(fontsize=8)
         ax.set(xticks=ticks, xticklabels=[f"{t:g}" for t in ticks])
-    for ax in axes[:, 0]: ax.set_ylabel(label)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(label)
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-38
 def choices(
-    curves:Mapping[str, Mapping[int, float]], # name → setting → cost; setting 0 is the choice made
-    xlabel:str,
-    ylabel:str,
-)->Figure:
+    curves: Mapping[
+        str, Mapping[int, float]
+    ],  # name → setting → cost; setting 0 is the choice made
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
     "Costs against a setting, with the cost of the choice made as a dashed line."
     fig, ax = figure(figsize=(6, 3))
     for i, (name, by) in enumerate(curves.items()):
         tried = {k: v for k, v in by.items() if k}
-        ax.plot(list(tried), list(tried.values()), color=COLOURS[i], marker=MARKERS[i], ms=5, label=name)
-        if 0 in by: ax.axhline(by[0], color=COLOURS[i], ls="--", lw=1)
+        ax.plot(
+            list(tried), list(tried.values()), color=COLOURS[i], marker=MARKERS[i], ms=5, label=name
+        )
+        if 0 in by:
+            ax.axhline(by[0], color=COLOURS[i], ls="--", lw=1)
     ticks = sorted({k for by in curves.values() for k in by if k})
-    ax.set(xscale="log", ylim=(0, None), xlabel=xlabel, ylabel=ylabel); ax.minorticks_off(); ax.set(xticks=ticks, xticklabels=[str(t) for t in ticks]); ax.legend()
+    ax.set(xscale="log", ylim=(0, None), xlabel=xlabel, ylabel=ylabel)
+    ax.minorticks_off()
+    ax.set(xticks=ticks, xticklabels=[str(t) for t in ticks])
+    ax.legend()
     return fig
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-41
 def filters(
-    Ls:Sequence[int],       # one row for each number of orientations
-    J:int=1,                # number of scales; the coarsest is drawn
-    slant:float|None=None,  # γ; None ties it to 4/L
-    size:int=32,            # side of the grid, pixels
-    most:int=8,             # wavelets a row at most, evenly spread over θ
-)->Figure:
+    Ls: Sequence[int],  # one row for each number of orientations
+    J: int = 1,  # number of scales; the coarsest is drawn
+    slant: float | None = None,  # γ; None ties it to 4/L
+    size: int = 32,  # side of the grid, pixels
+    most: int = 8,  # wavelets a row at most, evenly spread over θ
+) -> Figure:
     "Real parts of the wavelets of banks with different L, each on its own scale, titled with θ."
     columns = min(most, max(Ls))
-    fig, axes = figure(len(Ls), columns, figsize=(columns * .95 + .6, len(Ls) * 1.2), squeeze=False)
+    fig, axes = figure(
+        len(Ls), columns, figsize=(columns * 0.95 + 0.6, len(Ls) * 1.2), squeeze=False
+    )
     for row, L in zip(axes, Ls):
-        psi = np.fft.fftshift(np.fft.ifft2(filter_bank(J, L, (size, size), slant).psi_f[-1].numpy()), axes=(-2, -1)).real
+        psi = np.fft.fftshift(
+            np.fft.ifft2(filter_bank(J, L, (size, size), slant).psi_f[-1].numpy()), axes=(-2, -1)
+        ).real
         chosen = np.unique(np.linspace(0, L - 1, min(L, columns)).round().astype(int))
-        c, r = size // 2, min(size // 2, 4 * 2**(J - 1) + 3)
-        for ax in row: ax.set(xticks=[], yticks=[]); ax.grid(False); sns.despine(ax=ax, left=True, bottom=True)
+        c, r = size // 2, min(size // 2, 4 * 2 ** (J - 1) + 3)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            sns.despine(ax=ax, left=True, bottom=True)
         for ax, l in zip(row, chosen):
             m = np.abs(psi[l]).max()
-            ax.imshow(psi[l, c-r:c+r+1, c-r:c+r+1], cmap="RdBu_r", vmin=-m, vmax=m)
+            ax.imshow(psi[l, c - r : c + r + 1, c - r : c + r + 1], cmap="RdBu_r", vmin=-m, vmax=m)
             ax.set_title(f"{math.degrees(orientations(L)[l]):.0f}°", fontsize=8, pad=2)
         row[0].set_ylabel(f"L={L}", fontsize=9)
     return fig

@@ -32,7 +32,14 @@ from skimage.color import lab2rgb
 from torch import Tensor, nn
 
 from ..runs.experiment import Experiment
-from ..scattering.filters import FilterBank, LearnedBank, Morlets, filter_bank, initial_morlets, tight_frame
+from wavescat.scattering.filters import (
+    FilterBank,
+    LearnedBank,
+    Morlets,
+    filter_bank,
+    initial_morlets,
+    tight_frame,
+)
 from ..scattering.filters import littlewood_paley as littlewood_paley_sum
 from ..core.names import choose
 from .plots import COLOURS, MARKERS, bare, figure, write_whole
@@ -43,15 +50,26 @@ from ..scattering.transform import Path as CoefficientPath
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-5
 class _Seen(NamedTuple):
     "A bank on the CPU in float64, and the parameters of its wavelets where the source knows them."
-    bank:FilterBank
-    morlets:Morlets|None
+
+    bank: FilterBank
+    morlets: Morlets | None
+
 
 def _layer(source):
     "The only part of a model that has filters."
-    if not isinstance(source, nn.Module): raise ValueError(f"expected a FilterBank, a LearnedBank, a Scattering2D or a model that holds one, got {type(source).__name__}")
-    found = [m for m in source.modules() if isinstance(m, Scattering2D)] or [m for m in source.modules() if isinstance(m, LearnedBank)]
-    if len(found) != 1: raise ValueError(f"{type(source).__name__} holds {len(found)} scattering layers, expected one: pass the layer itself")
+    if not isinstance(source, nn.Module):
+        raise ValueError(
+            f"expected a FilterBank, a LearnedBank, a Scattering2D or a model that holds one, got {type(source).__name__}"
+        )
+    found = [m for m in source.modules() if isinstance(m, Scattering2D)] or [
+        m for m in source.modules() if isinstance(m, LearnedBank)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(source).__name__} holds {len(found)} scattering layers, expected one: pass the layer itself"
+        )
     return found[0]
+
 
 @torch.no_grad()
 def _see(source):
@@ -60,61 +78,92 @@ def _see(source):
         layer = _layer(source)
         learned = layer.bank if isinstance(layer, Scattering2D) else layer
         source = layer.filters() if learned is None else learned()
-        if learned is None: morlets = initial_morlets(layer.J, layer.L, layer.init, layer.seed, layer.slant)
-        elif learned.learn != "pixelwise": morlets = learned.morlets()
+        if learned is None:
+            morlets = initial_morlets(layer.J, layer.L, layer.init, layer.seed, layer.slant)
+        elif learned.learn != "pixelwise":
+            morlets = learned.morlets()
     real = lambda t: t.detach().cpu().double()
-    if source.psi_f.ndim != 4 or source.phi_f.shape != source.psi_f.shape[-2:]: raise ValueError(f"a bank has psi_f (J, L, M, N) and phi_f (M, N), got shapes {tuple(source.psi_f.shape)} and {tuple(source.phi_f.shape)}")
+    if source.psi_f.ndim != 4 or source.phi_f.shape != source.psi_f.shape[-2:]:
+        raise ValueError(
+            f"a bank has psi_f (J, L, M, N) and phi_f (M, N), got shapes {tuple(source.psi_f.shape)} and {tuple(source.phi_f.shape)}"
+        )
     return _Seen(FilterBank(*map(real, source)), morlets and Morlets(*map(real, morlets)))
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-6
 def _from_0_to_pi(theta):
     "Angles modulo π; what rounding puts just below π is 0."
     theta = theta.remainder(math.pi)
-    return torch.where(theta > math.pi - 1e-6, 0., theta)
+    return torch.where(theta > math.pi - 1e-6, 0.0, theta)
+
 
 def measured_orientations(
-    bank:FilterBank, # the bank
-)->Tensor:           # (J, L), rad, in [0, π)
+    bank: FilterBank,  # the bank
+) -> Tensor:  # (J, L), rad, in [0, π)
     "Orientations as the spectra tell them, modulo π."
-    power = bank.psi_f.double()**2
+    power = bank.psi_f.double() ** 2
+
     def mean(dim):
         n = power.shape[dim]
-        turn = torch.polar(torch.ones(n, dtype=power.dtype), 2 * math.pi * torch.arange(n, dtype=power.dtype) / n)
-        return (power.sum(-3 - dim) * turn).sum(-1).angle()      # the other of the last two dimensions goes first
+        turn = torch.polar(
+            torch.ones(n, dtype=power.dtype), 2 * math.pi * torch.arange(n, dtype=power.dtype) / n
+        )
+        return (
+            (power.sum(-3 - dim) * turn).sum(-1).angle()
+        )  # the other of the last two dimensions goes first
+
     return _from_0_to_pi(torch.atan2(mean(-1), mean(-2)))
+
 
 def _theta(seen):
     "Orientations, (J, L), rad, in [0, π)."
-    return measured_orientations(seen.bank) if seen.morlets is None else _from_0_to_pi(seen.morlets.theta).view(seen.bank.psi_f.shape[:2])
+    return (
+        measured_orientations(seen.bank)
+        if seen.morlets is None
+        else _from_0_to_pi(seen.morlets.theta).view(seen.bank.psi_f.shape[:2])
+    )
 
-def _degrees(theta): return f"{math.degrees(theta):.1f}".removesuffix(".0") + "°"
+
+def _degrees(theta):
+    return f"{math.degrees(theta):.1f}".removesuffix(".0") + "°"
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-9
-PARTS = {"fourier": "Fourier transform", "real": "real part", "imaginary": "imaginary part", "phase": "phase as hue, modulus as lightness"}
-_MAP = "cividis" # one for everything real: its lightness only grows, its middle is grey
+PARTS = {
+    "fourier": "Fourier transform",
+    "real": "real part",
+    "imaginary": "imaginary part",
+    "phase": "phase as hue, modulus as lightness",
+}
+_MAP = "cividis"  # one for everything real: its lightness only grows, its middle is grey
+
 
 def _values(bank, part):
     "A part of the filters with its origin in the middle, (J, L, M, N) real, or complex for the phase."
     choose(part, PARTS, "part")
-    if part == "fourier": return torch.fft.fftshift(bank.psi_f, (-2, -1)).numpy()
+    if part == "fourier":
+        return torch.fft.fftshift(bank.psi_f, (-2, -1)).numpy()
     psi = torch.fft.fftshift(torch.fft.ifft2(bank.psi_f), (-2, -1)).numpy()
     return {"real": psi.real, "imaginary": psi.imag, "phase": psi}[part]
 
-def _reach(psi, share=.995):
+
+def _reach(psi, share=0.995):
     "Half the side, pixels, of the window about the middle that holds this share of the energy of a filter; the median over the filters, (..., M, N) → one number."
     M, N = psi.shape[-2:]
-    far = np.maximum(*np.meshgrid(abs(np.arange(M) - M // 2), abs(np.arange(N) - N // 2), indexing="ij"))
-    energy = abs(psi.reshape(-1, M * N))**2
+    far = np.maximum(
+        *np.meshgrid(abs(np.arange(M) - M // 2), abs(np.arange(N) - N // 2), indexing="ij")
+    )
+    energy = abs(psi.reshape(-1, M * N)) ** 2
     within = np.array([energy @ (far.ravel() <= r) for r in range(far.max() + 1)])
     return int(min(np.median((within >= share * energy.sum(1)).argmax(0)), (min(M, N) - 1) // 2))
 
+
 def _window(a, r):
     M, N = a.shape[-2:]
-    return a if r is None else a[..., M//2 - r:M//2 + r + 1, N//2 - r:N//2 + r + 1]
+    return a if r is None else a[..., M // 2 - r : M // 2 + r + 1, N // 2 - r : N // 2 + r + 1]
+
 
 def _hues(
-    z:np.ndarray, # complex, of modulus at most 1
-)->np.ndarray:    # (..., 3) sRGB in [0, 1]
+    z: np.ndarray,  # complex, of modulus at most 1
+) -> np.ndarray:  # (..., 3) sRGB in [0, 1]
     "Hue from the phase, lightness from the modulus, in CIELAB."
     a, phase = np.minimum(abs(z), 1), np.angle(z)
     return lab2rgb(np.stack([75 * a, 40 * a * np.cos(phase), 40 * a * np.sin(phase)], -1))
@@ -123,50 +172,91 @@ def _hues(
 def _frequencies(ax, label=True):
     "Ticks of an axis of frequencies."
     ticks = dict(ticks=[-math.pi, 0, math.pi], labels=["−π", "0", "π"])
-    ax.set_xticks(**ticks); ax.set_yticks(**ticks); ax.tick_params(labelsize=8)
-    if label: ax.set(xlabel="column frequency, rad/pixel", ylabel="row frequency, rad/pixel")
+    ax.set_xticks(**ticks)
+    ax.set_yticks(**ticks)
+    ax.tick_params(labelsize=8)
+    if label:
+        ax.set(xlabel="column frequency, rad/pixel", ylabel="row frequency, rad/pixel")
 
-def _extent(M, N): return (-math.pi - math.pi / N, math.pi - math.pi / N, math.pi - math.pi / M, -math.pi - math.pi / M) # pixels centred on their frequencies; rows downwards
+
+def _extent(M, N):
+    return (
+        -math.pi - math.pi / N,
+        math.pi - math.pi / N,
+        math.pi - math.pi / M,
+        -math.pi - math.pi / M,
+    )  # pixels centred on their frequencies; rows downwards
+
 
 def _limits(values, part):
     "Ends of the scale of colours."
-    m = abs(values).max() or 1.
-    return (min(values.min(), 0.), m) if part == "fourier" else (-m, m)
+    m = abs(values).max() or 1.0
+    return (min(values.min(), 0.0), m) if part == "fourier" else (-m, m)
+
 
 def _filter_image(ax, values, part, limits):
     if part == "phase":
         z = values / limits[1]
         ax.imshow(_hues(z), interpolation="nearest")
         y, x = (np.linspace(0, n - 1, 6 * n) for n in z.shape)
-        real, imag = (map_coordinates(v, np.meshgrid(y, x, indexing="ij")) for v in (z.real, z.imag))
-        crest = np.where((real > 0) & (np.hypot(real, imag) > .08), imag, np.nan)
-        if (crest > 0).any() and (crest < 0).any(): ax.contour(x, y, crest, [0.], colors="black", linewidths=.7)
+        real, imag = (
+            map_coordinates(v, np.meshgrid(y, x, indexing="ij")) for v in (z.real, z.imag)
+        )
+        crest = np.where((real > 0) & (np.hypot(real, imag) > 0.08), imag, np.nan)
+        if (crest > 0).any() and (crest < 0).any():
+            ax.contour(x, y, crest, [0.0], colors="black", linewidths=0.7)
         return None
-    return ax.imshow(values, cmap=_MAP, vmin=limits[0], vmax=limits[1], interpolation="nearest", extent=_extent(*values.shape) if part == "fourier" else None)
+    return ax.imshow(
+        values,
+        cmap=_MAP,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="nearest",
+        extent=_extent(*values.shape) if part == "fourier" else None,
+    )
+
 
 def _scale_bar(fig, row, image, part):
     "What the colours of a row mean."
     if part == "phase":
-        image = mpl.cm.ScalarMappable(Normalize(-180, 180), ListedColormap(_hues(np.exp(1j * np.linspace(-np.pi, np.pi, 128)))))
-        fig.colorbar(image, ax=list(np.ravel(row)), label="phase, °", ticks=[-180, -90, 0, 90, 180], fraction=.05, pad=.01, aspect=20, shrink=.8)
+        image = mpl.cm.ScalarMappable(
+            Normalize(-180, 180),
+            ListedColormap(_hues(np.exp(1j * np.linspace(-np.pi, np.pi, 128)))),
+        )
+        fig.colorbar(
+            image,
+            ax=list(np.ravel(row)),
+            label="phase, °",
+            ticks=[-180, -90, 0, 90, 180],
+            fraction=0.05,
+            pad=0.01,
+            aspect=20,
+            shrink=0.8,
+        )
         return
-    bar = fig.colorbar(image, ax=list(np.ravel(row)), fraction=.05, pad=.01, aspect=12)
-    bar.formatter.set_powerlimits((-2, 3)); bar.formatter.set_useMathText(True); bar.ax.yaxis.set_offset_position("left")
-    bar.ax.tick_params(labelsize=8); bar.ax.yaxis.offsetText.set_fontsize(8)
+    bar = fig.colorbar(image, ax=list(np.ravel(row)), fraction=0.05, pad=0.01, aspect=12)
+    bar.formatter.set_powerlimits((-2, 3))
+    bar.formatter.set_useMathText(True)
+    bar.ax.yaxis.set_offset_position("left")
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.offsetText.set_fontsize(8)
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-11
 def filter_grid(
-    source:FilterBank|nn.Module, # a bank, a layer, or a model that holds one
-    part:str="real",             # one of `PARTS`
-    most:int=16,                 # orientations a row at most, evenly spread
-)->Figure:
+    source: FilterBank | nn.Module,  # a bank, a layer, or a model that holds one
+    part: str = "real",  # one of `PARTS`
+    most: int = 16,  # orientations a row at most, evenly spread
+) -> Figure:
     "The filters by scale (rows) and orientation (columns), titled with θ. Raises `ValueError` for an unknown part."
-    if most < 1: raise ValueError(f"most must be at least 1 orientation, got {most}")
+    if most < 1:
+        raise ValueError(f"most must be at least 1 orientation, got {most}")
     seen = _see(source)
     values, theta = _values(seen.bank, part), _theta(seen)
     J, L = values.shape[:2]
     chosen = np.unique(np.linspace(0, L - 1, min(L, most)).round().astype(int))
-    fig, axes = figure(J, len(chosen), figsize=(1.05 * len(chosen) + 1.4, 1.25 * J + .35), squeeze=False)
+    fig, axes = figure(
+        J, len(chosen), figsize=(1.05 * len(chosen) + 1.4, 1.25 * J + 0.35), squeeze=False
+    )
     bare(axes)
     for j, row in enumerate(axes):
         r = None if part == "fourier" else _reach(values[j])
@@ -175,102 +265,177 @@ def filter_grid(
             image = _filter_image(ax, _window(values[j, l], r), part, limits)
             ax.set_title(_degrees(theta[j, l]), fontsize=9, pad=2)
         row[0].set_ylabel(f"j={j}" + ("" if r is None else f"\n±{r} pixels"), fontsize=9)
-        if part != "phase": _scale_bar(fig, row, image, part)
-    if part == "phase": _scale_bar(fig, axes, None, part)
-    if part == "fourier": _frequencies(axes[-1, 0], False); axes[-1, 0].set_xlabel("rad/pixel", fontsize=8)
+        if part != "phase":
+            _scale_bar(fig, row, image, part)
+    if part == "phase":
+        _scale_bar(fig, axes, None, part)
+    if part == "fourier":
+        _frequencies(axes[-1, 0], False)
+        axes[-1, 0].set_xlabel("rad/pixel", fontsize=8)
     return fig
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-14
 def frame_bounds(
-    source:FilterBank|nn.Module, # a bank, a layer, or a model that holds one
-    limit:float=math.inf,        # only frequencies up to this, rad/pixel
-)->tuple[float, float]:          # A and B
+    source: FilterBank | nn.Module,  # a bank, a layer, or a model that holds one
+    limit: float = math.inf,  # only frequencies up to this, rad/pixel
+) -> tuple[float, float]:  # A and B
     "Least and largest value of the Littlewood–Paley sum."
     A = littlewood_paley_sum(_see(source).bank)
     rows, cols = (2 * math.pi * torch.fft.fftfreq(n, dtype=A.dtype) for n in A.shape)
     inside = A[torch.hypot(rows[:, None], cols) <= limit]
-    if not len(inside): raise ValueError(f"no frequency is below {limit} rad/pixel: frequency 0 is the lowest")
+    if not len(inside):
+        raise ValueError(f"no frequency is below {limit} rad/pixel: frequency 0 is the lowest")
     return inside.min().item(), inside.max().item()
+
 
 def _along(A, radius, direction):
     "A (M, N) with frequency 0 first, at these frequencies: between samples, linear."
     (M, N), r, t = A.shape, *np.broadcast_arrays(radius, direction)
-    return map_coordinates(A, [r * np.cos(t) * M / (2 * np.pi), r * np.sin(t) * N / (2 * np.pi)], order=1, mode="grid-wrap")
+    return map_coordinates(
+        A,
+        [r * np.cos(t) * M / (2 * np.pi), r * np.sin(t) * N / (2 * np.pi)],
+        order=1,
+        mode="grid-wrap",
+    )
+
 
 def littlewood_paley(
-    source:FilterBank|nn.Module, # a bank, a layer, or a model that holds one
-)->Figure:
+    source: FilterBank | nn.Module,  # a bank, a layer, or a model that holds one
+) -> Figure:
     "The Littlewood–Paley sum as a map with its frame bounds, against |ω|, and against direction."
     bank = _see(source).bank
     A, (low, high) = littlewood_paley_sum(bank).numpy(), frame_bounds(bank)
     fig, (left, middle, right) = figure(1, 3, figsize=(10, 3.1), width_ratios=(1.15, 1, 1))
-    image = left.imshow(np.fft.fftshift(A), cmap=_MAP, vmin=0, extent=_extent(*A.shape), interpolation="nearest")
-    fig.colorbar(image, ax=left, shrink=.9); left.grid(False); _frequencies(left)
+    image = left.imshow(
+        np.fft.fftshift(A), cmap=_MAP, vmin=0, extent=_extent(*A.shape), interpolation="nearest"
+    )
+    fig.colorbar(image, ax=left, shrink=0.9)
+    left.grid(False)
+    _frequencies(left)
     left.set_title(f"A(ω), from A = {low:.3f} to B = {high:.3f}", fontsize=10)
     angles, radii = np.linspace(0, np.pi, 181), np.linspace(0, np.pi, 129)
     profile = _along(A, radii, angles[:-1, None])
     middle.plot(radii, profile.mean(0), color=COLOURS[0], label="mean over directions")
-    middle.fill_between(radii, profile.min(0), profile.max(0), color=COLOURS[0], alpha=.25, lw=0, label="least to largest")
-    middle.set(xlabel="|ω|, rad/pixel", ylabel="A(ω)", xticks=[0, math.pi / 2, math.pi], xticklabels=["0", "π/2", "π"])
+    middle.fill_between(
+        radii,
+        profile.min(0),
+        profile.max(0),
+        color=COLOURS[0],
+        alpha=0.25,
+        lw=0,
+        label="least to largest",
+    )
+    middle.set(
+        xlabel="|ω|, rad/pixel",
+        ylabel="A(ω)",
+        xticks=[0, math.pi / 2, math.pi],
+        xticklabels=["0", "π/2", "π"],
+    )
     for j in range(bank.psi_f.shape[0]):
-        radius = .75 * math.pi / 2**j
-        right.plot(np.degrees(angles), _along(A, radius, angles), color=COLOURS[j % 10], marker=MARKERS[j % 8], ms=4, markevery=(4 * j, 30), label=f"|ω| = {radius:.2f} rad/pixel")
+        radius = 0.75 * math.pi / 2**j
+        right.plot(
+            np.degrees(angles),
+            _along(A, radius, angles),
+            color=COLOURS[j % 10],
+            marker=MARKERS[j % 8],
+            ms=4,
+            markevery=(4 * j, 30),
+            label=f"|ω| = {radius:.2f} rad/pixel",
+        )
     right.set(xlabel="direction of ω, °", ylabel="A(ω)", xticks=range(0, 181, 45))
     for ax in (middle, right):
-        for bound, name in ((low, "A"), (high, "B")): ax.axhline(bound, color="0.3", ls=":", lw=1.2); ax.annotate(name, (1, bound), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=9)
-        ax.set_ylim(0, 1.12 * max(high, 1)); ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2, frameon=False)
+        for bound, name in ((low, "A"), (high, "B")):
+            ax.axhline(bound, color="0.3", ls=":", lw=1.2)
+            ax.annotate(
+                name,
+                (1, bound),
+                (3, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        ax.set_ylim(0, 1.12 * max(high, 1))
+        ax.legend(
+            fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False
+        )
     return fig
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-18
 class Matching(NamedTuple):
     "An optimal assignment of the filters of one bank to those of another, scale by scale, (J·L,) each."
-    place:np.ndarray    # where the partner of each filter of the first stands in the second
-    distance:np.ndarray # between the partners
 
-def _angle_between(a, b): return ((a - b + math.pi / 2).remainder(math.pi) - math.pi / 2).abs()
+    place: np.ndarray  # where the partner of each filter of the first stands in the second
+    distance: np.ndarray  # between the partners
+
+
+def _angle_between(a, b):
+    return ((a - b + math.pi / 2).remainder(math.pi) - math.pi / 2).abs()
+
 
 def morlet_distances(
-    a:Morlets, # (K,) each
-    b:Morlets, # (K′,) each
-)->Tensor:     # (K, K′)
+    a: Morlets,  # (K,) each
+    b: Morlets,  # (K′,) each
+) -> Tensor:  # (K, K′)
     "Distance of every wavelet of one bank to every one of another; θ modulo π. Source: arXiv 2107.09539, there modulo 2π."
     rest = lambda m: torch.stack(m[1:], -1)
-    return _angle_between(a.theta[:, None], b.theta) + torch.linalg.vector_norm(rest(a)[:, None] - rest(b), dim=-1)
+    return _angle_between(a.theta[:, None], b.theta) + torch.linalg.vector_norm(
+        rest(a)[:, None] - rest(b), dim=-1
+    )
+
 
 def spectral_distances(
-    a:Tensor, # ψ̂, (K, M, N) real
-    b:Tensor, # ψ̂, (K′, M, N) real
-)->Tensor:    # (K, K′), relative to the norms of a
+    a: Tensor,  # ψ̂, (K, M, N) real
+    b: Tensor,  # ψ̂, (K′, M, N) real
+) -> Tensor:  # (K, K′), relative to the norms of a
     "Distance of every spectrum to every other or its mirror image, whichever is nearer."
     mirror = b.flip(-2, -1).roll((1, 1), (-2, -1))
     flat = lambda t: t.flatten(1)
-    return torch.minimum(*(torch.cdist(flat(a), flat(o)) for o in (b, mirror))) / flat(a).norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.minimum(*(torch.cdist(flat(a), flat(o)) for o in (b, mirror))) / flat(a).norm(
+        dim=1, keepdim=True
+    ).clamp_min(1e-12)
+
 
 def _match(a, b):
-    if a.bank.psi_f.shape != b.bank.psi_f.shape: raise ValueError(f"banks of {_shape(a)} and {_shape(b)} can't be matched: give two of the same numbers of scales, orientations and pixels")
-    d = morlet_distances(a.morlets, b.morlets) if a.morlets and b.morlets else spectral_distances(a.bank.psi_f.flatten(0, 1), b.bank.psi_f.flatten(0, 1))
-    if not d.isfinite().all(): raise ValueError("a filter has parameters or samples that aren't finite: learning went astray")
+    if a.bank.psi_f.shape != b.bank.psi_f.shape:
+        raise ValueError(
+            f"banks of {_shape(a)} and {_shape(b)} can't be matched: give two of the same numbers of scales, orientations and pixels"
+        )
+    d = (
+        morlet_distances(a.morlets, b.morlets)
+        if a.morlets and b.morlets
+        else spectral_distances(a.bank.psi_f.flatten(0, 1), b.bank.psi_f.flatten(0, 1))
+    )
+    if not d.isfinite().all():
+        raise ValueError(
+            "a filter has parameters or samples that aren't finite: learning went astray"
+        )
     rows, cols = linear_sum_assignment(d.numpy())
     return Matching(cols, d.numpy()[rows, cols])
 
-def _shape(seen): J, L, M, N = seen.bank.psi_f.shape; return f"J={J}, L={L}, {M}×{N} pixels"
+
+def _shape(seen):
+    J, L, M, N = seen.bank.psi_f.shape
+    return f"J={J}, L={L}, {M}×{N} pixels"
+
 
 def match(
-    before:FilterBank|nn.Module, # a bank, a layer, or a model that holds one
-    after:FilterBank|nn.Module,  # another of the same shape
-)->Matching:
+    before: FilterBank | nn.Module,  # a bank, a layer, or a model that holds one
+    after: FilterBank | nn.Module,  # another of the same shape
+) -> Matching:
     "Pairs of filters by optimal assignment, by their parameters if both have them. Raises `ValueError` for banks of different shapes."
     return _match(_see(before), _see(after))
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-20
 def before_after(
-    before:FilterBank|nn.Module, # a bank, a layer, or a model that holds one
-    after:FilterBank|nn.Module,  # another of the same shape
-    part:str="fourier",          # one of `PARTS`
-    most:int=16,                 # orientations a row at most, evenly spread
-)->Figure:
+    before: FilterBank | nn.Module,  # a bank, a layer, or a model that holds one
+    after: FilterBank | nn.Module,  # another of the same shape
+    part: str = "fourier",  # one of `PARTS`
+    most: int = 16,  # orientations a row at most, evenly spread
+) -> Figure:
     "Each filter above the one that it became, by optimal assignment, with θ and the distance d. Raises `ValueError` for banks of different shapes."
-    if most < 1: raise ValueError(f"most must be at least 1 orientation, got {most}")
+    if most < 1:
+        raise ValueError(f"most must be at least 1 orientation, got {most}")
     old, new = _see(before), _see(after)
     place, distance = _match(old, new)
     values, theta = [_values(s.bank, part) for s in (old, new)], [_theta(s) for s in (old, new)]
@@ -278,89 +443,153 @@ def before_after(
     values[1] = values[1].reshape(J * L, *values[1].shape[2:])[place].reshape(values[1].shape)
     theta[1] = theta[1].flatten()[torch.from_numpy(place)].view(J, L)
     chosen = np.unique(np.linspace(0, L - 1, min(L, most)).round().astype(int))
-    fig, axes = figure(2 * J, len(chosen), figsize=(1.1 * len(chosen) + 1.4, 2.6 * J + .35), squeeze=False)
+    fig, axes = figure(
+        2 * J, len(chosen), figsize=(1.1 * len(chosen) + 1.4, 2.6 * J + 0.35), squeeze=False
+    )
     bare(axes)
     for j in range(J):
         both = np.stack([v[j] for v in values])
         r, limits = None if part == "fourier" else _reach(both), _limits(both, part)
-        for i, (row, name) in enumerate(zip(axes[2*j:2*j + 2], ("before", "after"))):
+        for i, (row, name) in enumerate(zip(axes[2 * j : 2 * j + 2], ("before", "after"))):
             for ax, l in zip(row, chosen):
                 image = _filter_image(ax, _window(both[i, l], r), part, limits)
                 moved = place[j * L + l] // L
-                text = f", d={distance[j * L + l]:.2f}" + (f"\nfrom j={moved}" if moved != j else "") if i else ""
+                text = (
+                    f", d={distance[j * L + l]:.2f}" + (f"\nfrom j={moved}" if moved != j else "")
+                    if i
+                    else ""
+                )
                 ax.set_title(_degrees(theta[i][j, l]) + text, fontsize=8, pad=2)
             row[0].set_ylabel(f"j={j} {name}" + ("" if r is None else f"\n±{r} pixels"), fontsize=9)
-        if part != "phase": _scale_bar(fig, axes[2*j:2*j + 2], image, part)
-    if part == "phase": _scale_bar(fig, axes, None, part)
-    if part == "fourier": _frequencies(axes[-1, 0], False); axes[-1, 0].set_xlabel("rad/pixel", fontsize=8)
+        if part != "phase":
+            _scale_bar(fig, axes[2 * j : 2 * j + 2], image, part)
+    if part == "phase":
+        _scale_bar(fig, axes, None, part)
+    if part == "fourier":
+        _frequencies(axes[-1, 0], False)
+        axes[-1, 0].set_xlabel("rad/pixel", fontsize=8)
     return fig
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-22
 class Recorder:
     "Parameters and gradients of learned filters, copied at every `record()`; it plays the filters back."
-    def __init__(self,
-        source:nn.Module,           # a `LearnedBank`, a learned `Scattering2D`, or a model that holds one
-        reference:FilterBank|nn.Module|None=None, # what distances are measured from; None: the tight frame
+
+    def __init__(
+        self,
+        source: nn.Module,  # a `LearnedBank`, a learned `Scattering2D`, or a model that holds one
+        reference: FilterBank
+        | nn.Module
+        | None = None,  # what distances are measured from; None: the tight frame
     ):
         layer = _layer(source)
         self.source = layer.bank if isinstance(layer, Scattering2D) else layer
-        if self.source is None: raise ValueError("these filters are fixed, there is nothing to record: make the layer with learn=")
+        if self.source is None:
+            raise ValueError(
+                "these filters are fixed, there is nothing to record: make the layer with learn="
+            )
         self.steps, self.records = [], []
         self._player = copy.deepcopy(self.source).cpu().requires_grad_(False)
         J, L, shape = self._player.J, self._player.L, self._player.shape
-        self.reference = _see(reference) if reference is not None else _Seen(filter_bank(J, L, shape), tight_frame(J, L))
+        self.reference = (
+            _see(reference)
+            if reference is not None
+            else _Seen(filter_bank(J, L, shape), tight_frame(J, L))
+        )
 
-    def record(self,
-        step:int|None=None, # number of the step; None: one after the last, from 0
-    )->None:
+    def record(
+        self,
+        step: int | None = None,  # number of the step; None: one after the last, from 0
+    ) -> None:
         "Copy the parameters, and the gradients where there are some."
         step = step if step is not None else self.steps[-1] + 1 if self.steps else 0
-        if self.steps and step <= self.steps[-1]: raise ValueError(f"steps must grow: {step} comes after {self.steps[-1]}")
+        if self.steps and step <= self.steps[-1]:
+            raise ValueError(f"steps must grow: {step} comes after {self.steps[-1]}")
         self.steps.append(step)
         self.records.append(self.source.snapshot())
 
-    def __len__(self): return len(self.steps)
+    def __len__(self):
+        return len(self.steps)
 
-    def at(self,
-        i:int,         # which of the records, from 0; −1: the last
-    )->LearnedBank:    # on the CPU
+    def at(
+        self,
+        i: int,  # which of the records, from 0; −1: the last
+    ) -> LearnedBank:  # on the CPU
         "The bank as it was."
         self._any()
         bank = copy.deepcopy(self._player)
-        bank.load_state_dict({n: t for n, t in self.records[i].items() if not n.startswith("gradient ")}, strict=False)
+        bank.load_state_dict(
+            {n: t for n, t in self.records[i].items() if not n.startswith("gradient ")},
+            strict=False,
+        )
         return bank
 
     def _any(self):
-        if not self.steps: raise ValueError("the recorder is empty: call record() at every step of the training first")
+        if not self.steps:
+            raise ValueError(
+                "the recorder is empty: call record() at every step of the training first"
+            )
 
-    def history(self)->dict[str, np.ndarray]:
+    def history(self) -> dict[str, np.ndarray]:
         "Step (T,), scale (K,), norms of gradients (T,) by parameter, matched distances (T, K) and, of Morlet wavelets, theta, xi, sigma, gamma (T, K). Raises `ValueError` if nothing was recorded."
         self._any()
         seen = [_see(self.at(i)) for i in range(len(self))]
         J, L = seen[0].bank.psi_f.shape[:2]
-        out = {"step": np.array(self.steps), "scale": np.arange(J).repeat(L), "distance": np.stack([_match(self.reference, s).distance for s in seen])}
-        out |= {n.replace("raw_", ""): np.array([r[n].item() for r in self.records], float) for n in self.records[0] if n.startswith("gradient ")}
-        if seen[0].morlets: out |= {n: np.stack([getattr(s.morlets, n) for s in seen]) for n in Morlets._fields}
+        out = {
+            "step": np.array(self.steps),
+            "scale": np.arange(J).repeat(L),
+            "distance": np.stack([_match(self.reference, s).distance for s in seen]),
+        }
+        out |= {
+            n.replace("raw_", ""): np.array([r[n].item() for r in self.records], float)
+            for n in self.records[0]
+            if n.startswith("gradient ")
+        }
+        if seen[0].morlets:
+            out |= {n: np.stack([getattr(s.morlets, n) for s in seen]) for n in Morlets._fields}
         return out
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-23
 def recorded(
-    e:Experiment, # a stored run with learned filters
-)->Recorder:
+    e: Experiment,  # a stored run with learned filters
+) -> Recorder:
     "What `train` kept of the filters of a run while they learned; of a run that diverged, as long as they were finite. Raises as `train.learning` does."
     kept = learning(e)
     steps = kept.pop("step").tolist()
     out = Recorder(load_model(e))
     records = [{n: t[i] for n, t in kept.items()} for i in range(len(steps))]
-    finite = list(itertools.takewhile(lambda r: all(torch.isfinite(t).all() for n, t in r.items() if not n.startswith("gradient ")), records))
-    out.steps, out.records = steps[:len(finite)], finite
-    if e.slant is not None: out.reference = _Seen(filter_bank(out.source.J, out.source.L, out.source.shape, e.slant), tight_frame(out.source.J, out.source.L, e.slant))
+    finite = list(
+        itertools.takewhile(
+            lambda r: all(
+                torch.isfinite(t).all() for n, t in r.items() if not n.startswith("gradient ")
+            ),
+            records,
+        )
+    )
+    out.steps, out.records = steps[: len(finite)], finite
+    if e.slant is not None:
+        out.reference = _Seen(
+            filter_bank(out.source.J, out.source.L, out.source.shape, e.slant),
+            tight_frame(out.source.J, out.source.L, e.slant),
+        )
     return out
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-24
-_QUANTITIES = {"theta": "θ, ° (modulo 180)", "xi": "ξ, rad/pixel", "sigma": "σ, pixels", "gamma": "γ (no unit)"}
-_SYMBOLS = {"theta": "θ", "xi": "ξ", "sigma": "σ", "gamma": "γ", "phi_sigma": "σ of φ", "psi_f": "samples of ψ̂"}
+_QUANTITIES = {
+    "theta": "θ, ° (modulo 180)",
+    "xi": "ξ, rad/pixel",
+    "sigma": "σ, pixels",
+    "gamma": "γ (no unit)",
+}
+_SYMBOLS = {
+    "theta": "θ",
+    "xi": "ξ",
+    "sigma": "σ",
+    "gamma": "γ",
+    "phi_sigma": "σ of φ",
+    "psi_f": "samples of ψ̂",
+}
 _LINES = ("-", "--", "-.", ":")
+
 
 def _folded(step, theta):
     "A curve of angles, rad, in degrees modulo 180, broken where it leaves at one edge and comes back at the other."
@@ -368,67 +597,138 @@ def _folded(step, theta):
     jumps = np.flatnonzero(abs(np.diff(y)) > 90) + 1
     return np.insert(step, jumps, np.nan), np.insert(y, jumps, np.nan)
 
+
 def parameter_curves(
-    history:Recorder|dict, # a recorder, or its `history()`
-)->Figure:
+    history: Recorder | dict,  # a recorder, or its `history()`
+) -> Figure:
     "θ, ξ, σ and γ of every wavelet, norms of their gradients, and the mean matched distance, against the step. Raises `ValueError` if nothing was recorded."
     h = history.history() if isinstance(history, Recorder) else history
-    if not isinstance(h, dict) or not len(h.get("step", ())): raise ValueError("the history is empty: record() at every step of the training first")
+    if not isinstance(h, dict) or not len(h.get("step", ())):
+        raise ValueError("the history is empty: record() at every step of the training first")
     step, shown = np.asarray(h["step"], float), [n for n in _QUANTITIES if n in h]
-    fig, axes = figure(*((2, 3) if shown else (1, 2)), figsize=(9.6, 5.2) if shown else (6.6, 2.7), squeeze=False)
+    fig, axes = figure(
+        *((2, 3) if shown else (1, 2)), figsize=(9.6, 5.2) if shown else (6.6, 2.7), squeeze=False
+    )
     *panels, gradients, distance = axes.flat
     for ax, name in zip(panels, shown):
         for j, y in zip(h["scale"], h[name].T):
             first = f"j={j}" not in ax.get_legend_handles_labels()[1]
-            ax.plot(*(_folded(step, y) if name == "theta" else (step, y)), color=COLOURS[j % 10], ls=_LINES[j % 4], lw=1.2, marker="." if len(step) == 1 else None, label=f"j={j}" if first else None)
+            ax.plot(
+                *(_folded(step, y) if name == "theta" else (step, y)),
+                color=COLOURS[j % 10],
+                ls=_LINES[j % 4],
+                lw=1.2,
+                marker="." if len(step) == 1 else None,
+                label=f"j={j}" if first else None,
+            )
         ax.set_ylabel(_QUANTITIES[name])
-        if name == "theta": ax.set(ylim=(-4, 184), yticks=range(0, 181, 45))
+        if name == "theta":
+            ax.set(ylim=(-4, 184), yticks=range(0, 181, 45))
     for i, name in enumerate(n for n in h if n.startswith("gradient ")):
-        if np.isfinite(h[name]).any(): gradients.plot(step, h[name], color=COLOURS[i], marker=MARKERS[i], ms=4, markevery=max(1, len(step) // 6), lw=1.2, label=_SYMBOLS[name.removeprefix("gradient ")])
+        if np.isfinite(h[name]).any():
+            gradients.plot(
+                step,
+                h[name],
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                ms=4,
+                markevery=max(1, len(step) // 6),
+                lw=1.2,
+                label=_SYMBOLS[name.removeprefix("gradient ")],
+            )
     gradients.set_ylabel("norm of the gradient")
-    if gradients.lines: gradients.set_yscale("log"); gradients.legend(fontsize=8, ncols=2, frameon=False)
-    else: gradients.annotate("no gradients recorded", (.5, .5), xycoords="axes fraction", ha="center")
-    distance.plot(step, h["distance"].mean(1), color=COLOURS[0], marker="." if len(step) == 1 else None); distance.fill_between(step, h["distance"].min(1), h["distance"].max(1), color=COLOURS[0], alpha=.2, lw=0)
-    distance.set(ylabel="matched distance d" if shown else "matched relative distance d", ylim=(0, None)); distance.annotate("mean, least to largest", (.03, .95), xycoords="axes fraction", va="top", fontsize=8)
-    for ax in axes.flat: ax.set_xlabel("step")
-    if shown: fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
+    if gradients.lines:
+        gradients.set_yscale("log")
+        gradients.legend(fontsize=8, ncols=2, frameon=False)
+    else:
+        gradients.annotate(
+            "no gradients recorded", (0.5, 0.5), xycoords="axes fraction", ha="center"
+        )
+    distance.plot(
+        step, h["distance"].mean(1), color=COLOURS[0], marker="." if len(step) == 1 else None
+    )
+    distance.fill_between(
+        step, h["distance"].min(1), h["distance"].max(1), color=COLOURS[0], alpha=0.2, lw=0
+    )
+    distance.set(
+        ylabel="matched distance d" if shown else "matched relative distance d", ylim=(0, None)
+    )
+    distance.annotate(
+        "mean, least to largest", (0.03, 0.95), xycoords="axes fraction", va="top", fontsize=8
+    )
+    for ax in axes.flat:
+        ax.set_xlabel("step")
+    if shown:
+        fig.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=8,
+            frameon=False,
+        )
     return fig
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-32
-_SCALAR, _HUE, _LIGHT = 48, 16, 8           # colours: levels of what is real; hues, and levels of lightness, of the phase
+_SCALAR, _HUE, _LIGHT = (
+    48,
+    16,
+    8,
+)  # colours: levels of what is real; hues, and levels of lightness, of the phase
 _WHITE, _BLACK = _SCALAR + _HUE * _LIGHT, _SCALAR + _HUE * _LIGHT + 1
-_SMALLEST = 12                              # side of a filter in a film at least, pixels
+_SMALLEST = 12  # side of a filter in a film at least, pixels
+
 
 def _palette():
     "All colours of a film."
     z = np.linspace(0, 1, _LIGHT) * np.exp(2j * np.pi * np.arange(_HUE) / _HUE)[:, None]
-    colours = np.concatenate([colormaps[_MAP](np.linspace(0, 1, _SCALAR))[:, :3], _hues(z).reshape(-1, 3), [[1, 1, 1], [0, 0, 0]]])
+    colours = np.concatenate(
+        [
+            colormaps[_MAP](np.linspace(0, 1, _SCALAR))[:, :3],
+            _hues(z).reshape(-1, 3),
+            [[1, 1, 1], [0, 0, 0]],
+        ]
+    )
     return (255 * colours).round().astype(np.uint8).tobytes()
+
 
 def _resized(a, size):
     "Real pictures (..., h, w), resized to squares."
-    flat = [np.asarray(Image.fromarray(v.astype(np.float32)).resize((size, size), Image.Resampling.BOX)) for v in a.reshape(-1, *a.shape[-2:])]
+    flat = [
+        np.asarray(Image.fromarray(v.astype(np.float32)).resize((size, size), Image.Resampling.BOX))
+        for v in a.reshape(-1, *a.shape[-2:])
+    ]
     return np.stack(flat).reshape(*a.shape[:-2], size, size)
+
 
 def _indices(values, part, low, high, size):
     "Places in the palette, (..., size, size)."
     if part == "phase":
         re, im = _resized(values.real / high, size), _resized(values.imag / high, size)
         hue = np.round(np.arctan2(im, re) * _HUE / (2 * np.pi)) % _HUE
-        return (_SCALAR + hue * _LIGHT + np.round(np.hypot(re, im).clip(0, 1) * (_LIGHT - 1))).astype(np.uint8)
-    return np.round((_resized(values, size) - low) / (high - low) * (_SCALAR - 1)).clip(0, _SCALAR - 1).astype(np.uint8)
+        return (
+            _SCALAR + hue * _LIGHT + np.round(np.hypot(re, im).clip(0, 1) * (_LIGHT - 1))
+        ).astype(np.uint8)
+    return (
+        np.round((_resized(values, size) - low) / (high - low) * (_SCALAR - 1))
+        .clip(0, _SCALAR - 1)
+        .astype(np.uint8)
+    )
+
 
 def _encode(pictures, labels, duration):
     "A GIF of index pictures, each with its label at the top."
     font, palette = ImageFont.truetype(findfont("DejaVu Sans"), 11), _palette()
+
     def frame(picture, label):
-        image = Image.fromarray(picture); image.putpalette(palette)
+        image = Image.fromarray(picture)
+        image.putpalette(palette)
         ImageDraw.Draw(image).text((4, 2), label, fill=_BLACK, font=font)
         return image
+
     first, *rest = map(frame, pictures, labels)
     out = io.BytesIO()
     first.save(out, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
     return out.getvalue()
+
 
 def _board(parts, J, L, size):
     "The empty picture of a film with its words, and where every filter goes."
@@ -441,62 +741,106 @@ def _board(parts, J, L, size):
         for j in range(J):
             y = top + p * height + head + j * (size + 2)
             draw.text((4, y + size // 2 - 6), f"j={j}", fill=_BLACK, font=font)
-            for l in range(L): places[p, j, l] = y, left + l * (size + 2)
+            for l in range(L):
+                places[p, j, l] = y, left + l * (size + 2)
     return np.array(image), places
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-33
 def film(
-    banks:Recorder|Sequence[FilterBank|nn.Module], # a recorder, or banks of one shape in the order of time
-    path:str|Path,      # of the GIF to write
-    every:int=1,        # a frame every so many records
-    parts:Sequence[str]=("fourier", "real", "imaginary"), # of `PARTS`
-    fps:float=10,       # frames a second, at most 50
-    size:int=44,        # side of a filter, pixels of the film, at most
-    limit:int=1_500_000,# bytes of the file at most
-)->Path:                # the file
+    banks: Recorder
+    | Sequence[FilterBank | nn.Module],  # a recorder, or banks of one shape in the order of time
+    path: str | Path,  # of the GIF to write
+    every: int = 1,  # a frame every so many records
+    parts: Sequence[str] = ("fourier", "real", "imaginary"),  # of `PARTS`
+    fps: float = 10,  # frames a second, at most 50
+    size: int = 44,  # side of a filter, pixels of the film, at most
+    limit: int = 1_500_000,  # bytes of the file at most
+) -> Path:  # the file
     "A GIF of the filters, a frame a record. Raises `ValueError` where there is nothing to film, or where it can't be made small enough."
     path, parts = Path(path), (parts,) if isinstance(parts, str) else tuple(parts)
-    if path.suffix.lower() != ".gif": raise ValueError(f"a film is a GIF: give its file a name that ends in .gif, not {path.name!r}")
-    if not path.parent.is_dir(): raise ValueError(f"the folder {path.parent} doesn't exist: make it first")
-    if every != int(every) or every < 1: raise ValueError(f"every must be a whole number of records, at least 1, got {every}")
-    if not 0 < fps <= 50: raise ValueError(f"fps must be more than 0 and at most 50, got {fps}")
-    if size < _SMALLEST: raise ValueError(f"size must be at least {_SMALLEST} pixels, got {size}")
-    if not parts: raise ValueError(f"parts must name at least one of {', '.join(PARTS)}")
-    for part in parts: choose(part, PARTS, "part")
-    if isinstance(banks, (FilterBank, nn.Module)): raise ValueError("one bank is no film: give a recorder, or a list of banks")
-    if limit < 1: raise ValueError(f"limit must be at least 1 byte, got {limit}")
+    if path.suffix.lower() != ".gif":
+        raise ValueError(
+            f"a film is a GIF: give its file a name that ends in .gif, not {path.name!r}"
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder {path.parent} doesn't exist: make it first")
+    if every != int(every) or every < 1:
+        raise ValueError(f"every must be a whole number of records, at least 1, got {every}")
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps must be more than 0 and at most 50, got {fps}")
+    if size < _SMALLEST:
+        raise ValueError(f"size must be at least {_SMALLEST} pixels, got {size}")
+    if not parts:
+        raise ValueError(f"parts must name at least one of {', '.join(PARTS)}")
+    for part in parts:
+        choose(part, PARTS, "part")
+    if isinstance(banks, (FilterBank, nn.Module)):
+        raise ValueError("one bank is no film: give a recorder, or a list of banks")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1 byte, got {limit}")
     size = int(size)
-    if isinstance(banks, Recorder): banks._any(); labels, get = banks.steps, banks.at
-    else: banks = list(banks); labels, get = range(len(banks)), banks.__getitem__
+    if isinstance(banks, Recorder):
+        banks._any()
+        labels, get = banks.steps, banks.at
+    else:
+        banks = list(banks)
+        labels, get = range(len(banks)), banks.__getitem__
     shown = range(0, len(labels), every)
-    if not shown: raise ValueError("there are no banks to film: give at least one")
+    if not shown:
+        raise ValueError("there are no banks to film: give at least one")
     seen = [_see(get(i)).bank for i in shown]
-    if bad := [labels[i] for i, b in zip(shown, seen) if not torch.isfinite(b.psi_f).all()]: raise ValueError(f"the filters of record {bad[0]} aren't finite (a diverged run?): leave it out")
-    if len(shapes := {b.psi_f.shape for b in seen}) > 1: raise ValueError(f"the banks of a film must have one shape (J, L, M, N), got {', '.join(map(str, map(tuple, shapes)))}")
+    if bad := [labels[i] for i, b in zip(shown, seen) if not torch.isfinite(b.psi_f).all()]:
+        raise ValueError(
+            f"the filters of record {bad[0]} aren't finite (a diverged run?): leave it out"
+        )
+    if len(shapes := {b.psi_f.shape for b in seen}) > 1:
+        raise ValueError(
+            f"the banks of a film must have one shape (J, L, M, N), got {', '.join(map(str, map(tuple, shapes)))}"
+        )
     J, L, *_ = seen[0].psi_f.shape
     ends = np.stack([_values(b, "phase") for b in (seen[0], seen[-1])])
     reach = [_reach(ends[:, j]) for j in range(J)]
-    rolls = {(part, j): np.stack([_window(_values(b, part)[j], None if part == "fourier" else reach[j]).astype("F" if part == "phase" else "f") for b in seen]) for part in parts for j in range(J)} # (T, L, …)
+    rolls = {
+        (part, j): np.stack(
+            [
+                _window(_values(b, part)[j], None if part == "fourier" else reach[j]).astype(
+                    "F" if part == "phase" else "f"
+                )
+                for b in seen
+            ]
+        )
+        for part in parts
+        for j in range(J)
+    }  # (T, L, …)
     limits = {key: _limits(roll, key[0]) for key, roll in rolls.items()}
     while True:
         board, places = _board(parts, J, L, size)
+
         def picture(t):
             out = board.copy()
             for p, part in enumerate(parts):
                 for j in range(J):
                     small = _indices(rolls[part, j][t], part, *limits[part, j], size)
-                    for l, (y, x) in enumerate(places[p, j]): out[y:y + size, x:x + size] = small[l]
+                    for l, (y, x) in enumerate(places[p, j]):
+                        out[y : y + size, x : x + size] = small[l]
             return out
-        data = _encode(map(picture, range(len(seen))), [f"step {labels[i]}" for i in shown], round(1000 / fps))
-        if len(data) <= limit: break
+
+        data = _encode(
+            map(picture, range(len(seen))), [f"step {labels[i]}" for i in shown], round(1000 / fps)
+        )
+        if len(data) <= limit:
+            break
         if size == _SMALLEST:
             n = math.ceil(1.1 * every * len(data) / limit)
-            raise ValueError(f"{len(seen)} frames take {len(data):,} bytes at the smallest, more than {limit:,}: {f'film every {n}' if n < len(labels) else 'allow more'}, or fewer parts")
-        size = max(_SMALLEST, min(size - 1, int(size * .95 * math.sqrt(limit / len(data)))))
+            raise ValueError(
+                f"{len(seen)} frames take {len(data):,} bytes at the smallest, more than {limit:,}: {f'film every {n}' if n < len(labels) else 'allow more'}, or fewer parts"
+            )
+        size = max(_SMALLEST, min(size - 1, int(size * 0.95 * math.sqrt(limit / len(data)))))
     return write_whole(path, data)
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-36
-_HOLE = .16 # radius of the disk's empty middle, where φ is
+_HOLE = 0.16  # radius of the disk's empty middle, where φ is
+
 
 def _sectors(angles):
     "Edges (start, end) of the sectors about these angles, modulo π: half-way to the neighbours."
@@ -508,52 +852,123 @@ def _sectors(angles):
     edges[order] = np.stack([np.append(middle[-1] - np.pi, middle[:-1]), middle], 1)
     return edges
 
+
 def _disk(ax, wedges, energy, title, fig):
     "Wedges (radius inside, radius outside, start, end; rad on the page) twice, half a turn apart."
     turn = [(r0, r1, a + h, b + h) for h in (0, np.pi) for r0, r1, a, b in wedges]
-    patches = PatchCollection([Wedge((0, 0), r1, math.degrees(a), math.degrees(b), width=r1 - r0) for r0, r1, a, b in turn], cmap=_MAP, edgecolor="white", linewidth=.4)
-    patches.set_array(np.tile(energy, 2)); patches.set_clim(0, max(energy.max(), 1e-30))
+    patches = PatchCollection(
+        [
+            Wedge((0, 0), r1, math.degrees(a), math.degrees(b), width=r1 - r0)
+            for r0, r1, a, b in turn
+        ],
+        cmap=_MAP,
+        edgecolor="white",
+        linewidth=0.4,
+    )
+    patches.set_array(np.tile(energy, 2))
+    patches.set_clim(0, max(energy.max(), 1e-30))
     ax.add_collection(patches)
-    bar = fig.colorbar(patches, ax=ax, shrink=.75, label="energy")
-    bar.formatter.set_powerlimits((-2, 4)); bar.formatter.set_useMathText(True)
-    ax.set(xlim=(-1.1, 1.4), ylim=(-1.15, 1.15), aspect="equal"); ax.set_title(title, fontsize=10)
+    bar = fig.colorbar(patches, ax=ax, shrink=0.75, label="energy")
+    bar.formatter.set_powerlimits((-2, 4))
+    bar.formatter.set_useMathText(True)
+    ax.set(xlim=(-1.1, 1.4), ylim=(-1.15, 1.15), aspect="equal")
+    ax.set_title(title, fontsize=10)
     bare(ax)
 
+
 def coefficients_disk(
-    S:Tensor,                       # coefficients of one image, (K, h, w), or (C, K, h, w)
-    paths:Sequence[CoefficientPath], # of the K coefficients, as the layer's `paths`
-)->Figure:
+    S: Tensor,  # coefficients of one image, (K, h, w), or (C, K, h, w)
+    paths: Sequence[CoefficientPath],  # of the K coefficients, as the layer's `paths`
+) -> Figure:
     "Energies of order 1, and of order 2 where there are some. Raises `ValueError` for coefficients that don't go with the paths."
     S = torch.as_tensor(S).detach().cpu().double()
-    if S.ndim not in (3, 4) or S.shape[-3] != len(paths): raise ValueError(f"expected the coefficients of one image, (K, h, w) or (C, K, h, w) with K = {len(paths)} as the paths, got shape {tuple(S.shape)}")
-    if not S.isfinite().all(): raise ValueError("the coefficients aren't all finite")
+    if S.ndim not in (3, 4) or S.shape[-3] != len(paths):
+        raise ValueError(
+            f"expected the coefficients of one image, (K, h, w) or (C, K, h, w) with K = {len(paths)} as the paths, got shape {tuple(S.shape)}"
+        )
+    if not S.isfinite().all():
+        raise ValueError("the coefficients aren't all finite")
     energy = S.square().sum((-2, -1)).reshape(-1, len(paths)).sum(0).numpy()
     one, two = ([i for i, p in enumerate(paths) if p.order == o] for o in (1, 2))
-    if not one: raise ValueError("there is no coefficient of order 1 to draw: use max_order 1 or 2")
+    if not one:
+        raise ValueError("there is no coefficient of order 1 to draw: use max_order 1 or 2")
     J = 1 + max(paths[i].j1 for i in one + two if paths[i].j1 is not None)
     J = max([J] + [1 + paths[i].j2 for i in two])
     ring, sector = (1 - _HOLE) / J, {}
     for j in range(J):
         here = [i for i in one if paths[i].j1 == j]
-        for i, (a, b) in zip(here, _sectors([paths[i].theta1 for i in here])): sector[j, paths[i].theta1] = 1 - (j + 1) * ring, 1 - j * ring, a - math.pi / 2, b - math.pi / 2
+        for i, (a, b) in zip(here, _sectors([paths[i].theta1 for i in here])):
+            sector[j, paths[i].theta1] = (
+                1 - (j + 1) * ring,
+                1 - j * ring,
+                a - math.pi / 2,
+                b - math.pi / 2,
+            )
     fig, axes = figure(1, 1 + bool(two), figsize=(4.6 * (1 + bool(two)), 3.9), squeeze=False)
-    _disk(axes[0, 0], [sector[paths[i].j1, paths[i].theta1] for i in one], energy[one], "order 1", fig)
+    _disk(
+        axes[0, 0], [sector[paths[i].j1, paths[i].theta1] for i in one], energy[one], "order 1", fig
+    )
     if two:
         parts = {}
-        for i in two: parts.setdefault((paths[i].j1, paths[i].theta1, paths[i].j2), []).append(i)
+        for i in two:
+            parts.setdefault((paths[i].j1, paths[i].theta1, paths[i].j2), []).append(i)
         wedges, order = [], []
         for (j1, t1, j2), here in parts.items():
             r0, r1, a, b = sector[j1, t1]
-            thin, here = (r1 - r0) / (J - 1 - j1), sorted(here, key=lambda i: (paths[i].theta2 - t1 + math.pi / 2 + 1e-6) % math.pi)
+            thin, here = (
+                (r1 - r0) / (J - 1 - j1),
+                sorted(here, key=lambda i: (paths[i].theta2 - t1 + math.pi / 2 + 1e-6) % math.pi),
+            )
             outer, steps = r1 - (j2 - j1 - 1) * thin, np.linspace(a, b, len(here) + 1)
-            wedges += [(outer - thin, outer, *steps[k:k + 2]) for k in range(len(here))]; order += here
-        axes[0, 1].add_patch(Wedge((0, 0), _HOLE + ring, 0, 360, width=ring, facecolor="0.93", hatch="///", edgecolor="0.8", lw=0))
-        axes[0, 1].annotate(f"j1={J - 1}: no j2 > j1", (0, -_HOLE - ring / 2), ha="center", va="center", fontsize=7, backgroundcolor="0.93")
+            wedges += [(outer - thin, outer, *steps[k : k + 2]) for k in range(len(here))]
+            order += here
+        axes[0, 1].add_patch(
+            Wedge(
+                (0, 0),
+                _HOLE + ring,
+                0,
+                360,
+                width=ring,
+                facecolor="0.93",
+                hatch="///",
+                edgecolor="0.8",
+                lw=0,
+            )
+        )
+        axes[0, 1].annotate(
+            f"j1={J - 1}: no j2 > j1",
+            (0, -_HOLE - ring / 2),
+            ha="center",
+            va="center",
+            fontsize=7,
+            backgroundcolor="0.93",
+        )
         _disk(axes[0, 1], wedges, energy[order], "order 2", fig)
-    angles = _from_0_to_pi(torch.tensor([paths[i].theta1 for i in one if paths[i].j1 == 0], dtype=torch.float64)).sort().values
+    angles = (
+        _from_0_to_pi(
+            torch.tensor([paths[i].theta1 for i in one if paths[i].j1 == 0], dtype=torch.float64)
+        )
+        .sort()
+        .values
+    )
     even = torch.allclose(angles.diff(), angles.new_tensor(math.pi / len(angles)), atol=1e-4)
     for ax in axes[0]:
-        for t in angles.tolist()[::max(1, len(angles) // 8)] if even else np.arange(4) * math.pi / 4:
-            ax.annotate(_degrees(t), (1.04 * math.sin(t), -1.08 * math.cos(t)), ha="left" if math.sin(t) > .1 else "center", va="center", fontsize=8)
-    axes[0, 0].annotate("rings from outside in:\n" + ("j=0" if J == 1 else f"j=0 … {J - 1}"), (0, 0), (.02, .99), textcoords="axes fraction", va="top", fontsize=8)
+        for t in (
+            angles.tolist()[:: max(1, len(angles) // 8)] if even else np.arange(4) * math.pi / 4
+        ):
+            ax.annotate(
+                _degrees(t),
+                (1.04 * math.sin(t), -1.08 * math.cos(t)),
+                ha="left" if math.sin(t) > 0.1 else "center",
+                va="center",
+                fontsize=8,
+            )
+    axes[0, 0].annotate(
+        "rings from outside in:\n" + ("j=0" if J == 1 else f"j=0 … {J - 1}"),
+        (0, 0),
+        (0.02, 0.99),
+        textcoords="axes fraction",
+        va="top",
+        fontsize=8,
+    )
     return fig

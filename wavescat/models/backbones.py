@@ -23,6 +23,7 @@ from ..core.names import choose
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-4
 class PointwiseConv2d(nn.Conv2d):
     "A 1×1 convolution with stride that first leaves out what it passes over: torch 2.13 writes past its memory on the way back, on CPUs, for a few channels and channels last."
+
     def forward(self, x):
         s, t = self.stride
         return F.conv2d(x[..., ::s, ::t], self.weight, self.bias)
@@ -30,10 +31,12 @@ class PointwiseConv2d(nn.Conv2d):
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-6
 class BasicBlock(nn.Module):
     "Two 3×3 convolutions and a shortcut, (B, C, H, W) → (B, C', H/s, W/s). Source: He et al. 2016, figure 5."
-    def __init__(self,
-        in_channels:int,  # C
-        channels:int,     # C'
-        stride:int=1,     # s
+
+    def __init__(
+        self,
+        in_channels: int,  # C
+        channels: int,  # C'
+        stride: int = 1,  # s
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
@@ -41,450 +44,802 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         same = stride == 1 and in_channels == channels
-        self.shortcut = nn.Identity() if same else nn.Sequential(PointwiseConv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(
+                PointwiseConv2d(in_channels, channels, 1, stride, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+        )
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x)).relu_()
         return (self.bn2(self.conv2(y)) + self.shortcut(x)).relu_()
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-7
-STEM_CHANNELS = 64 # of every ResNet-18 here, whatever its width
+STEM_CHANNELS = 64  # of every ResNet-18 here, whatever its width
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-8
 def conv_stem(
-    in_channels:int=3, # colours
-)->nn.Module:          # (B, C, H, W) → (B, 64, H, W)
+    in_channels: int = 3,  # colours
+) -> nn.Module:  # (B, C, H, W) → (B, 64, H, W)
     "3×3 convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(in_channels, STEM_CHANNELS, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, STEM_CHANNELS, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(STEM_CHANNELS),
+        nn.ReLU(inplace=True),
+    )
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-9
 def imagenet_stem(
-    in_channels:int=3, # colours
-)->nn.Module:          # (B, C, H, W) → (B, 64, H/4, W/4)
+    in_channels: int = 3,  # colours
+) -> nn.Module:  # (B, C, H, W) → (B, 64, H/4, W/4)
     "7×7 convolution of stride 2, batch norm, ReLU, 3×3 maximum of stride 2. Source: He et al. 2016."
-    return nn.Sequential(nn.Conv2d(in_channels, STEM_CHANNELS, 7, 2, 3, bias=False), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, STEM_CHANNELS, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(STEM_CHANNELS),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    )
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-10
 class ResNet18(nn.Module):
     "ResNet-18, CIFAR form, (B, C, H, W) → (B, classes). 11,173,962 parameters at width 64, 3 colours and 10 classes."
-    def __init__(self,
-        in_channels:int=3,         # colours
-        num_classes:int=10,        # outputs
-        width:int=64,              # channels of the first stage; the stages have 1, 2, 4, 8 times as many
-        stem:nn.Module|None=None,  # (B, C, H, W) → (B, 64, h, w); None is `conv_stem`
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 10,  # outputs
+        width: int = 64,  # channels of the first stage; the stages have 1, 2, 4, 8 times as many
+        stem: nn.Module | None = None,  # (B, C, H, W) → (B, 64, h, w); None is `conv_stem`
     ):
         super().__init__()
-        if width < 1: raise ValueError(f"width must be at least 1 channel, got {width}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}")
         self.stem = conv_stem(in_channels) if stem is None else stem
         before = [STEM_CHANNELS] + [width * 2**i for i in range(4)]
-        self.stages = nn.Sequential(*(nn.Sequential(BasicBlock(before[i], width * 2**i, 1 if i == 0 else 2), BasicBlock(width * 2**i, width * 2**i))
-                                      for i in range(4)))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    BasicBlock(before[i], width * 2**i, 1 if i == 0 else 2),
+                    BasicBlock(width * 2**i, width * 2**i),
+                )
+                for i in range(4)
+            )
+        )
         self.head = nn.Linear(width * 8, num_classes)
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-11
-def parameter_count(model:nn.Module)->int:
+def parameter_count(model: nn.Module) -> int:
     "Number of trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-11b
 @contextlib.contextmanager
-def left_as_it_was(model:nn.Module)->Iterator[nn.Module]:
+def left_as_it_was(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode for a while. Whatever happens meanwhile, afterwards the mode of every module, every buffer
     and torch's random numbers are as they were."""
     modes = {m: m.training for m in model.modules()}
-    buffers = [(m, name, b, b.detach().clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    buffers = [
+        (m, name, b, b.detach().clone())
+        for m in model.modules()
+        for name, b in m.named_buffers(recurse=False)
+    ]
     devices = {b.device for b in model.buffers()} | {p.device for p in model.parameters()}
     with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
         model.eval()
-        try: yield model
+        try:
+            yield model
         finally:
-            for m, training in modes.items(): m.training = training
-            for m, name, buffer, before in buffers: _restore_buffer(m, name, buffer, before)
+            for m, training in modes.items():
+                m.training = training
+            for m, name, buffer, before in buffers:
+                _restore_buffer(m, name, buffer, before)
+
 
 @torch.no_grad()
 def _restore_buffer(module, name, buffer, before):
     "Give a module the same buffer with the same numbers."
-    if getattr(module, name) is not buffer: setattr(module, name, buffer)
-    if not buffer.is_meta and not torch.equal(buffer, before): buffer.copy_(before)
+    if getattr(module, name) is not buffer:
+        setattr(module, name, buffer)
+    if not buffer.is_meta and not torch.equal(buffer, before):
+        buffer.copy_(before)
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-12
 @torch.no_grad()
 def architecture(
-    model:nn.Module,  # a network with `stem`, `stages` and `head`
-    shape:tuple,      # (C, H, W) of an image
-)->list[dict]:        # layer, output (C, H, W), configuration, parameters
+    model: nn.Module,  # a network with `stem`, `stages` and `head`
+    shape: tuple,  # (C, H, W) of an image
+) -> list[dict]:  # layer, output (C, H, W), configuration, parameters
     "The network as a table, one row a layer group."
     parts = [("stem", model.stem), *((f"stage {i + 1}", s) for i, s in enumerate(model.stages))]
     device = next(model.parameters()).device
     x, rows = torch.zeros(1, *shape, device=device), []
     for name, part in parts:
-        with left_as_it_was(part): x = part(x)
-        convs = [m for m in part.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) and m.kernel_size != (1, 1)]
-        config = ", ".join(f"{c.kernel_size[0]}×{c.kernel_size[1]} {'transposed ' if c.transposed else ''}{'depthwise ' if c.groups > 1 else ''}{c.in_channels}→{c.out_channels}" + (f" /{c.stride[0]}" if c.stride[0] > 1 else "") for c in convs)
-        rows.append(dict(layer=name, output="×".join(map(str, x.shape[1:])), configuration=getattr(part, "note", "") + config, parameters=parameter_count(part)))
-    rows.append(dict(layer="head", output=str(model.head.out_features), configuration=f"average pool, linear {model.head.in_features}→{model.head.out_features}", parameters=parameter_count(model.head)))
+        with left_as_it_was(part):
+            x = part(x)
+        convs = [
+            m
+            for m in part.modules()
+            if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) and m.kernel_size != (1, 1)
+        ]
+        config = ", ".join(
+            f"{c.kernel_size[0]}×{c.kernel_size[1]} {'transposed ' if c.transposed else ''}{'depthwise ' if c.groups > 1 else ''}{c.in_channels}→{c.out_channels}"
+            + (f" /{c.stride[0]}" if c.stride[0] > 1 else "")
+            for c in convs
+        )
+        rows.append(
+            dict(
+                layer=name,
+                output="×".join(map(str, x.shape[1:])),
+                configuration=getattr(part, "note", "") + config,
+                parameters=parameter_count(part),
+            )
+        )
+    rows.append(
+        dict(
+            layer="head",
+            output=str(model.head.out_features),
+            configuration=f"average pool, linear {model.head.in_features}→{model.head.out_features}",
+            parameters=parameter_count(model.head),
+        )
+    )
     return rows
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-19
 def field_means(
-    x:Tensor, # (B, C, H, W)
-    n:int,    # fields a side
-)->Tensor:    # (B, C, n, n)
+    x: Tensor,  # (B, C, H, W)
+    n: int,  # fields a side
+) -> Tensor:  # (B, C, n, n)
     "Means over n×n fields that cover the maps, as torch's adaptive pooling has them, but with a gradient that is deterministic on GPUs too."
-    def means(side):                                         # (n, side): what part of a field's mean each place is
+
+    def means(side):  # (n, side): what part of a field's mean each place is
         A = x.new_zeros(n, side)
-        for i in range(n): A[i, i * side // n:-(-(i + 1) * side // n)] = 1 / (-(-(i + 1) * side // n) - i * side // n)
+        for i in range(n):
+            A[i, i * side // n : -(-(i + 1) * side // n)] = 1 / (
+                -(-(i + 1) * side // n) - i * side // n
+            )
         return A
+
     H, W = x.shape[-2:]
-    if H % n == 0 and W % n == 0: return x.unflatten(-1, (n, W // n)).unflatten(-3, (n, H // n)).mean((-1, -3))
+    if H % n == 0 and W % n == 0:
+        return x.unflatten(-1, (n, W // n)).unflatten(-3, (n, H // n)).mean((-1, -3))
     return means(H) @ x @ means(W).T
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-21
 def maps_stem(
-    in_channels:int,           # of the maps that the convolution gets
-    channels:int,              # of its own
-    front:nn.Module|None=None, # (B, C, H, W) → (B, in_channels, h, w); None: the images themselves
-    affine:bool=False,         # whether a batch norm with weights comes first
-)->nn.Sequential:              # (B, C, H, W) → (B, channels, h, w)
+    in_channels: int,  # of the maps that the convolution gets
+    channels: int,  # of its own
+    front: nn.Module
+    | None = None,  # (B, C, H, W) → (B, in_channels, h, w); None: the images themselves
+    affine: bool = False,  # whether a batch norm with weights comes first
+) -> nn.Sequential:  # (B, C, H, W) → (B, channels, h, w)
     "A front; then batch norm without weights, 3×3 convolution, batch norm, ReLU."
     norms = [nn.BatchNorm2d(in_channels)] * affine + [nn.BatchNorm2d(in_channels, affine=False)]
-    first = nn.Sequential(*norms, nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    first = nn.Sequential(
+        *norms,
+        nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
     return nn.Sequential(*([] if front is None else [front]), first)
+
 
 class UniformResNet(nn.Module):
     "A residual network whose maps keep their size, (B, C, H, W) → (B, classes): two groups of basic blocks, of 2k and 4k channels, means over 2×2 fields, linear."
-    def __init__(self,
-        stem:nn.Sequential,  # (B, C, H, W) → (B, k, h, w), see `maps_stem`
-        channels:int,        # k
-        num_classes:int=10,  # outputs
-        blocks:int=4,        # of a group
+
+    def __init__(
+        self,
+        stem: nn.Sequential,  # (B, C, H, W) → (B, k, h, w), see `maps_stem`
+        channels: int,  # k
+        num_classes: int = 10,  # outputs
+        blocks: int = 4,  # of a group
     ):
         super().__init__()
         self.stem = stem
-        self.stages = nn.Sequential(*(nn.Sequential(BasicBlock(c // 2, c), *(BasicBlock(c, c) for _ in range(blocks - 1))) for c in (2 * channels, 4 * channels)))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(BasicBlock(c // 2, c), *(BasicBlock(c, c) for _ in range(blocks - 1)))
+                for c in (2 * channels, 4 * channels)
+            )
+        )
         self.head = nn.Linear(4 * 4 * channels, num_classes)
 
     @property
-    def front(self)->nn.Module|None: return self.stem[0] if len(self.stem) == 2 else None
+    def front(self) -> nn.Module | None:
+        return self.stem[0] if len(self.stem) == 2 else None
 
-    def rest(self, maps:Tensor)->Tensor:
+    def rest(self, maps: Tensor) -> Tensor:
         "From what the front made, (B, C', h, w), to (B, classes)."
         return self.head(field_means(self.stages(self.stem[-1](maps)), 2).flatten(1))
 
-    def forward(self, x:Tensor)->Tensor: return self.rest(x if self.front is None else self.front(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(x if self.front is None else self.front(x))
+
 
 def wide_top(
-    in_channels:int,           # of the maps that it gets
-    num_classes:int=10,        # outputs
-    widen:int=8,               # k: 16k channels in the stem, 32k and 64k in the groups
-    front:nn.Module|None=None, # (B, C, H, W) → (B, in_channels, h, w), without parameters that it shares; None: the images themselves
-)->UniformResNet:
+    in_channels: int,  # of the maps that it gets
+    num_classes: int = 10,  # outputs
+    widen: int = 8,  # k: 16k channels in the stem, 32k and 64k in the groups
+    front: nn.Module
+    | None = None,  # (B, C, H, W) → (B, in_channels, h, w), without parameters that it shares; None: the images themselves
+) -> UniformResNet:
     "The wide residual network behind scattering, or alone. Source: Gauthier et al. 2022, WRN; after kymatio's example."
-    if widen < 1: raise ValueError(f"widen must be at least 1, got {widen}")
-    return UniformResNet(maps_stem(in_channels, 16 * widen, front, affine=True), 16 * widen, num_classes)
+    if widen < 1:
+        raise ValueError(f"widen must be at least 1, got {widen}")
+    return UniformResNet(
+        maps_stem(in_channels, 16 * widen, front, affine=True), 16 * widen, num_classes
+    )
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-24
 def resnet14(
-    stem:nn.Sequential,  # (B, C, H, W) → (B, width, h, w), see `maps_stem`
-    num_classes:int=200, # outputs
-    width:int=64,        # channels of the stem; the groups have 2 and 4 times as many
-)->UniformResNet:
+    stem: nn.Sequential,  # (B, C, H, W) → (B, width, h, w), see `maps_stem`
+    num_classes: int = 200,  # outputs
+    width: int = 64,  # channels of the stem; the groups have 2 and 4 times as many
+) -> UniformResNet:
     "Two groups of three basic blocks, all at one size. Source: the Scattering TinyImageNet-200 project."
     return UniformResNet(stem, width, num_classes, blocks=3)
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-27
-def start_convolutions(model:nn.Module)->None:
+def start_convolutions(model: nn.Module) -> None:
     "Start convolutions from normal numbers of variance 2/(k²·C'), C' channels out of a k×k kernel. Source: He et al. 2015."
     for m in model.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
 
 class PreactivationBlock(nn.Module):
     "Batch norm, ReLU and 3×3 convolution, twice, and a shortcut that branches off after the first ReLU where shapes change, (B, C, H, W) → (B, C', H/s, W/s). Source: Zagoruyko and Komodakis 2016."
-    def __init__(self,
-        in_channels:int,    # C
-        channels:int,       # C'
-        stride:int=1,       # s
-        dropout:float=0.3,  # between the convolutions
+
+    def __init__(
+        self,
+        in_channels: int,  # C
+        channels: int,  # C'
+        stride: int = 1,  # s
+        dropout: float = 0.3,  # between the convolutions
     ):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(channels), nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn1, self.conv1 = (
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
+        )
+        self.bn2, self.conv2 = (
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+        )
         self.dropout = nn.Dropout(dropout)
-        self.shortcut = None if stride == 1 and in_channels == channels else PointwiseConv2d(in_channels, channels, 1, stride, bias=False)
+        self.shortcut = (
+            None
+            if stride == 1 and in_channels == channels
+            else PointwiseConv2d(in_channels, channels, 1, stride, bias=False)
+        )
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(x).relu_()
         short = x if self.shortcut is None else self.shortcut(y)
         return self.conv2(self.dropout(self.bn2(self.conv1(y)).relu_())) + short
 
+
 class WideResNet(nn.Module):
     "WRN-d-k, (B, C, H, W) → (B, classes): WRN-16-8 has 10,961,370 parameters with 3 colours and 10 classes. Starts as published: `start_convolutions`, and a head without bias. Source: Zagoruyko and Komodakis 2016."
-    def __init__(self,
-        in_channels:int=3,   # colours
-        num_classes:int=10,  # outputs
-        widen:int=8,         # k: 16k, 32k and 64k channels
-        depth:int=16,        # d: six times the blocks of a group, and four
-        dropout:float=0.3,   # between the convolutions of a block
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 10,  # outputs
+        widen: int = 8,  # k: 16k, 32k and 64k channels
+        depth: int = 16,  # d: six times the blocks of a group, and four
+        dropout: float = 0.3,  # between the convolutions of a block
     ):
         super().__init__()
-        if widen < 1: raise ValueError(f"widen must be at least 1, got {widen}")
-        if depth < 10 or depth % 6 != 4: raise ValueError(f"depth must be 6n + 4 with n of at least 1 (10, 16, 22, 28, …), got {depth}")
+        if widen < 1:
+            raise ValueError(f"widen must be at least 1, got {widen}")
+        if depth < 10 or depth % 6 != 4:
+            raise ValueError(
+                f"depth must be 6n + 4 with n of at least 1 (10, 16, 22, 28, …), got {depth}"
+            )
         self.stem = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         before = [16] + [16 * widen * 2**i for i in range(3)]
-        def group(i): return nn.Sequential(PreactivationBlock(before[i], before[i + 1], 1 if i == 0 else 2, dropout), *(PreactivationBlock(before[i + 1], before[i + 1], 1, dropout) for _ in range((depth - 4) // 6 - 1)))
-        self.stages = nn.Sequential(*map(group, range(3)), nn.Sequential(nn.BatchNorm2d(before[3]), nn.ReLU(inplace=True)))
+
+        def group(i):
+            return nn.Sequential(
+                PreactivationBlock(before[i], before[i + 1], 1 if i == 0 else 2, dropout),
+                *(
+                    PreactivationBlock(before[i + 1], before[i + 1], 1, dropout)
+                    for _ in range((depth - 4) // 6 - 1)
+                ),
+            )
+
+        self.stages = nn.Sequential(
+            *map(group, range(3)), nn.Sequential(nn.BatchNorm2d(before[3]), nn.ReLU(inplace=True))
+        )
         self.head = nn.Linear(before[3], num_classes)
         start_convolutions(self)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-30
 class Bottleneck(nn.Module):
     "1×1, 3×3 and 1×1 convolutions and a shortcut, (B, C, H, W) → (B, 4C', H/s, W/s). Source: He et al. 2016; stride as in torchvision."
-    def __init__(self,
-        in_channels:int,  # C
-        channels:int,     # C'
-        stride:int=1,     # s
+
+    def __init__(
+        self,
+        in_channels: int,  # C
+        channels: int,  # C'
+        stride: int = 1,  # s
     ):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
-        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels)
-        self.conv3, self.bn3 = nn.Conv2d(channels, 4 * channels, 1, bias=False), nn.BatchNorm2d(4 * channels)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(in_channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.conv2, self.bn2 = (
+            nn.Conv2d(channels, channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.conv3, self.bn3 = (
+            nn.Conv2d(channels, 4 * channels, 1, bias=False),
+            nn.BatchNorm2d(4 * channels),
+        )
         same = stride == 1 and in_channels == 4 * channels
-        self.shortcut = nn.Identity() if same else nn.Sequential(PointwiseConv2d(in_channels, 4 * channels, 1, stride, bias=False), nn.BatchNorm2d(4 * channels))
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(
+                PointwiseConv2d(in_channels, 4 * channels, 1, stride, bias=False),
+                nn.BatchNorm2d(4 * channels),
+            )
+        )
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_())).relu_()
         return (self.bn3(self.conv3(y)) + self.shortcut(x)).relu_()
 
+
 class ResNet50(nn.Module):
     "ResNet-50, ImageNet form, (B, C, H, W) → (B, classes). 25,557,032 parameters with 3 colours and 1,000 classes. Starts as torchvision's. Source: He et al. 2016."
-    def __init__(self,
-        in_channels:int=3,         # colours
-        num_classes:int=10,        # outputs
-        width:int=64,              # channels within the first stage; the stages have 1, 2, 4, 8 times as many, and four times that between blocks
-        stem:nn.Module|None=None,  # (B, C, H, W) → (B, 64, h, w); None is `imagenet_stem`
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 10,  # outputs
+        width: int = 64,  # channels within the first stage; the stages have 1, 2, 4, 8 times as many, and four times that between blocks
+        stem: nn.Module | None = None,  # (B, C, H, W) → (B, 64, h, w); None is `imagenet_stem`
     ):
         super().__init__()
-        if width < 1: raise ValueError(f"width must be at least 1 channel, got {width}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}")
         self.stem = imagenet_stem(in_channels) if stem is None else stem
         before, blocks = [STEM_CHANNELS] + [4 * width * 2**i for i in range(3)], [3, 4, 6, 3]
-        self.stages = nn.Sequential(*(nn.Sequential(Bottleneck(before[i], width * 2**i, 1 if i == 0 else 2), *(Bottleneck(4 * width * 2**i, width * 2**i) for _ in range(blocks[i] - 1))) for i in range(4)))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    Bottleneck(before[i], width * 2**i, 1 if i == 0 else 2),
+                    *(Bottleneck(4 * width * 2**i, width * 2**i) for _ in range(blocks[i] - 1)),
+                )
+                for i in range(4)
+            )
+        )
         self.head = nn.Linear(32 * width, num_classes)
         start_convolutions(self)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-33
 class DenseLayer(nn.Module):
     "What came before, and g new maps: norm, ReLU, 1×1 convolution to 4g, norm, ReLU, 3×3 convolution, (B, C, H, W) → (B, C + g, H, W). Source: Huang et al. 2017, DenseNet-B."
-    def __init__(self,
-        in_channels:int,  # C
-        growth:int,       # g
+
+    def __init__(
+        self,
+        in_channels: int,  # C
+        growth: int,  # g
     ):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, 4 * growth, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+        self.bn1, self.conv1 = (
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, 4 * growth, 1, bias=False),
+        )
+        self.bn2, self.conv2 = (
+            nn.BatchNorm2d(4 * growth),
+            nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
+        )
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.conv2(self.bn2(self.conv1(self.bn1(x).relu_())).relu_())], 1)
+
 
 class DenseNet(nn.Module):
     "DenseNet-121, ImageNet form, (B, C, H, W) → (B, classes). Starts as torch's layers do; the published one from He et al.'s normal numbers. Source: Huang et al. 2017, DenseNet-BC."
-    def __init__(self,
-        in_channels:int=3,         # colours
-        num_classes:int=10,        # outputs
-        growth:int=32,             # maps that a layer adds
-        stem:nn.Module|None=None,  # (B, C, H, W) → (B, 64, h, w); None is `imagenet_stem`
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 10,  # outputs
+        growth: int = 32,  # maps that a layer adds
+        stem: nn.Module | None = None,  # (B, C, H, W) → (B, 64, h, w); None is `imagenet_stem`
     ):
         super().__init__()
-        if growth < 1: raise ValueError(f"growth must be at least 1, got {growth}")
+        if growth < 1:
+            raise ValueError(f"growth must be at least 1, got {growth}")
         self.stem = imagenet_stem(in_channels) if stem is None else stem
         channels, stages = STEM_CHANNELS, []
         for i, layers in enumerate((6, 12, 24, 16)):
-            shrunk = [] if i == 0 else [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
-            if i: channels //= 2
-            stages.append(nn.Sequential(*shrunk, *(DenseLayer(channels + k * growth, growth) for k in range(layers))))
+            shrunk = (
+                []
+                if i == 0
+                else [
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(inplace=True),
+                    nn.Conv2d(channels, channels // 2, 1, bias=False),
+                    nn.AvgPool2d(2),
+                ]
+            )
+            if i:
+                channels //= 2
+            stages.append(
+                nn.Sequential(
+                    *shrunk, *(DenseLayer(channels + k * growth, growth) for k in range(layers))
+                )
+            )
             channels += layers * growth
-        self.stages = nn.Sequential(*stages, nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
+        self.stages = nn.Sequential(
+            *stages, nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        )
         self.head = nn.Linear(channels, num_classes)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-36
 def _norm_conv(in_channels, channels, kernel=1, stride=1):
     "Convolution of odd size, padded, then batch norm and ReLU."
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return nn.Sequential(nn.Conv2d(in_channels, channels, kernel, stride, tuple(k // 2 for k in kernel), bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel, stride, tuple(k // 2 for k in kernel), bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
 
 def _chain(in_channels, *steps):
     "Convolutions one after another; a step is (channels, kernel, stride), the last two 1 if left out."
     before = [in_channels] + [s[0] for s in steps]
     return nn.Sequential(*(_norm_conv(b, *s) for b, s in zip(before, steps)))
 
+
 class InceptionResidual(nn.Module):
     "Branches, joined by a 1×1 convolution and added to what came in, (B, C, H, W) → (B, C, H, W). Source: Szegedy et al. 2016, figures 10, 11, 13."
-    def __init__(self,
-        branches:list[nn.Module], # each (B, C, H, W) → (B, Cᵢ, H, W)
-        inner:int,                # ΣCᵢ
-        channels:int,             # C
-        scale:float,              # of what is added
+
+    def __init__(
+        self,
+        branches: list[nn.Module],  # each (B, C, H, W) → (B, Cᵢ, H, W)
+        inner: int,  # ΣCᵢ
+        channels: int,  # C
+        scale: float,  # of what is added
     ):
         super().__init__()
-        self.branches, self.join, self.scale = nn.ModuleList(branches), nn.Conv2d(inner, channels, 1), scale
+        self.branches, self.join, self.scale = (
+            nn.ModuleList(branches),
+            nn.Conv2d(inner, channels, 1),
+            scale,
+        )
 
-    def forward(self, x:Tensor)->Tensor: return torch.add(x, self.join(torch.cat([b(x) for b in self.branches], 1)), alpha=self.scale).relu_()
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(
+            x, self.join(torch.cat([b(x) for b in self.branches], 1)), alpha=self.scale
+        ).relu_()
+
 
 class InceptionReduction(nn.Module):
     "Branches that halve the size, side by side with a 3×3 maximum, (B, C, H, W) → (B, C + ΣCᵢ, H/2, W/2). Source: Szegedy et al. 2016, figures 7 and 12."
-    def __init__(self,
-        branches:list[nn.Module], # each (B, C, H, W) → (B, Cᵢ, H/2, W/2)
+
+    def __init__(
+        self,
+        branches: list[nn.Module],  # each (B, C, H, W) → (B, Cᵢ, H/2, W/2)
     ):
         super().__init__()
         self.branches, self.pool = nn.ModuleList(branches), nn.MaxPool2d(3, 2, 1)
 
-    def forward(self, x:Tensor)->Tensor: return torch.cat([self.pool(x), *(b(x) for b in self.branches)], 1)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.pool(x), *(b(x) for b in self.branches)], 1)
+
 
 class InceptionResNet(nn.Module):
     "Inception-ResNet-v1 for small images, (B, C, H, W) → (B, classes): 5, 10 and 5 blocks, dropout .2. Source: Szegedy et al. 2016; scales within the .1 to .3 of its section 3.3."
-    def __init__(self,
-        in_channels:int=3,         # colours
-        num_classes:int=10,        # outputs
-        width:int=64,              # w: 4w channels in the first blocks, 14w and 28w in the others
-        stem:nn.Module|None=None,  # (B, C, H, W) → (B, 4w, h, w); None: the published one, less one halving
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 10,  # outputs
+        width: int = 64,  # w: 4w channels in the first blocks, 14w and 28w in the others
+        stem: nn.Module
+        | None = None,  # (B, C, H, W) → (B, 4w, h, w); None: the published one, less one halving
     ):
         super().__init__()
-        if width < 2 or width % 2: raise ValueError(f"width must be even, and at least 2 channels, got {width}")
+        if width < 2 or width % 2:
+            raise ValueError(f"width must be even, and at least 2 channels, got {width}")
         w, h = width, width // 2
-        if stem is None: stem = nn.Sequential(_norm_conv(in_channels, h, 3, 2), _chain(h, (h, 3), (w, 3)), nn.MaxPool2d(3, 2, 1), _chain(w, (w + w // 4, 1), (3 * w, 3), (4 * w, 3)))
+        if stem is None:
+            stem = nn.Sequential(
+                _norm_conv(in_channels, h, 3, 2),
+                _chain(h, (h, 3), (w, 3)),
+                nn.MaxPool2d(3, 2, 1),
+                _chain(w, (w + w // 4, 1), (3 * w, 3), (4 * w, 3)),
+            )
         self.stem = stem
-        def a(): return InceptionResidual([_chain(4 * w, (h,)), _chain(4 * w, (h,), (h, 3)), _chain(4 * w, (h,), (h, 3), (h, 3))], 3 * h, 4 * w, .17)
-        def b(): return InceptionResidual([_chain(14 * w, (2 * w,)), _chain(14 * w, (2 * w,), (2 * w, (1, 7)), (2 * w, (7, 1)))], 4 * w, 14 * w, .1)
-        def c(): return InceptionResidual([_chain(28 * w, (3 * w,)), _chain(28 * w, (3 * w,), (3 * w, (1, 3)), (3 * w, (3, 1)))], 6 * w, 28 * w, .2)
-        first = InceptionReduction([_chain(4 * w, (6 * w, 3, 2)), _chain(4 * w, (3 * w,), (3 * w, 3), (4 * w, 3, 2))])
-        second = InceptionReduction([_chain(14 * w, (4 * w,), (6 * w, 3, 2)), _chain(14 * w, (4 * w,), (4 * w, 3, 2)), _chain(14 * w, (4 * w,), (4 * w, 3), (4 * w, 3, 2))])
-        self.stages = nn.Sequential(nn.Sequential(*(a() for _ in range(5))), nn.Sequential(first, *(b() for _ in range(10))), nn.Sequential(second, *(c() for _ in range(5))))
-        self.dropout, self.head = nn.Dropout(.2), nn.Linear(28 * w, num_classes)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.dropout(self.stages(self.stem(x)).mean((-2, -1))))
+        def a():
+            return InceptionResidual(
+                [
+                    _chain(4 * w, (h,)),
+                    _chain(4 * w, (h,), (h, 3)),
+                    _chain(4 * w, (h,), (h, 3), (h, 3)),
+                ],
+                3 * h,
+                4 * w,
+                0.17,
+            )
+
+        def b():
+            return InceptionResidual(
+                [
+                    _chain(14 * w, (2 * w,)),
+                    _chain(14 * w, (2 * w,), (2 * w, (1, 7)), (2 * w, (7, 1))),
+                ],
+                4 * w,
+                14 * w,
+                0.1,
+            )
+
+        def c():
+            return InceptionResidual(
+                [
+                    _chain(28 * w, (3 * w,)),
+                    _chain(28 * w, (3 * w,), (3 * w, (1, 3)), (3 * w, (3, 1))),
+                ],
+                6 * w,
+                28 * w,
+                0.2,
+            )
+
+        first = InceptionReduction(
+            [_chain(4 * w, (6 * w, 3, 2)), _chain(4 * w, (3 * w,), (3 * w, 3), (4 * w, 3, 2))]
+        )
+        second = InceptionReduction(
+            [
+                _chain(14 * w, (4 * w,), (6 * w, 3, 2)),
+                _chain(14 * w, (4 * w,), (4 * w, 3, 2)),
+                _chain(14 * w, (4 * w,), (4 * w, 3), (4 * w, 3, 2)),
+            ]
+        )
+        self.stages = nn.Sequential(
+            nn.Sequential(*(a() for _ in range(5))),
+            nn.Sequential(first, *(b() for _ in range(10))),
+            nn.Sequential(second, *(c() for _ in range(5))),
+        )
+        self.dropout, self.head = nn.Dropout(0.2), nn.Linear(28 * w, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.stages(self.stem(x)).mean((-2, -1))))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-39
 class AlexNet(nn.Module):
     "Five convolutions and three linear layers, (B, C, H, W) → (B, classes). Source: Krizhevsky 2014, the one-column form; stem and sizes for 64×64 pixels: the Tiny ImageNet SVM/AlexNet project."
-    def __init__(self,
-        in_channels:int=3,         # colours
-        num_classes:int=10,        # outputs
-        width:int=64,              # w channels in the stem, then 3w, 6w, 4w, 4w, and 64w in the linear layers
-        stem:nn.Module|None=None,  # (B, C, H, W) → (B, w, h', w'); None: 8×8 convolution of stride 2, then a 3×3 maximum
-        pool:bool=True,            # whether the second convolution is followed by a maximum of stride 2; no, where a front has made the maps small
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 10,  # outputs
+        width: int = 64,  # w channels in the stem, then 3w, 6w, 4w, 4w, and 64w in the linear layers
+        stem: nn.Module
+        | None = None,  # (B, C, H, W) → (B, w, h', w'); None: 8×8 convolution of stride 2, then a 3×3 maximum
+        pool: bool = True,  # whether the second convolution is followed by a maximum of stride 2; no, where a front has made the maps small
     ):
         super().__init__()
-        if width < 1: raise ValueError(f"width must be at least 1 channel, got {width}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}")
         w = width
-        def conv(before, channels, kernel): return [nn.Conv2d(before, channels, kernel, padding=kernel // 2), nn.ReLU(inplace=True)]
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 8, 2, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 1)) if stem is None else stem
-        self.stages = nn.Sequential(nn.Sequential(*conv(w, 3 * w, 5), *([nn.MaxPool2d(3, 2)] if pool else [])), nn.Sequential(*conv(3 * w, 6 * w, 3), *conv(6 * w, 4 * w, 3), *conv(4 * w, 4 * w, 3)))
+
+        def conv(before, channels, kernel):
+            return [nn.Conv2d(before, channels, kernel, padding=kernel // 2), nn.ReLU(inplace=True)]
+
+        self.stem = (
+            nn.Sequential(
+                nn.Conv2d(in_channels, w, 8, 2, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 1)
+            )
+            if stem is None
+            else stem
+        )
+        self.stages = nn.Sequential(
+            nn.Sequential(*conv(w, 3 * w, 5), *([nn.MaxPool2d(3, 2)] if pool else [])),
+            nn.Sequential(*conv(3 * w, 6 * w, 3), *conv(6 * w, 4 * w, 3), *conv(4 * w, 4 * w, 3)),
+        )
         self.pool = nn.MaxPool2d(3, 2)
-        self.hidden = nn.Sequential(nn.Dropout(.5), nn.Linear(36 * 4 * w, 64 * w), nn.ReLU(inplace=True), nn.Dropout(.5), nn.Linear(64 * w, 64 * w), nn.ReLU(inplace=True))
+        self.hidden = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Linear(36 * 4 * w, 64 * w),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(64 * w, 64 * w),
+            nn.ReLU(inplace=True),
+        )
         self.head = nn.Linear(64 * w, num_classes)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.hidden(field_means(self.pool(self.stages(self.stem(x))), 6).flatten(1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(
+            self.hidden(field_means(self.pool(self.stages(self.stem(x))), 6).flatten(1))
+        )
+
 
 def alexnet_stem(
-    in_channels:int=3, # colours
-    width:int=64,      # channels
-)->nn.Module:          # (B, C, H, W) → (B, width, H/8, W/8), about
+    in_channels: int = 3,  # colours
+    width: int = 64,  # channels
+) -> nn.Module:  # (B, C, H, W) → (B, width, H/8, W/8), about
     "11×11 convolution of stride 4, ReLU, 3×3 maximum of stride 2: AlexNet's own, for 224 pixels."
-    return nn.Sequential(nn.Conv2d(in_channels, width, 11, 4, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 11, 4, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)
+    )
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-41
 class Linear(nn.Module):
     "Scores that are linear in the pixels, (B, C, H, W) → (B, classes): with a hinge loss, a linear multi-class support vector machine."
-    def __init__(self,
-        pixels:int,          # C·H·W
-        num_classes:int=10,  # outputs
+
+    def __init__(
+        self,
+        pixels: int,  # C·H·W
+        num_classes: int = 10,  # outputs
     ):
         super().__init__()
         self.head = nn.Linear(pixels, num_classes)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(x.flatten(1))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-44
 class GhostBatchNorm2d(nn.BatchNorm2d):
     "Batch norm of parts of the batch, each by its own mean and variance, (B, C, H, W) → (B, C, H, W); running statistics see the parts one after another. Source: Hoffer et al. 2017."
-    def __init__(self,
-        channels:int,  # C
-        size:int=32,   # images of a part, at least; a batch is shared out evenly
+
+    def __init__(
+        self,
+        channels: int,  # C
+        size: int = 32,  # images of a part, at least; a batch is shared out evenly
     ):
         super().__init__(channels)
-        if size < 2: raise ValueError(f"ghost must be at least 2 images, got {size}")
+        if size < 2:
+            raise ValueError(f"ghost must be at least 2 images, got {size}")
         self.size = size
 
-    def forward(self, x:Tensor)->Tensor:
-        if not self.training or len(x) < 2 * self.size: return super().forward(x)
-        return torch.cat([super(GhostBatchNorm2d, self).forward(part) for part in x.tensor_split(len(x) // self.size)])
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or len(x) < 2 * self.size:
+            return super().forward(x)
+        return torch.cat(
+            [
+                super(GhostBatchNorm2d, self).forward(part)
+                for part in x.tensor_split(len(x) // self.size)
+            ]
+        )
 
-NORMS = {"batch": lambda channels, ghost: nn.BatchNorm2d(channels), "group": lambda channels, ghost: nn.GroupNorm(math.gcd(16, channels), channels), "layer": lambda channels, ghost: nn.GroupNorm(1, channels), "ghost-batch": GhostBatchNorm2d} # channels, images of a ghost batch → module
+
+NORMS = {
+    "batch": lambda channels, ghost: nn.BatchNorm2d(channels),
+    "group": lambda channels, ghost: nn.GroupNorm(math.gcd(16, channels), channels),
+    "layer": lambda channels, ghost: nn.GroupNorm(1, channels),
+    "ghost-batch": GhostBatchNorm2d,
+}  # channels, images of a ghost batch → module
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-47
-CONVOLUTIONS = {"plain": lambda before, channels: nn.Conv2d(before, channels, 3, 1, 1, bias=False),
-                "depthwise": lambda before, channels: nn.Conv2d(before, channels, 3, 1, 1, groups=math.gcd(before, channels), bias=False),
-                "depthwise-separable": lambda before, channels: nn.Sequential(nn.Conv2d(before, before, 3, 1, 1, groups=before, bias=False), nn.Conv2d(before, channels, 1, bias=False))} # channels before and after → module, without bias
+CONVOLUTIONS = {
+    "plain": lambda before, channels: nn.Conv2d(before, channels, 3, 1, 1, bias=False),
+    "depthwise": lambda before, channels: nn.Conv2d(
+        before, channels, 3, 1, 1, groups=math.gcd(before, channels), bias=False
+    ),
+    "depthwise-separable": lambda before, channels: nn.Sequential(
+        nn.Conv2d(before, before, 3, 1, 1, groups=before, bias=False),
+        nn.Conv2d(before, channels, 1, bias=False),
+    ),
+}  # channels before and after → module, without bias
+
 
 class Residual(nn.Module):
     "What a body adds to its input, then ReLU, (B, C, H, W) → (B, C, H, W)."
-    def __init__(self,
-        body:nn.Module, # (B, C, H, W) → (B, C, H, W)
+
+    def __init__(
+        self,
+        body: nn.Module,  # (B, C, H, W) → (B, C, H, W)
     ):
         super().__init__()
         self.body = body
 
-    def forward(self, x:Tensor)->Tensor: return (self.body(x) + x).relu_()
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x) + x).relu_()
+
 
 class WyTiny(nn.Module):
     "WyTiny, (B, C, H, W) → (B, classes). 14,085,000 parameters with plain convolutions, batch norm, 3 colours and 200 classes. Source: the WyTiny project."
-    def __init__(self,
-        in_channels:int=3,          # colours
-        num_classes:int=200,        # outputs
-        width:int=64,               # channels at full size; 2, 4 and 8 times as many after each halving
-        convolution:str="plain",    # one of `CONVOLUTIONS`
-        norm:str="batch",           # one of `NORMS`
-        ghost:int=32,               # images of a ghost batch
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # colours
+        num_classes: int = 200,  # outputs
+        width: int = 64,  # channels at full size; 2, 4 and 8 times as many after each halving
+        convolution: str = "plain",  # one of `CONVOLUTIONS`
+        norm: str = "batch",  # one of `NORMS`
+        ghost: int = 32,  # images of a ghost batch
     ):
         super().__init__()
-        if width < 1: raise ValueError(f"width must be at least 1 channel, got {width}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}")
         make, normed = choose(convolution, CONVOLUTIONS, "convolution"), choose(norm, NORMS, "norm")
-        def conv(before, channels, *between): return [make(before, channels), *between, normed(channels, ghost), nn.ReLU(inplace=True)]
+
+        def conv(before, channels, *between):
+            return [
+                make(before, channels),
+                *between,
+                normed(channels, ghost),
+                nn.ReLU(inplace=True),
+            ]
+
         self.stem = nn.Sequential(*conv(in_channels, width), *conv(width, width))
-        self.stages = nn.Sequential(*(nn.Sequential(*conv(c // 2, c, nn.MaxPool2d(2)), *(Residual(nn.Sequential(*conv(c, c), *conv(c, c)[:-1])) for _ in range(2))) for c in (2 * width, 4 * width, 8 * width)))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *conv(c // 2, c, nn.MaxPool2d(2)),
+                    *(Residual(nn.Sequential(*conv(c, c), *conv(c, c)[:-1])) for _ in range(2)),
+                )
+                for c in (2 * width, 4 * width, 8 * width)
+            )
+        )
         self.head = nn.Linear(8 * width, num_classes)
 
-    def forward(self, x:Tensor)->Tensor: return self.head(self.stages(self.stem(x)).mean((-2, -1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).mean((-2, -1)))
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-50
 def renamed_weights(
-    state:dict[str, Tensor], # of a residual network, under torchvision's names
-)->dict[str, Tensor]:        # under ours
+    state: dict[str, Tensor],  # of a residual network, under torchvision's names
+) -> dict[str, Tensor]:  # under ours
     "Weights of torchvision's ResNet-18 or ResNet-50 for `ResNet18` (with `imagenet_stem`) and `ResNet50`. Raises `ValueError` for a name that these networks don't have."
     names = {"conv1": "stem.0", "bn1": "stem.1", "fc": "head"}
+
     def ours(key):
         first, _, rest = key.partition(".")
-        if first in names: return f"{names[first]}.{rest}"
-        if first[:-1] != "layer" or not first[-1].isdigit(): raise ValueError(f"{key} is no weight of torchvision's residual networks: expected names such as conv1.weight, layer1.0.conv1.weight or fc.bias")
+        if first in names:
+            return f"{names[first]}.{rest}"
+        if first[:-1] != "layer" or not first[-1].isdigit():
+            raise ValueError(
+                f"{key} is no weight of torchvision's residual networks: expected names such as conv1.weight, layer1.0.conv1.weight or fc.bias"
+            )
         return f"stages.{int(first[-1]) - 1}.{rest.replace('downsample', 'shortcut')}"
+
     return {ours(k): v for k, v in state.items()}
 
 # %% ../../nbs/lib/03_models/00_backbones.ipynb #12-backbones-52
-_ALEXNET = {"features.0": "stem.0", "features.3": "stages.0.0", "features.6": "stages.1.0", "features.8": "stages.1.2", "features.10": "stages.1.4", "classifier.1": "hidden.1", "classifier.4": "hidden.4", "classifier.6": "head"}
+_ALEXNET = {
+    "features.0": "stem.0",
+    "features.3": "stages.0.0",
+    "features.6": "stages.1.0",
+    "features.8": "stages.1.2",
+    "features.10": "stages.1.4",
+    "classifier.1": "hidden.1",
+    "classifier.4": "hidden.4",
+    "classifier.6": "head",
+}
+
 
 def renamed_alexnet(
-    state:dict[str, Tensor], # of AlexNet, under torchvision's names
-)->dict[str, Tensor]:        # under ours
+    state: dict[str, Tensor],  # of AlexNet, under torchvision's names
+) -> dict[str, Tensor]:  # under ours
     "Weights of torchvision's AlexNet for `AlexNet` with `alexnet_stem`. Raises `ValueError` for a name that it doesn't have."
     for key in state:
-        if key.rpartition(".")[0] not in _ALEXNET: raise ValueError(f"{key} is no weight of torchvision's AlexNet: expected names such as features.0.weight or classifier.6.bias")
+        if key.rpartition(".")[0] not in _ALEXNET:
+            raise ValueError(
+                f"{key} is no weight of torchvision's AlexNet: expected names such as features.0.weight or classifier.6.bias"
+            )
     return {f"{_ALEXNET[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in state.items()}

@@ -18,118 +18,190 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import STEM_CHANNELS, AlexNet, DenseNet, InceptionResNet, Linear, ResNet18, ResNet50, WideResNet, WyTiny, alexnet_stem, conv_stem, imagenet_stem, maps_stem, wide_top
+from wavescat.models.backbones import (
+    STEM_CHANNELS,
+    AlexNet,
+    DenseNet,
+    InceptionResNet,
+    Linear,
+    ResNet18,
+    ResNet50,
+    WideResNet,
+    WyTiny,
+    alexnet_stem,
+    conv_stem,
+    imagenet_stem,
+    maps_stem,
+    wide_top,
+)
 from .backbones import resnet14 as uniform_resnet14
 from ..core.names import choose, unknown
-from ..scattering.layer import Scattering2D, SvdScattering2D, UnboundedScattering2D, kymatio_scattering
+from wavescat.scattering.layer import (
+    Scattering2D,
+    SvdScattering2D,
+    UnboundedScattering2D,
+    kymatio_scattering,
+)
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-5
 def _deconv(k, s):
     "Transposed convolution, s×s with stride s, channel by channel: s² + 1 parameters a channel."
     return nn.ConvTranspose2d(k, k, s, s, groups=k)
 
+
 def _pixel_shuffle(k, s):
     "3×3 convolution to s² sub-pixels, channel by channel: 10 s² parameters a channel."
     return nn.Sequential(nn.Conv2d(k, s * s * k, 3, 1, 1, groups=k), nn.PixelShuffle(s))
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-6
-UPSAMPLINGS = {"deconv": _deconv, "nearest": lambda k, s: nn.Upsample(scale_factor=s, mode="nearest"),
-               "bilinear": lambda k, s: nn.Upsample(scale_factor=s, mode="bilinear", align_corners=False), "pixel_shuffle": _pixel_shuffle}
-ENGINES = {"wavescat": Scattering2D, "kymatio": kymatio_scattering, "svd-gradient": SvdScattering2D, "no-bound": UnboundedScattering2D} # the last two: with the published code's wrong gradient of θ; with its σ and γ that may cross 0
+UPSAMPLINGS = {
+    "deconv": _deconv,
+    "nearest": lambda k, s: nn.Upsample(scale_factor=s, mode="nearest"),
+    "bilinear": lambda k, s: nn.Upsample(scale_factor=s, mode="bilinear", align_corners=False),
+    "pixel_shuffle": _pixel_shuffle,
+}
+ENGINES = {
+    "wavescat": Scattering2D,
+    "kymatio": kymatio_scattering,
+    "svd-gradient": SvdScattering2D,
+    "no-bound": UnboundedScattering2D,
+}  # the last two: with the published code's wrong gradient of θ; with its σ and γ that may cross 0
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-7
 def _scattering(shape, J, L, slant=None, engine="wavescat", learn=None, init="tight-frame"):
     "Orders 0 and 1 of an image (C, H, W), and how many maps that is."
     C, H, W = shape
-    if H % 2**J or W % 2**J: raise ValueError(f"the sides of the image must be multiples of {2**J} to be shrunk {J} time{'s' * (J > 1)} by 2 and brought back, got {H}×{W}")
+    if H % 2**J or W % 2**J:
+        raise ValueError(
+            f"the sides of the image must be multiples of {2**J} to be shrunk {J} time{'s' * (J > 1)} by 2 and brought back, got {H}×{W}"
+        )
     return _engine(engine, J, (H, W), L, 1, slant, learn, init), C * (J * L + 1)
+
 
 def _engine(engine, J, shape, L, order, slant, learn, init, flat=False):
     "The scattering of images (H, W), computed by one of `ENGINES`; flat has one dimension for colours and paths."
     make = choose(engine, ENGINES, "engine")
-    if engine != "kymatio": return make(J, shape, L, order, slant=slant, flat=flat, learn=learn, init=init, seed=torch.initial_seed() % 2**31)
-    if slant is not None or learn or init != "tight-frame": raise ValueError("engine=kymatio ties the slant to 4/L, and its filters are fixed: leave slant, learn and init out, or use engine=wavescat")
-    return nn.Sequential(make(J, shape, L, order), nn.Flatten(1, 2)) if flat else make(J, shape, L, order)
+    if engine != "kymatio":
+        return make(
+            J,
+            shape,
+            L,
+            order,
+            slant=slant,
+            flat=flat,
+            learn=learn,
+            init=init,
+            seed=torch.initial_seed() % 2**31,
+        )
+    if slant is not None or learn or init != "tight-frame":
+        raise ValueError(
+            "engine=kymatio ties the slant to 4/L, and its filters are fixed: leave slant, learn and init out, or use engine=wavescat"
+        )
+    return (
+        nn.Sequential(make(J, shape, L, order), nn.Flatten(1, 2))
+        if flat
+        else make(J, shape, L, order)
+    )
+
 
 class ScatteringStem(nn.Module):
     "Convolution beside scattering, (B, C, H, W) → (B, 64, H, W), H and W multiples of 2ᴶ."
-    def __init__(self,
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        L:int,                      # orientations, 1…20
-        upsample:str="deconv",      # one of `UPSAMPLINGS`
-        slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-        engine:str="wavescat",      # one of `ENGINES`
-        J:int=1,                    # scales
-        learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
-        init:str="tight-frame",     # where filters start, or stay: tight-frame or random
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        L: int,  # orientations, 1…20
+        upsample: str = "deconv",  # one of `UPSAMPLINGS`
+        slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+        engine: str = "wavescat",  # one of `ENGINES`
+        J: int = 1,  # scales
+        learn: str | None = None,  # what of the filters is learned: one of `scattering.LEARN`
+        init: str = "tight-frame",  # where filters start, or stay: tight-frame or random
     ):
         super().__init__()
         C = shape[0]
-        if not 1 <= L <= 20: raise ValueError(f"L must be between 1 and 20 (the stem has {STEM_CHANNELS} channels, {C}·({'L' if J == 1 else f'{J}L'}+1) of them scattering), got {L}")
-        if C * (J * L + 1) >= STEM_CHANNELS: raise ValueError(f"{C} colours, J={J} and L={L} leave no channel for the convolution: at most {((STEM_CHANNELS - 1) // C - 1) // J} orientations")
+        if not 1 <= L <= 20:
+            raise ValueError(
+                f"L must be between 1 and 20 (the stem has {STEM_CHANNELS} channels, {C}·({'L' if J == 1 else f'{J}L'}+1) of them scattering), got {L}"
+            )
+        if C * (J * L + 1) >= STEM_CHANNELS:
+            raise ValueError(
+                f"{C} colours, J={J} and L={L} leave no channel for the convolution: at most {((STEM_CHANNELS - 1) // C - 1) // J} orientations"
+            )
         self.scattering, self.maps = _scattering(shape, J, L, slant, engine, learn, init)
         self.upsample = choose(upsample, UPSAMPLINGS, "upsample")(self.maps, 2**J)
         self.conv = nn.Conv2d(C, STEM_CHANNELS - self.maps, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(STEM_CHANNELS)
-        self.note = f"scattering J={J} L={L}{f' {learn}' if learn else ''} → {self.maps} maps, {upsample}; "
+        self.note = (
+            f"scattering J={J} L={L}{f' {learn}' if learn else ''} → {self.maps} maps, {upsample}; "
+        )
 
-    def forward(self, x:Tensor)->Tensor:
-        s = self.upsample(self.scattering(x).flatten(1, 2))          # colour-major
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.upsample(self.scattering(x).flatten(1, 2))  # colour-major
         return self.bn(torch.cat([self.conv(x), s], 1)).relu_()
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-8
 def resnet18(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the first stage
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the first stage
+) -> nn.Module:
     "ResNet-18, CIFAR form: the baseline."
     return ResNet18(shape[0], num_classes, width)
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-9
 def scatresnet18(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the first stage
-    L:int|None=None,            # orientations, 1…20; must be given
-    upsample:str="deconv",      # how the half-size maps come back: one of `UPSAMPLINGS`
-    slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-    engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
-    learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
-    init:str="tight-frame",     # where filters start, or stay: tight-frame or random
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the first stage
+    L: int | None = None,  # orientations, 1…20; must be given
+    upsample: str = "deconv",  # how the half-size maps come back: one of `UPSAMPLINGS`
+    slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+    engine: str = "wavescat",  # what computes the scattering: one of `ENGINES`
+    learn: str | None = None,  # what of the filters is learned: one of `scattering.LEARN`
+    init: str = "tight-frame",  # where filters start, or stay: tight-frame or random
+) -> nn.Module:
     "ScatResNet-18 v1: 11,173,830 − 66(L−1) parameters at width 64, 3 colours, 10 classes, deconv, fixed filters. Source: the ScatResNet-18 project."
-    return _with_stem("scatresnet18", shape, num_classes, width, L, upsample, slant, engine, 1, learn, init)
+    return _with_stem(
+        "scatresnet18", shape, num_classes, width, L, upsample, slant, engine, 1, learn, init
+    )
+
 
 def scatresnet18_scales(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the first stage
-    J:int=2,                    # scales
-    L:int|None=None,            # orientations of each; must be given
-    upsample:str="deconv",      # how the small maps come back: one of `UPSAMPLINGS`
-    slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-    engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
-    learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
-    init:str="tight-frame",     # where filters start, or stay: tight-frame or random
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the first stage
+    J: int = 2,  # scales
+    L: int | None = None,  # orientations of each; must be given
+    upsample: str = "deconv",  # how the small maps come back: one of `UPSAMPLINGS`
+    slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+    engine: str = "wavescat",  # what computes the scattering: one of `ENGINES`
+    learn: str | None = None,  # what of the filters is learned: one of `scattering.LEARN`
+    init: str = "tight-frame",  # where filters start, or stay: tight-frame or random
+) -> nn.Module:
     "ScatResNet-18 with larger scales in place of more orientations: C(JL+1) maps, brought back from 1/2ᴶ of the size. Named as future work by the ScatResNet-18 project."
-    return _with_stem("scatresnet18-scales", shape, num_classes, width, L, upsample, slant, engine, J, learn, init)
+    return _with_stem(
+        "scatresnet18-scales", shape, num_classes, width, L, upsample, slant, engine, J, learn, init
+    )
+
 
 def _with_stem(name, shape, num_classes, width, L, *options):
-    if L is None: raise ValueError(f"{name} needs L, the number of orientations, between 1 and 20")
+    if L is None:
+        raise ValueError(f"{name} needs L, the number of orientations, between 1 and 20")
     return ResNet18(shape[0], num_classes, width, ScatteringStem(shape, L, *options))
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-11
 class ScatteringInput(nn.Module):
     "Scattering brought back to full size, beside the image or not, then a stem, (B, C, H, W) → (B, 64, H, W)."
-    def __init__(self,
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        J:int,                      # scales
-        L:int,                      # orientations
-        upsample:str="deconv",      # one of `UPSAMPLINGS`
-        slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-        image:bool=False,           # whether the image stands beside its coefficients
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        J: int,  # scales
+        L: int,  # orientations
+        upsample: str = "deconv",  # one of `UPSAMPLINGS`
+        slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+        image: bool = False,  # whether the image stands beside its coefficients
     ):
         super().__init__()
         self.scattering, maps = _scattering(shape, J, L, slant)
@@ -137,143 +209,204 @@ class ScatteringInput(nn.Module):
         self.stem = conv_stem(maps + image * shape[0])
         self.note = f"scattering J={J} L={L} → {maps} maps, {upsample}{', beside the image' if image else ''}; "
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         s = self.upsample(self.scattering(x).flatten(1, 2))
         return self.stem(torch.cat([x, s], 1) if self.image else s)
 
+
 def _scattering_input(J, image, told):
     def model(
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        num_classes:int,            # outputs
-        width:int=64,               # channels of the first stage
-        L:int|None=None,            # orientations; None: 8
-        upsample:str="deconv",      # how the small maps come back: one of `UPSAMPLINGS`
-        slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-    )->nn.Module: return ResNet18(shape[0], num_classes, width, ScatteringInput(shape, J, 8 if L is None else L, upsample, slant, image))
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        num_classes: int,  # outputs
+        width: int = 64,  # channels of the first stage
+        L: int | None = None,  # orientations; None: 8
+        upsample: str = "deconv",  # how the small maps come back: one of `UPSAMPLINGS`
+        slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+    ) -> nn.Module:
+        return ResNet18(
+            shape[0],
+            num_classes,
+            width,
+            ScatteringInput(shape, J, 8 if L is None else L, upsample, slant, image),
+        )
+
     model.__doc__ = f"ResNet-18 on scattering, {told}. Source: the ScatResNet-18 project."
     return model
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-13
 class GaborModulus(nn.Module):
     "|x ⋆ g| for every Gabor filter g, each on its own channel of the input, (B, G, H, W) → (B, G, H, W)."
-    def __init__(self,
-        count:int,        # G, filters
-        L:int,            # orientations that they start with, evenly spread
-        size:int=7,       # side of the window, pixels
+
+    def __init__(
+        self,
+        count: int,  # G, filters
+        L: int,  # orientations that they start with, evenly spread
+        size: int = 7,  # side of the window, pixels
     ):
         super().__init__()
         l = torch.arange(count)
         self.theta = nn.Parameter(l % L * math.pi / L)
-        self.log_wavelength = nn.Parameter(torch.log(3. * 2.**(l // L % 2)))     # pixels
-        self.log_bandwidth = nn.Parameter(torch.full((count,), math.log(.5)))    # σ in wavelengths
-        u = torch.arange(size) - size // 2.
-        self.register_buffer("u", torch.stack(torch.meshgrid(u, u, indexing="ij")), persistent=False)
+        self.log_wavelength = nn.Parameter(torch.log(3.0 * 2.0 ** (l // L % 2)))  # pixels
+        self.log_bandwidth = nn.Parameter(torch.full((count,), math.log(0.5)))  # σ in wavelengths
+        u = torch.arange(size) - size // 2.0
+        self.register_buffer(
+            "u", torch.stack(torch.meshgrid(u, u, indexing="ij")), persistent=False
+        )
 
-    def filters(self)->Tensor: # (2, G, size, size)
+    def filters(self) -> Tensor:  # (2, G, size, size)
         "Real and imaginary parts, each with mean 0; the windows sum to 1."
         wavelength = self.log_wavelength.exp()[:, None, None]
-        along = self.theta.cos()[:, None, None] * self.u[0] + self.theta.sin()[:, None, None] * self.u[1]
-        window = torch.exp(-self.u.square().sum(0) / (2 * (self.log_bandwidth.exp()[:, None, None] * wavelength)**2))
+        along = (
+            self.theta.cos()[:, None, None] * self.u[0]
+            + self.theta.sin()[:, None, None] * self.u[1]
+        )
+        window = torch.exp(
+            -self.u.square().sum(0)
+            / (2 * (self.log_bandwidth.exp()[:, None, None] * wavelength) ** 2)
+        )
         window = window / window.sum((1, 2), keepdim=True)
-        parts = torch.stack([torch.cos(2 * math.pi * along / wavelength), torch.sin(2 * math.pi * along / wavelength)])
+        parts = torch.stack(
+            [
+                torch.cos(2 * math.pi * along / wavelength),
+                torch.sin(2 * math.pi * along / wavelength),
+            ]
+        )
         return window * (parts - (window * parts).sum((2, 3), keepdim=True))
 
-    def forward(self, x:Tensor)->Tensor:
-        re, im = (F.conv2d(x, g[:, None], padding=g.shape[-1] // 2, groups=len(g)) for g in self.filters())
+    def forward(self, x: Tensor) -> Tensor:
+        re, im = (
+            F.conv2d(x, g[:, None], padding=g.shape[-1] // 2, groups=len(g)) for g in self.filters()
+        )
         return (re.square() + im.square() + 1e-8).sqrt()
+
 
 class GaborStem(nn.Module):
     "Convolution and learnable Gabor filters, (B, C, H, W) → (B, 64, H, W)."
-    def __init__(self,
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        L:int,                      # orientations that the filters start with
-        together:str="concat",      # concat or max
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        L: int,  # orientations that the filters start with
+        together: str = "concat",  # concat or max
     ):
         super().__init__()
         C, count = shape[0], 2 * L * shape[0]
-        if together == "concat" and not 1 <= count < STEM_CHANNELS: raise ValueError(f"L must be between 1 and {(STEM_CHANNELS - 1) // (2 * C)} (2·{C}·L of {STEM_CHANNELS} channels are Gabor filters), got {L}")
-        if L < 1: raise ValueError(f"L must be at least 1, got {L}")
+        if together == "concat" and not 1 <= count < STEM_CHANNELS:
+            raise ValueError(
+                f"L must be between 1 and {(STEM_CHANNELS - 1) // (2 * C)} (2·{C}·L of {STEM_CHANNELS} channels are Gabor filters), got {L}"
+            )
+        if L < 1:
+            raise ValueError(f"L must be at least 1, got {L}")
         self.together = together
-        self.conv = nn.Conv2d(C, STEM_CHANNELS - (count if together == "concat" else 0), 3, 1, 1, bias=False)
+        self.conv = nn.Conv2d(
+            C, STEM_CHANNELS - (count if together == "concat" else 0), 3, 1, 1, bias=False
+        )
         self.mix = nn.Conv2d(C, STEM_CHANNELS, 1, bias=False) if together == "max" else None
         self.gabor = GaborModulus(STEM_CHANNELS if together == "max" else count, L)
         self.bn = nn.BatchNorm2d(STEM_CHANNELS)
         self.note = f"{self.gabor.theta.numel()} Gabor filters, {together}; "
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        if self.together == "max": y = torch.maximum(y, self.gabor(self.mix(x)))
-        else: y = torch.cat([y, self.gabor(x.repeat_interleave(self.gabor.theta.numel() // x.shape[1], 1))], 1)
+        if self.together == "max":
+            y = torch.maximum(y, self.gabor(self.mix(x)))
+        else:
+            y = torch.cat(
+                [y, self.gabor(x.repeat_interleave(self.gabor.theta.numel() // x.shape[1], 1))], 1
+            )
         return self.bn(y).relu_()
+
 
 def _gabor(together):
     def model(
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        num_classes:int,            # outputs
-        width:int=64,               # channels of the first stage
-        L:int|None=None,            # orientations that the filters start with; None: 8
-    )->nn.Module: return ResNet18(shape[0], num_classes, width, GaborStem(shape, 8 if L is None else L, together))
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        num_classes: int,  # outputs
+        width: int = 64,  # channels of the first stage
+        L: int | None = None,  # orientations that the filters start with; None: 8
+    ) -> nn.Module:
+        return ResNet18(
+            shape[0], num_classes, width, GaborStem(shape, 8 if L is None else L, together)
+        )
+
     model.__doc__ = f"ResNet-18 with learnable Gabor filters beside the stem's convolution, {together}. Source: the ScatResNet-18 project's later work, which published no sizes."
     return model
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-17
 class ScatteringStem7(nn.Module):
     "7×7 convolution beside scattering, then a 3×3 maximum, (B, C, H, W) → (B, 64, H/4, W/4)."
-    def __init__(self,
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        L:int,                      # orientations
-        slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        L: int,  # orientations
+        slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
     ):
         super().__init__()
         C = shape[0]
-        if not 1 <= C * (L + 1) < STEM_CHANNELS: raise ValueError(f"L must be between 1 and {(STEM_CHANNELS - 1) // C - 1} ({C}·(L+1) of {STEM_CHANNELS} channels are scattering), got {L}")
+        if not 1 <= C * (L + 1) < STEM_CHANNELS:
+            raise ValueError(
+                f"L must be between 1 and {(STEM_CHANNELS - 1) // C - 1} ({C}·(L+1) of {STEM_CHANNELS} channels are scattering), got {L}"
+            )
         self.scattering, maps = _scattering(shape, 1, L, slant)
         self.conv = nn.Conv2d(C, STEM_CHANNELS - maps, 7, 2, 3, bias=False)
         self.bn, self.pool = nn.BatchNorm2d(STEM_CHANNELS), nn.MaxPool2d(3, 2, 1)
         self.note = f"scattering J=1 L={L} → {maps} maps; "
 
-    def forward(self, x:Tensor)->Tensor: return self.pool(self.bn(torch.cat([self.conv(x), self.scattering(x).flatten(1, 2)], 1)).relu_())
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(
+            self.bn(torch.cat([self.conv(x), self.scattering(x).flatten(1, 2)], 1)).relu_()
+        )
+
 
 def resnet18_imagenet(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the first stage
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the first stage
+) -> nn.Module:
     "ResNet-18, ImageNet form: 11,179,077 parameters with 5 outputs, the biomass network."
     return ResNet18(shape[0], num_classes, width, imagenet_stem(shape[0]))
 
+
 def scatresnet18_imagenet(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the first stage
-    L:int|None=None,            # orientations; None: 8
-    slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the first stage
+    L: int | None = None,  # orientations; None: 8
+    slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+) -> nn.Module:
     "The biomass network with scattering in its stem: 11,175,108 parameters with 5 outputs. Source: the ScatResNet-18 project."
-    return ResNet18(shape[0], num_classes, width, ScatteringStem7(shape, 8 if L is None else L, slant))
+    return ResNet18(
+        shape[0], num_classes, width, ScatteringStem7(shape, 8 if L is None else L, slant)
+    )
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-19
 class ScatteringLinear(nn.Module):
     "Scattering, batch norm, linear, (B, C, H, W) → (B, classes). Source: Gauthier et al. 2022, LL."
-    def __init__(self,
-        scattering:nn.Module,      # (B, C, H, W) → (B, C·K, h, w)
-        features:tuple[int, int, int], # (C·K, h, w)
-        num_classes:int,           # outputs
+
+    def __init__(
+        self,
+        scattering: nn.Module,  # (B, C, H, W) → (B, C·K, h, w)
+        features: tuple[int, int, int],  # (C·K, h, w)
+        num_classes: int,  # outputs
     ):
         super().__init__()
-        self.front, self.bn, self.head = scattering, nn.BatchNorm2d(features[0]), nn.Linear(math.prod(features), num_classes)
+        self.front, self.bn, self.head = (
+            scattering,
+            nn.BatchNorm2d(features[0]),
+            nn.Linear(math.prod(features), num_classes),
+        )
 
-    def rest(self, features:Tensor)->Tensor:
+    def rest(self, features: Tensor) -> Tensor:
         "From coefficients (B, C·K, h, w) to (B, classes)."
         return self.head(self.bn(features).flatten(1))
 
-    def with_moments(self, features:Tensor)->Tensor:
+    def with_moments(self, features: Tensor) -> Tensor:
         "Coefficients (B, C·K, h, w) less each image's mean of a channel, then these means and the variances about them, in one row an image."
         flat = features.flatten(2)
         mean = flat.mean(2, keepdim=True)
         return torch.cat([(flat - mean).flatten(1), mean.flatten(1), flat.var(2, correction=0)], 1)
 
-    def rest_with_moments(self, rows:Tensor)->Tensor:
+    def rest_with_moments(self, rows: Tensor) -> Tensor:
         "`rest` from the rows of `with_moments`, batch norm folded into the head."
         bn, K = self.bn, self.bn.num_features
         x, mean, variance = rows.split([rows.shape[1] - 2 * K, K, K], 1)
@@ -282,26 +415,32 @@ class ScatteringLinear(nn.Module):
             bn.num_batches_tracked += 1
             bn.running_mean.lerp_(m, bn.momentum)
             bn.running_var.lerp_(v * (n / max(n - 1, 1)), bn.momentum)
-        else: m, v = bn.running_mean, bn.running_var
+        else:
+            m, v = bn.running_mean, bn.running_var
         scale, W = bn.weight * (v + bn.eps).rsqrt(), self.head.weight.unflatten(1, (K, -1))
-        return F.linear(x, (W * scale[:, None]).flatten(1), self.head.bias) + F.linear((mean - m) * scale + bn.bias, W.sum(2))
+        return F.linear(x, (W * scale[:, None]).flatten(1), self.head.bias) + F.linear(
+            (mean - m) * scale + bn.bias, W.sum(2)
+        )
 
-    def forward(self, x:Tensor)->Tensor: return self.rest(self.front(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.front(x))
+
 
 def scattering_linear(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    J:int=2,                    # scales
-    L:int|None=None,            # orientations; None: 8
-    order:int=2,                # highest order
-    learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
-    init:str="tight-frame",     # where filters start, or stay: tight-frame or random
-    slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-    engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    J: int = 2,  # scales
+    L: int | None = None,  # orientations; None: 8
+    order: int = 2,  # highest order
+    learn: str | None = None,  # what of the filters is learned: one of `scattering.LEARN`
+    init: str = "tight-frame",  # where filters start, or stay: tight-frame or random
+    slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+    engine: str = "wavescat",  # what computes the scattering: one of `ENGINES`
+) -> nn.Module:
     "LL: 156,016 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned. Source: Gauthier et al. 2022."
     S, K = _flat(shape, J, L, order, learn, init, slant, engine)
     return ScatteringLinear(S, (K, shape[1] >> J, shape[2] >> J), num_classes)
+
 
 def _flat(shape, J, L, order, learn, init, slant, engine):
     "Scattering of an image (C, H, W) with one dimension for colours and paths, and how many maps that is."
@@ -316,192 +455,283 @@ def _without_affine(network, told):
         made = network(shape, num_classes, **options)
         made.bn.requires_grad_(False)
         return made
+
     model.__doc__ = told
     return model
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-25
 def scattering_wrn(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    widen:int=8,                # k: 16k channels in the stem, 32k and 64k in the groups
-    J:int=2,                    # scales
-    L:int|None=None,            # orientations; None: 8
-    order:int=2,                # highest order
-    learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
-    init:str="tight-frame",     # where filters start, or stay: tight-frame or random
-    slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-    engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    widen: int = 8,  # k: 16k channels in the stem, 32k and 64k in the groups
+    J: int = 2,  # scales
+    L: int | None = None,  # orientations; None: 8
+    order: int = 2,  # highest order
+    learn: str | None = None,  # what of the filters is learned: one of `scattering.LEARN`
+    init: str = "tight-frame",  # where filters start, or stay: tight-frame or random
+    slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+    engine: str = "wavescat",  # what computes the scattering: one of `ENGINES`
+) -> nn.Module:
     "Scattering and a wide residual network: 22,597,232 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned. Source: Gauthier et al. 2022."
     S, K = _flat(shape, J, L, order, learn, init, slant, engine)
     return wide_top(K, num_classes, widen, S)
 
+
 def wrn(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    widen:int=8,                # k: 16k channels in the stem, 32k and 64k in the groups
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    widen: int = 8,  # k: 16k channels in the stem, 32k and 64k in the groups
+) -> nn.Module:
     "The network of `scattering_wrn` on pixels, all of it at full size: 22,320,272 parameters with 3 colours and 10 classes. Source: Gauthier et al. 2022, WRN only."
     return wide_top(shape[0], num_classes, widen)
 
+
 def wrn_16(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    widen:int=8,                # k: 16k, 32k and 64k channels
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    widen: int = 8,  # k: 16k, 32k and 64k channels
+) -> nn.Module:
     "WRN-16-8 with dropout .3: 10,961,370 parameters with 3 colours and 10 classes. Source: Zagoruyko and Komodakis 2016."
     return WideResNet(shape[0], num_classes, widen)
 
+
 def resnet50(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels within the first stage
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels within the first stage
+) -> nn.Module:
     "ResNet-50, ImageNet form: 23,528,522 parameters with 3 colours and 10 classes; weights from elsewhere by `wavescat weights`. Source: He et al. 2016."
     return ResNet50(shape[0], num_classes, width)
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-27
-def _resnet14(stem, outputs, width): return uniform_resnet14(stem(width), outputs, width)
-def _resnet18(stem, outputs, width): return ResNet18(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
-def _resnet50(stem, outputs, width): return ResNet50(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
-def _densenet(stem, outputs, width): return DenseNet(num_classes=outputs, growth=width // 2, stem=stem(STEM_CHANNELS))
-def _inception_resnet(stem, outputs, width): return InceptionResNet(num_classes=outputs, width=width, stem=stem(4 * width))
-def _alexnet(stem, outputs, width): return AlexNet(num_classes=outputs, width=width, stem=stem(width), pool=False)
+def _resnet14(stem, outputs, width):
+    return uniform_resnet14(stem(width), outputs, width)
+
+
+def _resnet18(stem, outputs, width):
+    return ResNet18(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
+
+
+def _resnet50(stem, outputs, width):
+    return ResNet50(num_classes=outputs, width=width, stem=stem(STEM_CHANNELS))
+
+
+def _densenet(stem, outputs, width):
+    return DenseNet(num_classes=outputs, growth=width // 2, stem=stem(STEM_CHANNELS))
+
+
+def _inception_resnet(stem, outputs, width):
+    return InceptionResNet(num_classes=outputs, width=width, stem=stem(4 * width))
+
+
+def _alexnet(stem, outputs, width):
+    return AlexNet(num_classes=outputs, width=width, stem=stem(width), pool=False)
+
 
 def _check_even(width):
-    if width < 2 or width % 2: raise ValueError(f"width must be even, and at least 2 channels, got {width}")
+    if width < 2 or width % 2:
+        raise ValueError(f"width must be even, and at least 2 channels, got {width}")
+
 
 def _stem_of(width, maps, front, note):
     "Makes the stem of so many channels behind a front, for a network that asks for it."
     _check_even(width)
+
     def stem(channels):
         made = maps_stem(maps, channels, front)
         made.note = note
         return made
+
     return stem
+
 
 def _behind_scattering(network, told):
     def model(
-        shape:tuple[int, int, int], # (C, H, W) of an image
-        num_classes:int,            # outputs
-        width:int=64,               # what the network's channels are multiples of
-        J:int=2,                    # scales
-        L:int|None=None,            # orientations; None: 8
-        order:int=2,                # highest order
-        learn:str|None=None,        # what of the filters is learned: one of `scattering.LEARN`
-        init:str="tight-frame",     # where filters start, or stay: tight-frame or random
-        slant:float|None=None,      # γ of the wavelets; None ties it to 4/L
-        engine:str="wavescat",      # what computes the scattering: one of `ENGINES`
-    )->nn.Module:
+        shape: tuple[int, int, int],  # (C, H, W) of an image
+        num_classes: int,  # outputs
+        width: int = 64,  # what the network's channels are multiples of
+        J: int = 2,  # scales
+        L: int | None = None,  # orientations; None: 8
+        order: int = 2,  # highest order
+        learn: str | None = None,  # what of the filters is learned: one of `scattering.LEARN`
+        init: str = "tight-frame",  # where filters start, or stay: tight-frame or random
+        slant: float | None = None,  # γ of the wavelets; None ties it to 4/L
+        engine: str = "wavescat",  # what computes the scattering: one of `ENGINES`
+    ) -> nn.Module:
         S, K = _flat(shape, J, L, order, learn, init, slant, engine)
-        return network(_stem_of(width, K, S, f"scattering J={J} L={8 if L is None else L} order {order}{f' {learn}' if learn else ''} → {K} maps; "), num_classes, width)
+        return network(
+            _stem_of(
+                width,
+                K,
+                S,
+                f"scattering J={J} L={8 if L is None else L} order {order}{f' {learn}' if learn else ''} → {K} maps; ",
+            ),
+            num_classes,
+            width,
+        )
+
     model.__doc__ = f"Scattering, then {told}."
     return model
 
+
 def _behind_blocks(network, told):
     def model(
-        shape:tuple[int, int, int], # (C, H, W) of an image, sides multiples of 2ᴶ
-        num_classes:int,            # outputs
-        width:int=64,               # what the network's channels are multiples of
-        J:int=2,                    # blocks of 2ᴶ×2ᴶ pixels
-    )->nn.Module:
+        shape: tuple[int, int, int],  # (C, H, W) of an image, sides multiples of 2ᴶ
+        num_classes: int,  # outputs
+        width: int = 64,  # what the network's channels are multiples of
+        J: int = 2,  # blocks of 2ᴶ×2ᴶ pixels
+    ) -> nn.Module:
         C, H, W = shape
-        if H % 2**J or W % 2**J: raise ValueError(f"the sides of the image must be multiples of {2**J} to be folded into channels, got {H}×{W}: choose another J or size")
-        return network(_stem_of(width, C * 4**J, nn.PixelUnshuffle(2**J), f"space-to-depth {2**J}×{2**J} → {C * 4**J} maps; "), num_classes, width)
+        if H % 2**J or W % 2**J:
+            raise ValueError(
+                f"the sides of the image must be multiples of {2**J} to be folded into channels, got {H}×{W}: choose another J or size"
+            )
+        return network(
+            _stem_of(
+                width,
+                C * 4**J,
+                nn.PixelUnshuffle(2**J),
+                f"space-to-depth {2**J}×{2**J} → {C * 4**J} maps; ",
+            ),
+            num_classes,
+            width,
+        )
+
     model.__doc__ = f"Pixels folded into channels, then {told}."
     return model
 
+
 def resnet14(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the stem; the groups have 2 and 4 times as many
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the stem; the groups have 2 and 4 times as many
+) -> nn.Module:
     "ResNet-14 on plain pixels, all of it at full size: sixteen times the work of `scattering-resnet14` at J = 2."
     return _resnet14(_stem_of(width, shape[0], None, ""), num_classes, width)
 
+
 def densenet(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # twice the maps that a layer adds
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # twice the maps that a layer adds
+) -> nn.Module:
     "DenseNet-121, ImageNet form. Source: Huang et al. 2017."
     _check_even(width)
     return DenseNet(shape[0], num_classes, width // 2)
 
+
 def inception_resnet(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the stem
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the stem
+) -> nn.Module:
     "Inception-ResNet-v1 for small images. Source: Szegedy et al. 2016."
     return InceptionResNet(shape[0], num_classes, width)
 
+
 def alexnet(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the stem
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the stem
+) -> nn.Module:
     "AlexNet for 64×64 pixels: 57,812,296 parameters with 3 colours and 200 classes. Source: the Tiny ImageNet SVM/AlexNet project."
     return AlexNet(shape[0], num_classes, width)
 
+
 def alexnet_imagenet(
-    shape:tuple[int, int, int], # (C, H, W) of an image, 63 pixels a side or more
-    num_classes:int,            # outputs
-    width:int=64,               # channels of the stem
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image, 63 pixels a side or more
+    num_classes: int,  # outputs
+    width: int = 64,  # channels of the stem
+) -> nn.Module:
     "AlexNet for 224×224 pixels: 57,823,240 parameters with 3 colours and 200 classes; weights from elsewhere by `wavescat weights`. Source: Krizhevsky 2014."
     return AlexNet(shape[0], num_classes, width, alexnet_stem(shape[0], width))
 
+
 def wytiny(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    width:int=64,               # channels at full size
-    convolution:str="plain",    # one of `backbones.CONVOLUTIONS`
-    norm:str="batch",           # one of `backbones.NORMS`
-    ghost:int=32,               # images of a ghost batch
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    width: int = 64,  # channels at full size
+    convolution: str = "plain",  # one of `backbones.CONVOLUTIONS`
+    norm: str = "batch",  # one of `backbones.NORMS`
+    ghost: int = 32,  # images of a ghost batch
+) -> nn.Module:
     "WyTiny: 14,085,000 parameters with 3 colours and 200 classes. Source: the WyTiny project."
     return WyTiny(shape[0], num_classes, width, convolution, norm, ghost)
 
+
 def linear(
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-)->nn.Module:
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+) -> nn.Module:
     "Linear in the pixels: 2,457,800 parameters with 3×64×64 pixels and 200 classes; a support vector machine with loss=hinge."
     return Linear(math.prod(shape), num_classes)
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-29
-MODELS = {"resnet18": resnet18, "scatresnet18": scatresnet18, "scatresnet18-scales": scatresnet18_scales,
-          "scatinput-v1": _scattering_input(1, False, "J = 1: 11,187,921 parameters at width 64, 3 colours, 10 classes"), "scatinput-v2": _scattering_input(2, False, "J = 2"),
-          "scatinput-v3": _scattering_input(2, True, "J = 2, beside the image"), "gabor-concat": _gabor("concat"), "gabor-max": _gabor("max"),
-          "resnet18-imagenet": resnet18_imagenet, "scatresnet18-imagenet": scatresnet18_imagenet, "scattering-linear": scattering_linear,
-          "scattering-linear-no-affine": _without_affine(scattering_linear, "`scattering_linear` without the scale and shift of batch norm: 155,530 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned."),
-          "scattering-wrn": scattering_wrn, "wrn": wrn, "wrn-16": wrn_16, "resnet50": resnet50,
-          "scattering-resnet14": _behind_scattering(_resnet14, "ResNet-14: 4,335,880 parameters at order 1, J = 2, L = 8, width 64, 3 colours, 200 classes; the Scattering TinyImageNet-200 project's"),
-          "scattering-resnet18": _behind_scattering(_resnet18, "the stages of ResNet-18"), "scattering-resnet50": _behind_scattering(_resnet50, "the stages of ResNet-50"),
-          "scattering-densenet": _behind_scattering(_densenet, "the blocks of DenseNet-121"), "scattering-inception-resnet": _behind_scattering(_inception_resnet, "the blocks of Inception-ResNet-v1"),
-          "scattering-alexnet": _behind_scattering(_alexnet, "AlexNet from its second convolution on"),
-          "s2d-resnet14": _behind_blocks(_resnet14, "ResNet-14"), "s2d-resnet18": _behind_blocks(_resnet18, "the stages of ResNet-18"), "s2d-resnet50": _behind_blocks(_resnet50, "the stages of ResNet-50"),
-          "s2d-densenet": _behind_blocks(_densenet, "the blocks of DenseNet-121"), "s2d-inception-resnet": _behind_blocks(_inception_resnet, "the blocks of Inception-ResNet-v1"),
-          "s2d-alexnet": _behind_blocks(_alexnet, "AlexNet from its second convolution on"),
-          "resnet14": resnet14, "densenet": densenet, "inception-resnet": inception_resnet, "alexnet": alexnet, "alexnet-imagenet": alexnet_imagenet, "wytiny": wytiny, "linear": linear}
+MODELS = {
+    "resnet18": resnet18,
+    "scatresnet18": scatresnet18,
+    "scatresnet18-scales": scatresnet18_scales,
+    "scatinput-v1": _scattering_input(
+        1, False, "J = 1: 11,187,921 parameters at width 64, 3 colours, 10 classes"
+    ),
+    "scatinput-v2": _scattering_input(2, False, "J = 2"),
+    "scatinput-v3": _scattering_input(2, True, "J = 2, beside the image"),
+    "gabor-concat": _gabor("concat"),
+    "gabor-max": _gabor("max"),
+    "resnet18-imagenet": resnet18_imagenet,
+    "scatresnet18-imagenet": scatresnet18_imagenet,
+    "scattering-linear": scattering_linear,
+    "scattering-linear-no-affine": _without_affine(
+        scattering_linear,
+        "`scattering_linear` without the scale and shift of batch norm: 155,530 parameters for 3×32×32 and 10 classes at J=2, L=8; 64 more where canonical filters are learned.",
+    ),
+    "scattering-wrn": scattering_wrn,
+    "wrn": wrn,
+    "wrn-16": wrn_16,
+    "resnet50": resnet50,
+    "scattering-resnet14": _behind_scattering(
+        _resnet14,
+        "ResNet-14: 4,335,880 parameters at order 1, J = 2, L = 8, width 64, 3 colours, 200 classes; the Scattering TinyImageNet-200 project's",
+    ),
+    "scattering-resnet18": _behind_scattering(_resnet18, "the stages of ResNet-18"),
+    "scattering-resnet50": _behind_scattering(_resnet50, "the stages of ResNet-50"),
+    "scattering-densenet": _behind_scattering(_densenet, "the blocks of DenseNet-121"),
+    "scattering-inception-resnet": _behind_scattering(
+        _inception_resnet, "the blocks of Inception-ResNet-v1"
+    ),
+    "scattering-alexnet": _behind_scattering(_alexnet, "AlexNet from its second convolution on"),
+    "s2d-resnet14": _behind_blocks(_resnet14, "ResNet-14"),
+    "s2d-resnet18": _behind_blocks(_resnet18, "the stages of ResNet-18"),
+    "s2d-resnet50": _behind_blocks(_resnet50, "the stages of ResNet-50"),
+    "s2d-densenet": _behind_blocks(_densenet, "the blocks of DenseNet-121"),
+    "s2d-inception-resnet": _behind_blocks(_inception_resnet, "the blocks of Inception-ResNet-v1"),
+    "s2d-alexnet": _behind_blocks(_alexnet, "AlexNet from its second convolution on"),
+    "resnet14": resnet14,
+    "densenet": densenet,
+    "inception-resnet": inception_resnet,
+    "alexnet": alexnet,
+    "alexnet-imagenet": alexnet_imagenet,
+    "wytiny": wytiny,
+    "linear": linear,
+}
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-30
 def model_options(
-    name:str, # one of `MODELS`
-)->dict:      # option → default
+    name: str,  # one of `MODELS`
+) -> dict:  # option → default
     "The options that a model has, beside the shape of an image and the number of classes."
     parameters = inspect.signature(choose(name, MODELS, "model")).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("shape", "num_classes")}
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-31
 def build(
-    name:str,                   # one of `MODELS`
-    shape:tuple[int, int, int], # (C, H, W) of an image
-    num_classes:int,            # outputs
-    **options,                  # the model's own, see `model_options`
-)->nn.Module:
+    name: str,  # one of `MODELS`
+    shape: tuple[int, int, int],  # (C, H, W) of an image
+    num_classes: int,  # outputs
+    **options,  # the model's own, see `model_options`
+) -> nn.Module:
     "The model of this name. Raises `ValueError` for an unknown name or option, or one out of its limits."
     for option in options:
-        if option not in model_options(name): raise unknown(option, model_options(name), f"option of {name}")
+        if option not in model_options(name):
+            raise unknown(option, model_options(name), f"option of {name}")
     return choose(name, MODELS, "model")(shape, num_classes, **options)

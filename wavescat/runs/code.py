@@ -167,7 +167,9 @@ def _hash(texts):
 def _hash_of(*entries):
     "The hash of the code that is reached where registries have these entries chosen."
     found = reached(_computing(), dict(zip(_REGISTRIES, entries, strict=True)), ["fit"])
-    return _hash(f"{name}: {e}" for name in sorted(found) for e in sorted(d.essence for d in found[name]))
+    return _hash(
+        f"{name}: {e}" for name in sorted(found) for e in sorted(d.essence for d in found[name])
+    )
 
 
 @functools.cache

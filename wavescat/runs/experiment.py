@@ -21,131 +21,221 @@ from ..core.names import shown, unknown
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     "Everything that decides a run. Raises `ValueError` for a value out of its limits."
-    dataset:str = "textures"       # image set: one of `data.DATASETS`, a folder of class folders, or a CSV
-    size:int|None = None           # side that images are resized to, pixels; None: the set's own
-    classes:str|None = None        # classes used, numbers such as 0-4 or 1,3,5; None takes all
-    split:str = "stratified"       # how images are chosen: one of `splits.SPLITS`, or a file
-    per_class:int|None = None      # training images of each class; None takes all that validation leaves
-    validation:int = 0             # validation images in all; 0 keeps the last epoch
-    split_seed:int = 42            # chooses the training and validation images, where not all of them train
-    augment:str = "scatresnet"     # one of `augment.AUGMENTATIONS`
-    mix:str|None = None            # images mixed within a batch: one of `augment.MIXES`
-    mix_beta:float|None = None     # of the Beta law that mixes; None: the mix's own
-    model:str = "resnet18"         # one of `hybrids.MODELS`
-    width:int = 64                 # channels of the first stage
-    widen:int = 8                  # of wide residual networks: how many times 16 channels
-    convolution:str = "plain"      # of WyTiny: one of `backbones.CONVOLUTIONS`
-    norm:str = "batch"             # of WyTiny: one of `backbones.NORMS`
-    ghost:int = 32                 # images of a ghost batch
-    J:int = 2                      # scales of the scattering, where the model lets one choose
-    L:int|None = None              # orientations of the scattering, where the model has one
-    order:int = 2                  # highest order of the scattering, where the model lets one choose
-    learn:str|None = None          # what of the filters is learned: one of `scattering.LEARN`
-    init:str = "tight-frame"       # where filters start, or stay: tight-frame or random
-    upsample:str = "deconv"        # how half-size maps come back to full size
-    slant:float|None = None        # γ of the wavelets; None ties it to 4/L
-    engine:str = "wavescat"        # what computes the scattering
-    weights:str|None = None        # saved weights to start from: a run's identity, or a file
-    new_head:bool = False          # leave out the head of the saved weights
-    loss:str = "cross-entropy"     # one of `optim.LOSSES`
-    label_smoothing:float = 0.0    # of cross-entropy: share of the label that all classes have alike
-    margin:float = 1.0             # of hinge losses
-    target_scale:float = 1.0       # what targets are divided by, in their unit
-    epochs:int = 200               # passes over the training images; 0 only evaluates, and what teaches counts for nothing
-    batch_size:int = 128           # images a step
-    test_batch_size:int|None = None # images at a time in validation and test; None: 64 on a CPU, 1,000 on a GPU
-    drop_last:bool = False         # leave out a last batch that is smaller
-    accumulate:int = 1             # parts that a batch is computed in, for less memory; batch norm sees the parts
-    optimizer:str = "sgd"          # one of `optim.OPTIMIZERS`
-    lr:float = 0.1                 # learning rate: where the schedule starts, or its peak
-    momentum:float = 0.9           # SGD's momentum, Adam's β₁; under one-cycle see base_momentum
-    beta2:float = 0.999            # Adam's β₂
-    weight_decay:float = 5e-4      # on every parameter but learned filters
-    filter_lr:float|None = None    # learning rate of learned filters; None: lr
-    theta_lr:float|None = None     # that of their orientations; None: filter_lr
-    filter_weight_decay:float = 0. # weight decay of learned filters
-    clip:float|None = None         # largest norm of the gradient of all parameters together
-    schedule:str = "cosine"        # one of `optim.SCHEDULES`
-    points:str|None = None         # steps: epochs such as 4/8/12; piecewise: epoch:lr such as 0:.05/7:.5/35:.0125
-    step_factor:float = 0.2        # steps: what the learning rate is multiplied by
-    pct_start:float = 0.3          # one-cycle: share of the steps in which the learning rate rises
-    div_factor:float = 25.         # one-cycle: lr over the first learning rate
-    final_div_factor:float = 1e4   # one-cycle: the first learning rate over the last
-    base_momentum:float = 0.85     # one-cycle: momentum at the peak
-    max_momentum:float = 0.95      # one-cycle: momentum at the ends
-    eval_every:int = 1             # epochs between validations, where there are validation images; the last epoch is always validated
-    patience:int|None = None       # validations without a better one after which a run stops
-    top_k:int = 5                  # how many guesses count in test_top_k
-    precision:str = "float32"      # one of `optim.PRECISIONS`; weights and scattering stay float32
-    channels_last:bool = True      # how activations lie in memory
-    compile:bool = False           # by torch.compile: faster after a start of a minute or so
-    deterministic:bool = True      # on a GPU too; a CPU always is
-    seed:int = 0                   # initial weights, order of the images, augmentation
+
+    dataset: str = (
+        "textures"  # image set: one of `data.DATASETS`, a folder of class folders, or a CSV
+    )
+    size: int | None = None  # side that images are resized to, pixels; None: the set's own
+    classes: str | None = None  # classes used, numbers such as 0-4 or 1,3,5; None takes all
+    split: str = "stratified"  # how images are chosen: one of `splits.SPLITS`, or a file
+    per_class: int | None = (
+        None  # training images of each class; None takes all that validation leaves
+    )
+    validation: int = 0  # validation images in all; 0 keeps the last epoch
+    split_seed: int = 42  # chooses the training and validation images, where not all of them train
+    augment: str = "scatresnet"  # one of `augment.AUGMENTATIONS`
+    mix: str | None = None  # images mixed within a batch: one of `augment.MIXES`
+    mix_beta: float | None = None  # of the Beta law that mixes; None: the mix's own
+    model: str = "resnet18"  # one of `hybrids.MODELS`
+    width: int = 64  # channels of the first stage
+    widen: int = 8  # of wide residual networks: how many times 16 channels
+    convolution: str = "plain"  # of WyTiny: one of `backbones.CONVOLUTIONS`
+    norm: str = "batch"  # of WyTiny: one of `backbones.NORMS`
+    ghost: int = 32  # images of a ghost batch
+    J: int = 2  # scales of the scattering, where the model lets one choose
+    L: int | None = None  # orientations of the scattering, where the model has one
+    order: int = 2  # highest order of the scattering, where the model lets one choose
+    learn: str | None = None  # what of the filters is learned: one of `scattering.LEARN`
+    init: str = "tight-frame"  # where filters start, or stay: tight-frame or random
+    upsample: str = "deconv"  # how half-size maps come back to full size
+    slant: float | None = None  # γ of the wavelets; None ties it to 4/L
+    engine: str = "wavescat"  # what computes the scattering
+    weights: str | None = None  # saved weights to start from: a run's identity, or a file
+    new_head: bool = False  # leave out the head of the saved weights
+    loss: str = "cross-entropy"  # one of `optim.LOSSES`
+    label_smoothing: float = 0.0  # of cross-entropy: share of the label that all classes have alike
+    margin: float = 1.0  # of hinge losses
+    target_scale: float = 1.0  # what targets are divided by, in their unit
+    epochs: int = 200  # passes over the training images; 0 only evaluates, and what teaches counts for nothing
+    batch_size: int = 128  # images a step
+    test_batch_size: int | None = (
+        None  # images at a time in validation and test; None: 64 on a CPU, 1,000 on a GPU
+    )
+    drop_last: bool = False  # leave out a last batch that is smaller
+    accumulate: int = (
+        1  # parts that a batch is computed in, for less memory; batch norm sees the parts
+    )
+    optimizer: str = "sgd"  # one of `optim.OPTIMIZERS`
+    lr: float = 0.1  # learning rate: where the schedule starts, or its peak
+    momentum: float = 0.9  # SGD's momentum, Adam's β₁; under one-cycle see base_momentum
+    beta2: float = 0.999  # Adam's β₂
+    weight_decay: float = 5e-4  # on every parameter but learned filters
+    filter_lr: float | None = None  # learning rate of learned filters; None: lr
+    theta_lr: float | None = None  # that of their orientations; None: filter_lr
+    filter_weight_decay: float = 0.0  # weight decay of learned filters
+    clip: float | None = None  # largest norm of the gradient of all parameters together
+    schedule: str = "cosine"  # one of `optim.SCHEDULES`
+    points: str | None = (
+        None  # steps: epochs such as 4/8/12; piecewise: epoch:lr such as 0:.05/7:.5/35:.0125
+    )
+    step_factor: float = 0.2  # steps: what the learning rate is multiplied by
+    pct_start: float = 0.3  # one-cycle: share of the steps in which the learning rate rises
+    div_factor: float = 25.0  # one-cycle: lr over the first learning rate
+    final_div_factor: float = 1e4  # one-cycle: the first learning rate over the last
+    base_momentum: float = 0.85  # one-cycle: momentum at the peak
+    max_momentum: float = 0.95  # one-cycle: momentum at the ends
+    eval_every: int = 1  # epochs between validations, where there are validation images; the last epoch is always validated
+    patience: int | None = None  # validations without a better one after which a run stops
+    top_k: int = 5  # how many guesses count in test_top_k
+    precision: str = "float32"  # one of `optim.PRECISIONS`; weights and scattering stay float32
+    channels_last: bool = True  # how activations lie in memory
+    compile: bool = False  # by torch.compile: faster after a start of a minute or so
+    deterministic: bool = True  # on a GPU too; a CPU always is
+    seed: int = 0  # initial weights, order of the images, augmentation
 
     def __post_init__(self):
-        for name, kinds in _kinds().items(): object.__setattr__(self, name, read_value(name, getattr(self, name), kinds))
-        for name in ("width", "batch_size", "eval_every", "J", "accumulate", "test_batch_size", "top_k", "size", "patience"): _at_least(self, name, 1)
-        for name in ("epochs", "validation", "split_seed", "seed", "momentum", "beta2", "weight_decay", "filter_weight_decay", "label_smoothing", "order", "base_momentum", "max_momentum"): _at_least(self, name, 0)
-        for name, limit in (("seed", 2**63), ("split_seed", 2**32), ("width", 2**16), ("batch_size", 2**24), ("label_smoothing", 1), ("momentum", 1), ("beta2", 1), ("base_momentum", 1), ("max_momentum", 1), ("pct_start", 1)):
-            if getattr(self, name) >= limit: raise ValueError(f"{name} must be less than {limit}, got {getattr(self, name)}")
-        for name, otherwise in (("lr", ""), ("margin", ""), ("target_scale", ""), ("step_factor", ""), ("pct_start", ""), ("div_factor", ""), ("final_div_factor", ""), ("clip", ", or left out"), ("mix_beta", ", or left out"),
-                                ("filter_lr", ", or left out for lr"), ("theta_lr", ", or left out for filter_lr"), ("slant", ", or left out for 4/L")):
-            if getattr(self, name) is not None and getattr(self, name) <= 0: raise ValueError(f"{name} must be positive{otherwise}, got {getattr(self, name)}")
+        for name, kinds in _kinds().items():
+            object.__setattr__(self, name, read_value(name, getattr(self, name), kinds))
+        for name in (
+            "width",
+            "batch_size",
+            "eval_every",
+            "J",
+            "accumulate",
+            "test_batch_size",
+            "top_k",
+            "size",
+            "patience",
+        ):
+            _at_least(self, name, 1)
+        for name in (
+            "epochs",
+            "validation",
+            "split_seed",
+            "seed",
+            "momentum",
+            "beta2",
+            "weight_decay",
+            "filter_weight_decay",
+            "label_smoothing",
+            "order",
+            "base_momentum",
+            "max_momentum",
+        ):
+            _at_least(self, name, 0)
+        for name, limit in (
+            ("seed", 2**63),
+            ("split_seed", 2**32),
+            ("width", 2**16),
+            ("batch_size", 2**24),
+            ("label_smoothing", 1),
+            ("momentum", 1),
+            ("beta2", 1),
+            ("base_momentum", 1),
+            ("max_momentum", 1),
+            ("pct_start", 1),
+        ):
+            if getattr(self, name) >= limit:
+                raise ValueError(f"{name} must be less than {limit}, got {getattr(self, name)}")
+        for name, otherwise in (
+            ("lr", ""),
+            ("margin", ""),
+            ("target_scale", ""),
+            ("step_factor", ""),
+            ("pct_start", ""),
+            ("div_factor", ""),
+            ("final_div_factor", ""),
+            ("clip", ", or left out"),
+            ("mix_beta", ", or left out"),
+            ("filter_lr", ", or left out for lr"),
+            ("theta_lr", ", or left out for filter_lr"),
+            ("slant", ", or left out for 4/L"),
+        ):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive{otherwise}, got {getattr(self, name)}")
 
     @property
-    def changed(self)->dict:
+    def changed(self) -> dict:
         "The fields that differ from their defaults."
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
 
     @property
-    def identity(self)->str:
+    def identity(self) -> str:
         "Hash of the changed fields: a field that is added later, with a default that means the old behaviour, changes no identity."
-        return hashlib.sha256(json.dumps({"schema": 1, **self.changed}, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps({"schema": 1, **self.changed}, sort_keys=True).encode()
+        ).hexdigest()[:16]
 
 # %% ../../nbs/lib/04_runs/00_experiment.ipynb #14-experiment-5
 @functools.cache
-def _kinds()->dict[str, tuple[type, ...]]:
+def _kinds() -> dict[str, tuple[type, ...]]:
     "Field → the types that it may have."
-    return {k: get_args(t) if isinstance(t, types.UnionType) else (t,) for k, t in get_type_hints(Experiment).items()}
+    return {
+        k: get_args(t) if isinstance(t, types.UnionType) else (t,)
+        for k, t in get_type_hints(Experiment).items()
+    }
 
-_SWITCH = {"true": True, "yes": True, "on": True, "1": True,
-           "false": False, "no": False, "off": False, "0": False}
+
+_SWITCH = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
 
 def read_value(
-    name:str,                 # of the setting, for messages
-    value:object,             # as YAML, JSON, a command line or Python gives it
-    kinds:tuple[type, ...],   # one of bool, int, float and str, and NoneType if it may be left out
-)->object:
+    name: str,  # of the setting, for messages
+    value: object,  # as YAML, JSON, a command line or Python gives it
+    kinds: tuple[type, ...],  # one of bool, int, float and str, and NoneType if it may be left out
+) -> object:
     "The value as its type: 1, 1.0 and the text 1 are one number. Raises `ValueError` for what isn't of the type."
     kind, text = kinds[0], str(value).strip()
-    if type(None) in kinds and (value is None or text.lower() in ("none", "null")): return None
+    if type(None) in kinds and (value is None or text.lower() in ("none", "null")):
+        return None
     try:
-        if kind is str and value is not None and not isinstance(value, bool): return str(value)
-        if kind is bool: return _SWITCH[text.lower()]
-        if kind in (int, float) and not isinstance(value, bool) and text.isascii(): return _number(value, kind)
-    except OverflowError: raise ValueError(f"{name} must be a finite number, got {shown(value)}") from None
-    except (KeyError, TypeError, ValueError): pass
+        if kind is str and value is not None and not isinstance(value, bool):
+            return str(value)
+        if kind is bool:
+            return _SWITCH[text.lower()]
+        if kind in (int, float) and not isinstance(value, bool) and text.isascii():
+            return _number(value, kind)
+    except OverflowError:
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}") from None
+    except (KeyError, TypeError, ValueError):
+        pass
     wanted = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
     raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+
 
 def _number(value, kind):
     "A number, of a text too. Raises `OverflowError` for one that isn't finite, `ValueError` for none."
     if kind is int:
-        with contextlib.suppress(ValueError, OverflowError):   # exact, where digits are many
-            if (exact := int(value)) == value or isinstance(value, str): return exact
+        with contextlib.suppress(ValueError, OverflowError):  # exact, where digits are many
+            if (exact := int(value)) == value or isinstance(value, str):
+                return exact
     number = float(value)
-    if not math.isfinite(number): raise OverflowError
-    if kind is int and not number.is_integer(): raise ValueError
+    if not math.isfinite(number):
+        raise OverflowError
+    if kind is int and not number.is_integer():
+        raise ValueError
     return kind(number)
 
+
 def _at_least(e, name, low):
-    if getattr(e, name) is not None and getattr(e, name) < low: raise ValueError(f"{name} must be at least {low}, got {getattr(e, name)}")
+    if getattr(e, name) is not None and getattr(e, name) < low:
+        raise ValueError(f"{name} must be at least {low}, got {getattr(e, name)}")
 
 # %% ../../nbs/lib/04_runs/00_experiment.ipynb #14-experiment-6
 def experiment(
-    **settings, # fields of `Experiment`
-)->Experiment:
+    **settings,  # fields of `Experiment`
+) -> Experiment:
     "An experiment from named settings; an unknown name is refused with the nearest ones."
     for name in settings:
-        if name not in _kinds(): raise unknown(name, _kinds(), "setting")
+        if name not in _kinds():
+            raise unknown(name, _kinds(), "setting")
     return Experiment(**settings)

@@ -31,41 +31,50 @@ from .code import code_version
 from ..core.names import printable, shown, split_list, unknown, unquoted
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-5
-def project_dir()->Path|None:
+def project_dir() -> Path | None:
     "The checkout that the working directory lies in, or that the package was installed from; None if there is none."
     for d in (Path.cwd(), *Path.cwd().parents, Path(str(files("wavescat"))).parent):
-        if (d / "settings.ini").is_file() and (d / "nbs" / "studies").is_dir(): return d
+        if (d / "settings.ini").is_file() and (d / "nbs" / "studies").is_dir():
+            return d
     return None
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-6
-def runs_dir()->Path:
+def runs_dir() -> Path:
     "Where runs are stored: `$WAVESCAT_RUNS`, `.runs` in a checkout (which git ignores), or the user's data directory."
-    if os.environ.get("WAVESCAT_RUNS"): return Path(os.path.expanduser(os.environ["WAVESCAT_RUNS"]))
-    if project_dir(): return project_dir() / ".runs"
+    if os.environ.get("WAVESCAT_RUNS"):
+        return Path(os.path.expanduser(os.environ["WAVESCAT_RUNS"]))
+    if project_dir():
+        return project_dir() / ".runs"
     from platformdirs import user_data_path
+
     return user_data_path("wavescat") / "runs"
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-7
-def run_dir(e:Experiment)->Path:
+def run_dir(e: Experiment) -> Path:
     "Where this experiment's run is, or will be, when it is whole."
     return runs_dir() / e.identity
 
-def work_dir(e:Experiment)->Path:
+
+def work_dir(e: Experiment) -> Path:
     "Where this experiment's run is while it isn't whole."
     return runs_dir() / f"{e.identity}.work"
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-8
 def _to_disk(path):
     "Wait until a file or directory is on the disk, so that a loss of power doesn't take it."
-    if os.name == "nt" and path.is_dir(): return
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def replace(
-    path:Path,
-    write:Callable[[Path], object], # called with the path of another file, to write it
-)->None:
+    path: Path,
+    write: Callable[[Path], object],  # called with the path of another file, to write it
+) -> None:
     "Write a file whole or not at all; one that is there is replaced. Raises `OSError` if it can't be written, and then the old one is as it was."
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -73,66 +82,100 @@ def replace(
         _to_disk(part)
         os.replace(part, path)
         _to_disk(path.parent)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
-def write_json(path:Path, content)->None:
+
+def write_json(path: Path, content) -> None:
     "Write JSON whole or not at all; NaN and infinity become null, because JSON has none."
-    replace(path, lambda part: part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False), encoding="utf-8"))
+    replace(
+        path,
+        lambda part: part.write_text(
+            json.dumps(_finite(content), indent=1, allow_nan=False), encoding="utf-8"
+        ),
+    )
+
 
 def _finite(x):
-    if isinstance(x, float) and not math.isfinite(x): return None
-    if isinstance(x, dict): return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, float) and not math.isfinite(x):
+        return None
+    if isinstance(x, dict):
+        return {k: _finite(v) for k, v in x.items()}
     return [_finite(v) for v in x] if isinstance(x, (list, tuple)) else x
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-10
 def stored(
-    e:Experiment,
-)->dict|None: # the result; `stale` says whether other code computed it
+    e: Experiment,
+) -> dict | None:  # the result; `stale` says whether other code computed it
     "The stored result of an experiment, or None. Its `status` is done or diverged. Raises `ValueError` if its file is damaged."
     return _result(run_dir(e), e)
 
+
 def _result(directory, e=None):
-    try: result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError): return None
-    except ValueError: result = None
-    if not isinstance(result, dict) or "code" not in result: raise ValueError(f"{directory / 'result.json'} is damaged; delete {directory} to have the run computed again")
+    try:
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or "code" not in result:
+        raise ValueError(
+            f"{directory / 'result.json'} is damaged; delete {directory} to have the run computed again"
+        )
     if e is None:
-        try: e = Experiment(**result["experiment"])
-        except (KeyError, TypeError, ValueError): return {"status": "done", **result, "stale": True}     # of a version that knew other settings
+        try:
+            e = Experiment(**result["experiment"])
+        except (KeyError, TypeError, ValueError):
+            return {
+                "status": "done",
+                **result,
+                "stale": True,
+            }  # of a version that knew other settings
     return {"status": "done", **result, "stale": result["code"] != code_version(e)}
 
+
 def history_of(
-    e:Experiment,
-)->list[dict]: # one record an epoch
+    e: Experiment,
+) -> list[dict]:  # one record an epoch
     "How a stored run went. Raises `FileNotFoundError` if it isn't stored."
     return json.loads((run_dir(e) / "history.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-11
 def publish(
-    e:Experiment,
-    result:dict,   # numbers and provenance
-    history:list,  # one record an epoch
-    save:Callable[[Path], object]=lambda directory: None, # called with the directory, to add weights and predictions
-)->Path:           # the run's directory
+    e: Experiment,
+    result: dict,  # numbers and provenance
+    history: list,  # one record an epoch
+    save: Callable[[Path], object] = lambda directory: (
+        None
+    ),  # called with the directory, to add weights and predictions
+) -> Path:  # the run's directory
     "Store a run, whole or not at all; a run that is there is replaced. What was kept of it in progress can be forgotten afterwards."
     runs_dir().mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=runs_dir(), prefix=f".{e.identity}-"))
     try:
-        for name, content in (("config", asdict(e)), ("history", history), ("result", result)): write_json(tmp / f"{name}.json", content)
+        for name, content in (("config", asdict(e)), ("history", history), ("result", result)):
+            write_json(tmp / f"{name}.json", content)
         save(tmp)
-        for path in [*tmp.iterdir(), tmp]: _to_disk(path)
-        for attempt in range(10):        # several processes may finish the same run
-            if run_dir(e).exists(): os.rename(run_dir(e), tmp.with_name(f"{tmp.name}-old-{attempt}"))
-            try: os.rename(tmp, run_dir(e)); break
-            except OSError: continue
+        for path in [*tmp.iterdir(), tmp]:
+            _to_disk(path)
+        for attempt in range(10):  # several processes may finish the same run
+            if run_dir(e).exists():
+                os.rename(run_dir(e), tmp.with_name(f"{tmp.name}-old-{attempt}"))
+            try:
+                os.rename(tmp, run_dir(e))
+                break
+            except OSError:
+                continue
         _to_disk(runs_dir())
     finally:
-        for leftover in runs_dir().glob(f"{tmp.name}*"): shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in runs_dir().glob(f"{tmp.name}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     return run_dir(e)
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-14
 class Busy(RuntimeError):
     "Another process is computing this run."
+
 
 class Stopped(RuntimeError):
     "A run was asked to stop; its checkpoint is kept."
@@ -140,201 +183,346 @@ class Stopped(RuntimeError):
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-15
 @contextlib.contextmanager
 def claim(
-    e:Experiment,
-    wait:bool=True, # until whoever has it is done; False raises `Busy`
-)->Iterator[Path]:  # the directory for what the run leaves on the way
+    e: Experiment,
+    wait: bool = True,  # until whoever has it is done; False raises `Busy`
+) -> Iterator[Path]:  # the directory for what the run leaves on the way
     "Own a run. A clean end takes the directory away; an exception, a signal or a loss of power leaves it as it is, for the next owner. An exception other than `Stopped` is kept as its failure until then."
     from filelock import FileLock, Timeout
+
     work, lock, said = work_dir(e), FileLock(work_dir(e) / "lock"), False
     while True:
         work.mkdir(parents=True, exist_ok=True)
-        try: lock.acquire(timeout=1 if wait else 0)
+        try:
+            lock.acquire(timeout=1 if wait else 0)
         except Timeout:
-            if not wait: raise Busy(f"{e.identity} is being computed by {_owner_name(work)}") from None
-            if not said: print(f"wavescat: {e.identity} is being computed by {_owner_name(work)}; waiting for it", file=sys.stderr)
+            if not wait:
+                raise Busy(f"{e.identity} is being computed by {_owner_name(work)}") from None
+            if not said:
+                print(
+                    f"wavescat: {e.identity} is being computed by {_owner_name(work)}; waiting for it",
+                    file=sys.stderr,
+                )
             said = True
             continue
-        except FileNotFoundError: continue                              # its last owner took the directory away just now
-        if (work / "lock").exists(): break
+        except FileNotFoundError:
+            continue  # its last owner took the directory away just now
+        if (work / "lock").exists():
+            break
         lock.release()
     try:
         _tidy(e)
         (work / "failure.json").unlink(missing_ok=True)
-        _tell(work, {k: v for k, v in (_read(work / "progress.json") or {}).items() if k in ("epoch", "of")})
-        if not (work / "config.json").exists(): write_json(work / "config.json", asdict(e))
+        _tell(
+            work,
+            {
+                k: v
+                for k, v in (_read(work / "progress.json") or {}).items()
+                if k in ("epoch", "of")
+            },
+        )
+        if not (work / "config.json").exists():
+            write_json(work / "config.json", asdict(e))
         yield work
-        shutil.rmtree(work, ignore_errors=True)                         # the lock's file too, while it is held
-    except Stopped: raise
+        shutil.rmtree(work, ignore_errors=True)  # the lock's file too, while it is held
+    except Stopped:
+        raise
     except Exception as error:
         with contextlib.suppress(OSError):
-            write_json(work / "failure.json", {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "traceback": traceback.format_exc(), "at": _now(), "on": platform.node(), "code": code_version()})
+            write_json(
+                work / "failure.json",
+                {
+                    "error": f"{type(error).__name__}: {' '.join(str(error).split())}",
+                    "traceback": traceback.format_exc(),
+                    "at": _now(),
+                    "on": platform.node(),
+                    "code": code_version(),
+                },
+            )
         raise
-    finally: lock.release()
+    finally:
+        lock.release()
+
 
 def _tidy(e):
     "Clear up after an owner that was killed while it published: a result that it had put aside comes back if no other took its place."
     aside = sorted(runs_dir().glob(f".{e.identity}-*-old-*"))
-    if aside and not run_dir(e).exists(): os.rename(aside[-1], run_dir(e))
-    for leftover in runs_dir().glob(f".{e.identity}-*"): shutil.rmtree(leftover, ignore_errors=True)
+    if aside and not run_dir(e).exists():
+        os.rename(aside[-1], run_dir(e))
+    for leftover in runs_dir().glob(f".{e.identity}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
 
 def clear_left(
-    e:Experiment, # that is stored
-)->None:
+    e: Experiment,  # that is stored
+) -> None:
     "Take away what a run left on the way if its owner was killed between storing the result and clearing up; what is newer than the result stays, for whoever computes it again."
     from filelock import FileLock, Timeout
+
     work = work_dir(e)
-    if not work.is_dir(): return
+    if not work.is_dir():
+        return
     with contextlib.suppress(Timeout, OSError), FileLock(work / "lock", timeout=0):
         stored_at = (run_dir(e) / "result.json").stat().st_mtime_ns
-        if all(p.stat().st_mtime_ns <= stored_at for p in work.iterdir() if p.name != "lock"): shutil.rmtree(work, ignore_errors=True)
+        if all(p.stat().st_mtime_ns <= stored_at for p in work.iterdir() if p.name != "lock"):
+            shutil.rmtree(work, ignore_errors=True)
 
-def _now(): return datetime.now(timezone.utc).isoformat(timespec="seconds")
-def _tell(work, what): (work / "progress.json").write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "at": _now(), **what}), encoding="utf-8")
+
+def _now():
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _tell(work, what):
+    (work / "progress.json").write_text(
+        json.dumps({"host": platform.node(), "pid": os.getpid(), "at": _now(), **what}),
+        encoding="utf-8",
+    )
+
+
 def _read(path):
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _owner_name(work):
     p = _read(work / "progress.json") or {}
     return f"process {p.get('pid', '?')} on {p.get('host', '?')}"
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-16
-def tell(work:Path, epoch:int, of:int)->None:
+def tell(work: Path, epoch: int, of: int) -> None:
     "Say how far a run is. What can't be written is passed over: it is only told."
-    with contextlib.suppress(OSError): _tell(work, {"epoch": epoch, "of": of})
+    with contextlib.suppress(OSError):
+        _tell(work, {"epoch": epoch, "of": of})
 
-def owned(e:Experiment)->bool:
+
+def owned(e: Experiment) -> bool:
     "Whether a live process is computing this run."
     return _owned(work_dir(e))
 
+
 def _owned(work):
     from filelock import FileLock, Timeout
-    if not (work / "lock").exists(): return False
+
+    if not (work / "lock").exists():
+        return False
     try:
-        with FileLock(work / "lock", timeout=0): return False
-    except Timeout: return True
-    except OSError: return False
+        with FileLock(work / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
 
 def failure(
-    e:Experiment,
-)->dict|None: # error, traceback, at, on, code
+    e: Experiment,
+) -> dict | None:  # error, traceback, at, on, code
     "How the last try at this run failed, or None."
     return _read(work_dir(e) / "failure.json")
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-19
-def save_checkpoint(work:Path, state:dict)->None:
+def save_checkpoint(work: Path, state: dict) -> None:
     "Replace the checkpoint. Raises `OSError` if it can't be written, and then the old one is as it was."
+
     def write(part):
-        try: torch.save(state, part)
-        except RuntimeError as e: raise OSError(f"the checkpoint can't be written: {e}") from e      # torch's way to say that the disk is full
+        try:
+            torch.save(state, part)
+        except RuntimeError as e:
+            raise OSError(
+                f"the checkpoint can't be written: {e}"
+            ) from e  # torch's way to say that the disk is full
+
     replace(work / "checkpoint.pt", write)
 
+
 def load_checkpoint(
-    work:Path,
-)->dict|None: # on the CPU
+    work: Path,
+) -> dict | None:  # on the CPU
     "The checkpoint, or None; loading runs no code from the file."
-    try: return torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
-    except FileNotFoundError: return None
-    except Exception: return None                  # damaged, or not one: torch raises what comes to it
+    try:
+        return torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:
+        return None  # damaged, or not one: torch raises what comes to it
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-22
-STATUS = ("done", "diverged", "running", "stopped", "failed") # of runs in the store
+STATUS = ("done", "diverged", "running", "stopped", "failed")  # of runs in the store
+
 
 def runs(
-    where:Sequence[str]=(), # conditions, all of which must hold
-)->list[dict]:              # identity, status, stale, then settings and numbers; the newest last
+    where: Sequence[str] = (),  # conditions, all of which must hold
+) -> list[dict]:  # identity, status, stale, then settings and numbers; the newest last
     "Every run in the store. Raises `ValueError` for a condition that can't be read, or on a field that no run has."
     found = []
     for directory in runs_dir().glob("*") if runs_dir().is_dir() else ():
         identity, _, kind = directory.name.partition(".")
-        if not re.fullmatch(r"[0-9a-f]{16}", identity): continue
+        if not re.fullmatch(r"[0-9a-f]{16}", identity):
+            continue
         if kind == "work":
-            if (runs_dir() / identity / "result.json").exists() and not _owned(directory): continue
-            config, progress, failed = (_read(directory / f"{n}.json") or {} for n in ("config", "progress", "failure"))
+            if (runs_dir() / identity / "result.json").exists() and not _owned(directory):
+                continue
+            config, progress, failed = (
+                _read(directory / f"{n}.json") or {} for n in ("config", "progress", "failure")
+            )
             status = "running" if _owned(directory) else "failed" if failed else "stopped"
-            found.append({"identity": identity, "status": status, "stale": False, **config, **{k: progress[k] for k in ("epoch", "of", "host", "pid") if k in progress},
-                          **({"error": failed["error"]} if failed else {}), "finished": failed.get("at") or progress.get("at", "")})
-        elif not kind and (result := _readable(directory)) and not _owned(runs_dir() / f"{identity}.work"): found.append(_row(identity, result))
+            found.append(
+                {
+                    "identity": identity,
+                    "status": status,
+                    "stale": False,
+                    **config,
+                    **{k: progress[k] for k in ("epoch", "of", "host", "pid") if k in progress},
+                    **({"error": failed["error"]} if failed else {}),
+                    "finished": failed.get("at") or progress.get("at", ""),
+                }
+            )
+        elif (
+            not kind
+            and (result := _readable(directory))
+            and not _owned(runs_dir() / f"{identity}.work")
+        ):
+            found.append(_row(identity, result))
     known = {k for r in found for k in r}
-    for condition in where: found = [r for r in found if _holds(r, condition, known)]
+    for condition in where:
+        found = [r for r in found if _holds(r, condition, known)]
     return sorted(found, key=lambda r: r["finished"])
 
+
 def _readable(directory):
-    try: return _result(directory)
-    except ValueError: return None
+    try:
+        return _result(directory)
+    except ValueError:
+        return None
+
 
 def _row(identity, result):
     numbers = {k: v for k, v in result.items() if k not in ("experiment", "packages")}
-    if "split" in numbers: numbers["split_checksum"] = numbers.pop("split")        # the setting of this name says how images are chosen
-    return {"identity": identity, "status": result["status"], "stale": result["stale"], **result["experiment"], **numbers}
+    if "split" in numbers:
+        numbers["split_checksum"] = numbers.pop(
+            "split"
+        )  # the setting of this name says how images are chosen
+    return {
+        "identity": identity,
+        "status": result["status"],
+        "stale": result["stale"],
+        **result["experiment"],
+        **numbers,
+    }
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-23
 def _holds(run, condition, known):
     "Whether a run has the value that a condition such as `L=1-4` or `test_accuracy>50` asks for."
     match = re.fullmatch(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
-    if not match: raise ValueError(f"expected a condition such as L=8, model!=resnet18 or test_accuracy>50, got {shown(condition)}")
+    if not match:
+        raise ValueError(
+            f"expected a condition such as L=8, model!=resnet18 or test_accuracy>50, got {shown(condition)}"
+        )
     field, sign, text = match.groups()
-    if not text or text[0] in "=<>!": raise ValueError(f"expected a value after {field}{sign}, such as L=8, model!=resnet18 or test_accuracy>50, got {condition!r}")
+    if not text or text[0] in "=<>!":
+        raise ValueError(
+            f"expected a value after {field}{sign}, such as L=8, model!=resnet18 or test_accuracy>50, got {condition!r}"
+        )
     for part in split_list(text):
         ends = _range(part)
-        if ends and ends[0] > ends[1]: raise ValueError(f"{shown(condition)}: a range rises, such as {field}=1-9")
-    if known and field not in known: raise unknown(field, sorted(known), "field of a run")
+        if ends and ends[0] > ends[1]:
+            raise ValueError(f"{shown(condition)}: a range rises, such as {field}=1-9")
+    if known and field not in known:
+        raise unknown(field, sorted(known), "field of a run")
     value = run.get(field)
-    if sign in ("=", "!="): return _is_one_of(value, text) == (sign == "=")
-    try: limit = float(text)
-    except ValueError: raise ValueError(f"{condition}: {sign} compares numbers, got {text!r}") from None
-    if not isinstance(value, (int, float)): return False
-    return {"<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit}[sign]
+    if sign in ("=", "!="):
+        return _is_one_of(value, text) == (sign == "=")
+    try:
+        limit = float(text)
+    except ValueError:
+        raise ValueError(f"{condition}: {sign} compares numbers, got {text!r}") from None
+    if not isinstance(value, (int, float)):
+        return False
+    return {"<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit}[
+        sign
+    ]
+
 
 def _range(part):
     "First and last of a range such as 1-9, or None."
     ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", part, re.ASCII)
     return ends and (int(ends[1]), int(ends[2]))
 
+
 def _is_one_of(value, text):
     "Whether a value is the text as it stands, or stands in the list that the text is."
-    if str(value).lower() == text.lower(): return True
+    if str(value).lower() == text.lower():
+        return True
     for part in split_list(text):
-        if str(value).lower() == unquoted(part).lower(): return True
-        if isinstance(value, bool) or not isinstance(value, (int, float)): continue
+        if str(value).lower() == unquoted(part).lower():
+            return True
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
         with contextlib.suppress(ValueError):
-            if float(part) == value: return True
-        if (ends := _range(part)) and ends[0] <= value <= ends[1]: return True
+            if float(part) == value:
+                return True
+        if (ends := _range(part)) and ends[0] <= value <= ends[1]:
+            return True
     return False
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-24
 def table(
-    where:Sequence[str]=(), # conditions, as for `runs`
-):                          # pandas.DataFrame, one row a run
+    where: Sequence[str] = (),  # conditions, as for `runs`
+):  # pandas.DataFrame, one row a run
     "The runs as a table of pandas. Raises `ImportError` where that isn't installed."
     import pandas as pd
-    rows = [{k: printable(v) if isinstance(v, str) else v for k, v in r.items()} for r in runs(where)]
+
+    rows = [
+        {k: printable(v) if isinstance(v, str) else v for k, v in r.items()} for r in runs(where)
+    ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-25
 def find(
-    run:str,             # an identity, or its first letters
-)->tuple[str, Path]:     # identity, and the directory where it is, whole or not
+    run: str,  # an identity, or its first letters
+) -> tuple[str, Path]:  # identity, and the directory where it is, whole or not
     "A run in the store. Raises `ValueError` if there is none, or if there are several."
-    identities = sorted({p.name.partition(".")[0] for p in runs_dir().glob(f"{run}*") if re.fullmatch(r"[0-9a-f]{16}(\.work)?", p.name)}) if re.fullmatch(r"[0-9a-f]{1,16}", run) else []
-    if len(identities) != 1: raise ValueError(f"{f'{len(identities)} runs begin with' if identities else 'no run begins with'} {run!r} in {runs_dir()}; see wavescat runs list")
+    identities = (
+        sorted(
+            {
+                p.name.partition(".")[0]
+                for p in runs_dir().glob(f"{run}*")
+                if re.fullmatch(r"[0-9a-f]{16}(\.work)?", p.name)
+            }
+        )
+        if re.fullmatch(r"[0-9a-f]{1,16}", run)
+        else []
+    )
+    if len(identities) != 1:
+        raise ValueError(
+            f"{f'{len(identities)} runs begin with' if identities else 'no run begins with'} {run!r} in {runs_dir()}; see wavescat runs list"
+        )
     whole = runs_dir() / identities[0]
     return identities[0], whole if whole.is_dir() else runs_dir() / f"{identities[0]}.work"
 
+
 def experiment_of(
-    run:str, # an identity, or its first letters
-)->Experiment:
+    run: str,  # an identity, or its first letters
+) -> Experiment:
     "The experiment of a run in the store. Raises `ValueError` if there is none, or if this version doesn't know its settings."
     identity, directory = find(run)
     config = _read(directory / "config.json")
-    try: return Experiment(**(config or {"": 0}))
-    except (TypeError, ValueError) as e: raise ValueError(f"{directory / 'config.json'} can't be read by this version: {e}") from None
+    try:
+        return Experiment(**(config or {"": 0}))
+    except (TypeError, ValueError) as e:
+        raise ValueError(
+            f"{directory / 'config.json'} can't be read by this version: {e}"
+        ) from None
+
 
 def remove(
-    identity:str, # whole
-)->bool:          # whether it was there
+    identity: str,  # whole
+) -> bool:  # whether it was there
     "Take a run out of the store, and what there is of it in progress. Raises `Busy` if a live process computes it."
     work, whole = runs_dir() / f"{identity}.work", runs_dir() / identity
-    if _owned(work): raise Busy(f"{identity} is being computed by {_owner_name(work)}; stop that first")
+    if _owned(work):
+        raise Busy(f"{identity} is being computed by {_owner_name(work)}; stop that first")
     there = work.is_dir() or whole.is_dir()
     for directory in (whole, work):
         gone = directory.with_name(f".{directory.name}-gone-{os.getpid()}")

@@ -34,70 +34,115 @@ from ..core.names import printable
 from .store import runs, runs_dir, write_json
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-5
-def uri()->str:
+def uri() -> str:
     "Where MLflow keeps runs: `$MLFLOW_TRACKING_URI`, or an SQLite database in the store."
     return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(_home() / "mlflow.db")
 
-def _home(): return runs_dir().resolve() / ".mlflow"
+
+def _home():
+    return runs_dir().resolve() / ".mlflow"
+
 
 def _sqlite(path):
     "The address of a database's file. A name with ?, # or % is quoted twice: SQLAlchemy reads it, then SQLite does."
     plain = path.as_posix()
-    return f"sqlite:///file:{quote(quote(os.fsencode(plain)))}?uri=true" if re.search("[?#%\udc80-\udcff]", plain) else f"sqlite:///{plain}"
+    return (
+        f"sqlite:///file:{quote(quote(os.fsencode(plain)))}?uri=true"
+        if re.search("[?#%\udc80-\udcff]", plain)
+        else f"sqlite:///{plain}"
+    )
+
 
 def _file(address):
     "The file of a database of SQLite, or None."
-    if not address.startswith("sqlite:///"): return None
+    if not address.startswith("sqlite:///"):
+        return None
     name = unquote(address.removeprefix("sqlite:///").partition("?")[0])
-    return Path(unquote(name.removeprefix("file:"), errors="surrogateescape") if name.startswith("file:") else name).resolve()
+    return Path(
+        unquote(name.removeprefix("file:"), errors="surrogateescape")
+        if name.startswith("file:")
+        else name
+    ).resolve()
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-8
 class Unreachable(ConnectionError):
     "MLflow isn't there, or doesn't answer. Nothing is lost: the runs are stored, and the next `mirror` logs what is missing."
 
+
 def _unreachable(address, why):
     why = " ".join(str(why).split()) or type(why).__name__
-    return Unreachable(f"MLflow at {re.sub('//[^/@]*@', '//', address)} can't be reached: {why[:300]}; the runs are stored, and are logged when it can")
+    return Unreachable(
+        f"MLflow at {re.sub('//[^/@]*@', '//', address)} can't be reached: {why[:300]}; the runs are stored, and are logged when it can"
+    )
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-9
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306} # where a server listens if its address doesn't say
+_PORTS = {
+    "http": 80,
+    "https": 443,
+    "postgresql": 5432,
+    "mysql": 3306,
+}  # where a server listens if its address doesn't say
 
-def _look(address, seconds=2.):
+
+def _look(address, seconds=2.0):
     "Raise `Unreachable` within a few seconds if nobody listens at the address, or if the database's file can't be written."
     if file := _file(address):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(file, timeout=seconds)) as database: database.execute("BEGIN IMMEDIATE")
-        except (OSError, sqlite3.Error) as e: raise _unreachable(address, e) from None
+            with contextlib.closing(sqlite3.connect(file, timeout=seconds)) as database:
+                database.execute("BEGIN IMMEDIATE")
+        except (OSError, sqlite3.Error) as e:
+            raise _unreachable(address, e) from None
     parts = urlsplit(address)
     port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
-    if not (parts.hostname and port) or (parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname)): return
+    if not (parts.hostname and port) or (
+        parts.scheme in urllib.request.getproxies()
+        and not urllib.request.proxy_bypass(parts.hostname)
+    ):
+        return
     said = [f"no answer in {seconds:g} s"]
+
     def connect():
-        try: socket.create_connection((parts.hostname, port), seconds).close()
-        except OSError as e: said[0] = e
-        else: said.clear()
-    thread = threading.Thread(target=connect, daemon=True)    # looking a name up knows no timeout
-    thread.start(); thread.join(seconds + .5)
-    if said: raise _unreachable(address, said[0])
+        try:
+            socket.create_connection((parts.hostname, port), seconds).close()
+        except OSError as e:
+            said[0] = e
+        else:
+            said.clear()
+
+    thread = threading.Thread(target=connect, daemon=True)  # looking a name up knows no timeout
+    thread.start()
+    thread.join(seconds + 0.5)
+    if said:
+        raise _unreachable(address, said[0])
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-12
-def _no_telemetry(): os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"})   # for good: MLflow reads them at various times
+def _no_telemetry():
+    os.environ.update(
+        {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    )  # for good: MLflow reads them at various times
+
 
 @contextlib.contextmanager
 def _quiet(**environment):
     "MLflow with these environment variables, and silent; afterwards they are as they were."
-    before, loggers = {k: os.environ.get(k) for k in environment}, [logging.getLogger(n) for n in ("mlflow", "alembic", "sqlalchemy")]
+    before, loggers = (
+        {k: os.environ.get(k) for k in environment},
+        [logging.getLogger(n) for n in ("mlflow", "alembic", "sqlalchemy")],
+    )
     levels = [x.level for x in loggers]
     os.environ.update(environment)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for x in loggers: x.setLevel(logging.CRITICAL)
+            for x in loggers:
+                x.setLevel(logging.CRITICAL)
             yield
     finally:
-        for x, level in zip(loggers, levels): x.setLevel(level)
-        for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
+        for x, level in zip(loggers, levels):
+            x.setLevel(level)
+        for k, v in before.items():
+            os.environ.pop(k) if v is None else os.environ.update({k: v})
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-13
 def _client(address):
@@ -107,84 +152,202 @@ def _client(address):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from mlflow.tracking.client import MlflowClient
-    except ImportError as e: raise Unreachable(f"MLflow isn't installed ({e}); install it with: pip install mlflow") from None
+    except ImportError as e:
+        raise Unreachable(
+            f"MLflow isn't installed ({e}); install it with: pip install mlflow"
+        ) from None
     try:
-        with _quiet(): return MlflowClient(tracking_uri=address)        # a new database gets its tables here
-    except Exception as e: raise _unreachable(address, e) from None
+        with _quiet():
+            return MlflowClient(tracking_uri=address)  # a new database gets its tables here
+    except Exception as e:
+        raise _unreachable(address, e) from None
+
 
 def _experiment(client, address):
     "MLflow's experiment that the runs are in, made if need be."
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "wavescat"
     found = client.get_experiment_by_name(name)
     if found is None:
-        with contextlib.suppress(Exception): client.create_experiment(name, (_file(address).parent / "artifacts").as_uri() if _file(address) else None, {"mlflow.experimentKind": "custom_model_development"})    # another may make it just now
+        with contextlib.suppress(Exception):
+            client.create_experiment(
+                name,
+                (_file(address).parent / "artifacts").as_uri() if _file(address) else None,
+                {"mlflow.experimentKind": "custom_model_development"},
+            )  # another may make it just now
         found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active": raise ValueError(f"MLflow's experiment {name!r} was deleted; restore it, or choose another with MLFLOW_EXPERIMENT_NAME")
+    if found is None or found.lifecycle_stage != "active":
+        raise ValueError(
+            f"MLflow's experiment {name!r} was deleted; restore it, or choose another with MLFLOW_EXPERIMENT_NAME"
+        )
     return found
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-15
-_COMMON = ("model", "seed", "L", "per_class", "dataset", "size", "split", "split_seed", "validation", "width", "epochs", "batch_size", "lr", "eval_every") # said elsewhere, or the same in a whole study
+_COMMON = (
+    "model",
+    "seed",
+    "L",
+    "per_class",
+    "dataset",
+    "size",
+    "split",
+    "split_seed",
+    "validation",
+    "width",
+    "epochs",
+    "batch_size",
+    "lr",
+    "eval_every",
+)  # said elsewhere, or the same in a whole study
 
-def _changed(config): return {f.name: config[f.name] for f in fields(Experiment) if f.name in config and config[f.name] != f.default}
-def _text(value): return "none" if value is None else printable(str(value))
+
+def _changed(config):
+    return {
+        f.name: config[f.name]
+        for f in fields(Experiment)
+        if f.name in config and config[f.name] != f.default
+    }
+
+
+def _text(value):
+    return "none" if value is None else printable(str(value))
+
 
 def run_name(
-    config:Mapping, # settings, as `asdict` gives them
-)->str:
+    config: Mapping,  # settings, as `asdict` gives them
+) -> str:
     "What a run is called: the model, what is usually compared, what is unusual about it, and the seed."
-    said = {k: config.get(k) for k in ("L", "per_class") if config.get(k) is not None} | {k: v for k, v in _changed(config).items() if k not in _COMMON} | {"seed": config.get("seed", 0)}
+    said = (
+        {k: config.get(k) for k in ("L", "per_class") if config.get(k) is not None}
+        | {k: v for k, v in _changed(config).items() if k not in _COMMON}
+        | {"seed": config.get("seed", 0)}
+    )
     return " ".join([config.get("model", "run"), *(f"{k}={_text(v)}" for k, v in said.items())])
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-17
-def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+def _is_number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
 def _milliseconds(text, otherwise):
-    try: return round(datetime.fromisoformat(text).timestamp() * 1000)
-    except (TypeError, ValueError): return round(otherwise * 1000)
-def _digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-def _json(path, otherwise): return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+    try:
+        return round(datetime.fromisoformat(text).timestamp() * 1000)
+    except (TypeError, ValueError):
+        return round(otherwise * 1000)
+
+
+def _digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _json(path, otherwise):
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+
 
 def _whole(directory):
     "What there is to log of a whole run."
-    config, history, result = (_json(directory / f"{n}.json", o) for n, o in (("config", {}), ("history", []), ("result", {})))
+    config, history, result = (
+        _json(directory / f"{n}.json", o)
+        for n, o in (("config", {}), ("history", []), ("result", {}))
+    )
     end = _milliseconds(result.get("finished"), (directory / "result.json").stat().st_mtime)
     start = end - round(1000 * result["seconds"]) if _is_number(result.get("seconds")) else end
     epochs = max([r.get("epoch", i + 1) for i, r in enumerate(history)], default=1) or 1
     points = []
     for i, record in enumerate(history):
         step = record.get("epoch", i + 1)
-        points += [(k, v, round(start + (end - start) * step / epochs), step) for k, v in record.items() if k != "epoch" and _is_number(v)]
+        points += [
+            (k, v, round(start + (end - start) * step / epochs), step)
+            for k, v in record.items()
+            if k != "epoch" and _is_number(v)
+        ]
     names = {k for record in history for k in record}
-    points += [(f"result_{k}" if k in names else k, v, end, 0) for k, v in result.items() if _is_number(v)]
-    texts = {k: v for k, v in result.items() if isinstance(v, (str, bool))} | {k: json.dumps(result[k]) for k in ("packages",) if k in result}
+    points += [
+        (f"result_{k}" if k in names else k, v, end, 0) for k, v in result.items() if _is_number(v)
+    ]
+    texts = {k: v for k, v in result.items() if isinstance(v, (str, bool))} | {
+        k: json.dumps(result[k]) for k in ("packages",) if k in result
+    }
     status = result.get("status", "done")
-    return {"config": config, "points": points, "texts": {**texts, "status": status}, "start": start, "end": end, "status": "FAILED" if status == "diverged" else "FINISHED",
-            "files": [p for p in (directory / f"{n}.json" for n in ("config", "history", "result")) if p.is_file()], "weights": [p for p in (directory / "weights.safetensors", directory / "weights.pt") if p.is_file()]}
+    return {
+        "config": config,
+        "points": points,
+        "texts": {**texts, "status": status},
+        "start": start,
+        "end": end,
+        "status": "FAILED" if status == "diverged" else "FINISHED",
+        "files": [
+            p
+            for p in (directory / f"{n}.json" for n in ("config", "history", "result"))
+            if p.is_file()
+        ],
+        "weights": [
+            p for p in (directory / "weights.safetensors", directory / "weights.pt") if p.is_file()
+        ],
+    }
+
 
 def _failed(directory):
     "What there is to log of a run that failed: how."
-    config, failed, progress = (_json(directory / f"{n}.json", {}) for n in ("config", "failure", "progress"))
+    config, failed, progress = (
+        _json(directory / f"{n}.json", {}) for n in ("config", "failure", "progress")
+    )
     at = _milliseconds(failed.get("at"), (directory / "failure.json").stat().st_mtime)
-    texts = {"status": "failed", "error": failed.get("error", "?"), **{k: _text(v) for k, v in {"traceback": failed.get("traceback", "")[-5000:], "code": failed.get("code"), "on": failed.get("on"), "epoch": progress.get("epoch")}.items() if v}}
-    return {"config": config, "points": [], "texts": texts, "start": at, "end": at, "status": "FAILED", "files": [p for p in (directory / f"{n}.json" for n in ("config", "failure")) if p.is_file()], "weights": []}
+    texts = {
+        "status": "failed",
+        "error": failed.get("error", "?"),
+        **{
+            k: _text(v)
+            for k, v in {
+                "traceback": failed.get("traceback", "")[-5000:],
+                "code": failed.get("code"),
+                "on": failed.get("on"),
+                "epoch": progress.get("epoch"),
+            }.items()
+            if v
+        },
+    }
+    return {
+        "config": config,
+        "points": [],
+        "texts": texts,
+        "start": at,
+        "end": at,
+        "status": "FAILED",
+        "files": [
+            p for p in (directory / f"{n}.json" for n in ("config", "failure")) if p.is_file()
+        ],
+        "weights": [],
+    }
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-19
 def _log(client, run, what, figures):
     "Log what there is of a run to an MLflow run, over what may be there already."
     from mlflow.entities import Metric, Param, RunTag
+
     run_id, changed = run.info.run_id, _changed(what["config"])
     texts = {**what["texts"], "changed": " ".join(f"{k}={_text(v)}" for k, v in changed.items())}
-    client.log_batch(run_id, [Metric(*p) for p in what["points"]], [Param(k, _text(v)) for k, v in what["config"].items()], [RunTag(f"wavescat.{k}", _text(v)[:5000]) for k, v in texts.items()])
+    client.log_batch(
+        run_id,
+        [Metric(*p) for p in what["points"]],
+        [Param(k, _text(v)) for k, v in what["config"].items()],
+        [RunTag(f"wavescat.{k}", _text(v)[:5000]) for k, v in texts.items()],
+    )
     for tag in {"wavescat.error", "wavescat.traceback"} & set(run.data.tags):
-        if tag.removeprefix("wavescat.") not in texts: client.delete_tag(run_id, tag)
+        if tag.removeprefix("wavescat.") not in texts:
+            client.delete_tag(run_id, tag)
     with tempfile.TemporaryDirectory() as staged:
         staged = Path(staged)
-        for source in what["files"]: (staged / source.name).write_bytes(source.read_bytes())
-        for source in what["weights"]: _place_weights(source, run.info.artifact_uri, staged / "model")
+        for source in what["files"]:
+            (staged / source.name).write_bytes(source.read_bytes())
+        for source in what["weights"]:
+            _place_weights(source, run.info.artifact_uri, staged / "model")
         if figures:
             (staged / "figures").mkdir()
-            for name, figure in figures.items(): figure.savefig(staged / "figures" / f"{name}.png", dpi=120, bbox_inches="tight")
+            for name, figure in figures.items():
+                figure.savefig(staged / "figures" / f"{name}.png", dpi=120, bbox_inches="tight")
         client.log_artifacts(run_id, str(staged))
     client.set_terminated(run_id, what["status"], what["end"])
+
 
 def _place_weights(source, artifacts, staged):
     "Weights among the artifacts: on the same disk under a second name, which takes no room; otherwise for the upload."
@@ -196,92 +359,179 @@ def _place_weights(source, artifacts, staged):
             os.link(source, target)
             return
     staged.mkdir(exist_ok=True)
-    os.symlink(source.resolve(), staged / source.name) if os.name != "nt" else (staged / source.name).write_bytes(source.read_bytes())
+    os.symlink(source.resolve(), staged / source.name) if os.name != "nt" else (
+        staged / source.name
+    ).write_bytes(source.read_bytes())
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-21
 def _mirror_one(client, place, identity, failed, digest, known, figures):
     "Bring one run to MLflow, unless it is there; its MLflow id, and whether it had to be logged."
-    there = client.search_runs([place.experiment_id], f"tags.`wavescat.identity` = '{identity}'", max_results=100)
-    ours = [r for r in there if r.info.run_id == known or r.data.tags.get("wavescat.store") == _store() or r.data.tags.get("wavescat.result") == digest]
+    there = client.search_runs(
+        [place.experiment_id], f"tags.`wavescat.identity` = '{identity}'", max_results=100
+    )
+    ours = [
+        r
+        for r in there
+        if r.info.run_id == known
+        or r.data.tags.get("wavescat.store") == _store()
+        or r.data.tags.get("wavescat.result") == digest
+    ]
     same = [r for r in ours if r.data.tags.get("wavescat.result") in (None, digest)]
     done = next((r for r in same if r.data.tags.get("wavescat.logged") == digest), None)
     run = done or (same[0] if same else None)
     if not done:
         directory = runs_dir() / (f"{identity}.work" if failed else identity)
         what = (_failed if failed else _whole)(directory)
-        if run is None: run = client.create_run(place.experiment_id, what["start"], {"wavescat.identity": identity, "wavescat.store": _store(), "mlflow.source.name": "wavescat", **({} if failed else {"wavescat.result": digest})}, run_name(what["config"]))
-        elif not failed: client.set_tag(run.info.run_id, "wavescat.result", digest)
+        if run is None:
+            run = client.create_run(
+                place.experiment_id,
+                what["start"],
+                {
+                    "wavescat.identity": identity,
+                    "wavescat.store": _store(),
+                    "mlflow.source.name": "wavescat",
+                    **({} if failed else {"wavescat.result": digest}),
+                },
+                run_name(what["config"]),
+            )
+        elif not failed:
+            client.set_tag(run.info.run_id, "wavescat.result", digest)
         drawn = figures(directory) if figures and not failed else {}
-        try: _log(client, run, what, drawn)
-        finally: _close(drawn)
+        try:
+            _log(client, run, what, drawn)
+        finally:
+            _close(drawn)
         client.set_tag(run.info.run_id, "wavescat.logged", digest)
     for old in ours:
-        if old.info.run_id != run.info.run_id: client.delete_run(old.info.run_id)
+        if old.info.run_id != run.info.run_id:
+            client.delete_run(old.info.run_id)
     return run.info.run_id, not done
 
-def _store(): return hashlib.sha256(os.fsencode(f"{platform.node()}:{runs_dir().resolve()}")).hexdigest()[:16]
+
+def _store():
+    return hashlib.sha256(os.fsencode(f"{platform.node()}:{runs_dir().resolve()}")).hexdigest()[:16]
+
+
 def _close(figures):
     if "matplotlib.pyplot" in sys.modules:
-        for f in figures.values(): sys.modules["matplotlib.pyplot"].close(f)
+        for f in figures.values():
+            sys.modules["matplotlib.pyplot"].close(f)
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-22
 def _to_log():
     "Runs that MLflow should have: identity, whether it failed, digest."
     for r in runs():
         failed = r["status"] == "failed"
-        if not failed and r["status"] not in ("done", "diverged"): continue
-        path = runs_dir() / f"{r['identity']}.work" / "failure.json" if failed else runs_dir() / r["identity"] / "result.json"
-        with contextlib.suppress(OSError): yield r["identity"], failed, _digest(path)      # it may have been taken away, or become whole, just now
+        if not failed and r["status"] not in ("done", "diverged"):
+            continue
+        path = (
+            runs_dir() / f"{r['identity']}.work" / "failure.json"
+            if failed
+            else runs_dir() / r["identity"] / "result.json"
+        )
+        with contextlib.suppress(OSError):
+            yield (
+                r["identity"],
+                failed,
+                _digest(path),
+            )  # it may have been taken away, or become whole, just now
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-23
 def mirror(
-    figures:Callable[[Path], Mapping]|None=None, # a whole run's directory → matplotlib figures by name; they are closed
-    limit:int|None=None,                         # runs to log at most; None: all
-)->dict:                                         # uri; experiment, its id in MLflow; how many runs were logged now, already, and are left; refused: identity → why
+    figures: Callable[[Path], Mapping]
+    | None = None,  # a whole run's directory → matplotlib figures by name; they are closed
+    limit: int | None = None,  # runs to log at most; None: all
+) -> dict:  # uri; experiment, its id in MLflow; how many runs were logged now, already, and are left; refused: identity → why
     "Log to MLflow every whole or failed run that it doesn't have as it is. Waits for another process that does the same. Raises `Unreachable`, within a few seconds, if MLflow can't be reached."
     from filelock import FileLock
+
     address = uri()
-    if not runs_dir().is_dir(): return {"uri": address, "experiment": None, "logged": 0, "already": 0, "left": 0, "refused": {}}
+    if not runs_dir().is_dir():
+        return {
+            "uri": address,
+            "experiment": None,
+            "logged": 0,
+            "already": 0,
+            "left": 0,
+            "refused": {},
+        }
     _look(address)
     client = _client(address)
     _home().mkdir(parents=True, exist_ok=True)
     with FileLock(_home() / "lock"), _brief(3):
         place = _reached(address, lambda: _experiment(client, address))
-        markers = _home() / "logged" / hashlib.sha256(f"{address} {place.experiment_id} {place.creation_time}".encode()).hexdigest()[:16]
+        markers = (
+            _home()
+            / "logged"
+            / hashlib.sha256(
+                f"{address} {place.experiment_id} {place.creation_time}".encode()
+            ).hexdigest()[:16]
+        )
         markers.mkdir(parents=True, exist_ok=True)
-        result = {"uri": address, "experiment": place.experiment_id, "logged": 0, "already": 0, "left": 0, "refused": {}}
+        result = {
+            "uri": address,
+            "experiment": place.experiment_id,
+            "logged": 0,
+            "already": 0,
+            "left": 0,
+            "refused": {},
+        }
         for identity, failed, digest in list(_to_log()):
             note = _noted(markers / f"{identity}.json")
-            if note.get("digest") == digest: result["already"] += 1; continue
-            if limit is not None and result["logged"] >= limit: result["left"] += 1; continue
+            if note.get("digest") == digest:
+                result["already"] += 1
+                continue
+            if limit is not None and result["logged"] >= limit:
+                result["left"] += 1
+                continue
             try:
-                with _brief(30): run_id, new = _mirror_one(client, place, identity, failed, digest, note.get("run_id"), figures)
+                with _brief(30):
+                    run_id, new = _mirror_one(
+                        client, place, identity, failed, digest, note.get("run_id"), figures
+                    )
             except Exception as error:
-                _reached(address, lambda: _look(address) or client.get_experiment(place.experiment_id))     # gone: that is why
-                result["refused"][identity] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                _reached(
+                    address, lambda: _look(address) or client.get_experiment(place.experiment_id)
+                )  # gone: that is why
+                result["refused"][identity] = (
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                )
                 continue
             write_json(markers / f"{identity}.json", {"run_id": run_id, "digest": digest})
             result["logged" if new else "already"] += 1
     return result
 
-def _brief(seconds): return _quiet(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(seconds), MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true")
+
+def _brief(seconds):
+    return _quiet(
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+        MLFLOW_HTTP_REQUEST_TIMEOUT=str(seconds),
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
+    )
+
 
 def _reached(address, ask):
     "What MLflow answers; whatever goes wrong means that it can't be reached."
-    try: return ask()
-    except (Unreachable, ValueError): raise
-    except Exception as e: raise _unreachable(address, e) from None
+    try:
+        return ask()
+    except (Unreachable, ValueError):
+        raise
+    except Exception as e:
+        raise _unreachable(address, e) from None
+
 
 def _noted(path):
-    try: return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError): return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-28
 def serve(
-    port:int=5000,           # 0 takes a free one
-    host:str="127.0.0.1",    # who may look: this machine alone; 0.0.0.0 lets the network
-    figures:Callable[[Path], Mapping]|None=None, # as for `mirror`
-)->None:
+    port: int = 5000,  # 0 takes a free one
+    host: str = "127.0.0.1",  # who may look: this machine alone; 0.0.0.0 lets the network
+    figures: Callable[[Path], Mapping] | None = None,  # as for `mirror`
+) -> None:
     "Mirror the runs, then run MLflow's page until Ctrl-C; where MLflow is a server, say where. Raises `ValueError` if the port is taken, `Unreachable` if MLflow can't be reached."
     address = uri()
     if address.startswith(("http:", "https:")):
@@ -297,60 +547,131 @@ def serve(
         _say(done, page, " (Ctrl-C ends it)")
         server.wait()
 
+
 def _say(done, page, end):
-    refused = f", but refused {len(done['refused'])}, such as {next(iter(done['refused'].items()))}," if done["refused"] else ""
-    print(f"MLflow shows {done['logged'] + done['already']} runs{refused} at {page.rstrip('/')}/#/experiments/{done['experiment']}/runs?workflowType=machine_learning{end}", flush=True)
+    refused = (
+        f", but refused {len(done['refused'])}, such as {next(iter(done['refused'].items()))},"
+        if done["refused"]
+        else ""
+    )
+    print(
+        f"MLflow shows {done['logged'] + done['already']} runs{refused} at {page.rstrip('/')}/#/experiments/{done['experiment']}/runs?workflowType=machine_learning{end}",
+        flush=True,
+    )
+
 
 def _free(host, port):
     "The port, or a free one for 0. Raises `ValueError` if it can't be had."
     try:
-        with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as s:
+        with contextlib.closing(
+            socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        ) as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
             s.bind((host, port))
             return s.getsockname()[1]
-    except (OSError, OverflowError) as e: raise ValueError(f"port {port} of {host} can't be had: {getattr(e, 'strerror', None) or e}; choose another, or 0 for a free one") from None
+    except (OSError, OverflowError) as e:
+        raise ValueError(
+            f"port {port} of {host} can't be had: {getattr(e, 'strerror', None) or e}; choose another, or 0 for a free one"
+        ) from None
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-29
 @contextlib.contextmanager
 def _server(address, host, port):
     "MLflow's server, whose processes all end with the block, also when this process is asked to end."
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     artifacts = (_file(address).parent / "artifacts").as_uri() if _file(address) else None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--host", host, "--port", str(port), "--workers", "1", *(["--no-serve-artifacts", "--default-artifact-root", artifacts] if artifacts else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        address,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        *(["--no-serve-artifacts", "--default-artifact-root", artifacts] if artifacts else []),
+    ]
     server, asked = None, False
+
     def ask_to_end(*_):
         nonlocal asked
         asked = True
-        if server is not None: raise KeyboardInterrupt            # not before there is one to end
-    endings = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)] if threading.current_thread() is threading.main_thread() else []
-    before = {s: signal.signal(s, ask_to_end) for s in endings if signal.getsignal(s) != signal.SIG_IGN}
+        if server is not None:
+            raise KeyboardInterrupt  # not before there is one to end
+
+    endings = (
+        [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+        if threading.current_thread() is threading.main_thread()
+        else []
+    )
+    before = {
+        s: signal.signal(s, ask_to_end) for s in endings if signal.getsignal(s) != signal.SIG_IGN
+    }
     log = open(_home() / "server.log", "wb")
     try:
-        server = subprocess.Popen(command, env=environment, cwd=_home(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        if asked: raise KeyboardInterrupt
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=_home(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        if asked:
+            raise KeyboardInterrupt
         yield server
     finally:
-        for s in before: signal.signal(s, signal.SIG_IGN)       # whoever asks twice must not stop the end
+        for s in before:
+            signal.signal(s, signal.SIG_IGN)  # whoever asks twice must not stop the end
         log.close()
-        if server is not None: _end(server)
-        for s, handler in before.items(): signal.signal(s, handler)
+        if server is not None:
+            _end(server)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
 
 def _end(server):
     "End the server and what it started: politely, then not."
-    if os.name == "nt": subprocess.run(["taskkill", "/F", "/T", "/PID", str(server.pid)], capture_output=True); return
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(server.pid)], capture_output=True)
+        return
     for attempt in range(100):
-        try: os.killpg(server.pid, signal.SIGTERM if attempt == 0 else signal.SIGKILL if attempt == 50 else 0)
-        except (ProcessLookupError, PermissionError): break
+        try:
+            os.killpg(
+                server.pid,
+                signal.SIGTERM if attempt == 0 else signal.SIGKILL if attempt == 50 else 0,
+            )
+        except (ProcessLookupError, PermissionError):
+            break
         server.poll()
-        time.sleep(.1)
+        time.sleep(0.1)
     server.wait()
+
 
 def _wait_for(server, page, seconds=90):
     "Until the page answers. Raises `Unreachable` if the server ends, or doesn't answer."
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     limit = time.monotonic() + seconds
     while server.poll() is None and time.monotonic() < limit:
-        with contextlib.suppress(OSError), opener.open(f"{page}/health", timeout=2): return
-        time.sleep(.1)
-    said = (_home() / "server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise Unreachable(f"MLflow's server didn't start: {said[0] if said else 'no answer'}; see {_home() / 'server.log'}")
+        with contextlib.suppress(OSError), opener.open(f"{page}/health", timeout=2):
+            return
+        time.sleep(0.1)
+    said = (
+        (_home() / "server.log")
+        .read_text(encoding="utf-8", errors="replace")
+        .strip()
+        .splitlines()[-1:]
+    )
+    raise Unreachable(
+        f"MLflow's server didn't start: {said[0] if said else 'no answer'}; see {_home() / 'server.log'}"
+    )

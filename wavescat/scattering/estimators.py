@@ -20,12 +20,18 @@ from .layer import Scattering2D
 # %% ../../nbs/lib/01_scattering/04_estimators.ipynb #05-estimators-5
 def _array(X):
     "Torch's tensors, and lists of arrays or tensors, as one array; the rest is left to scikit-learn."
-    if isinstance(X, torch.Tensor): return X.detach().cpu().numpy()
-    if not isinstance(X, (list, tuple)) or not X: return X
+    if isinstance(X, torch.Tensor):
+        return X.detach().cpu().numpy()
+    if not isinstance(X, (list, tuple)) or not X:
+        return X
     parts = [_array(x) if isinstance(x, torch.Tensor) else np.asarray(x) for x in X]
     shapes = {part.shape for part in parts}
-    if len(shapes) > 1: raise ValueError(f"images must have one shape, got {', '.join(map(str, sorted(shapes)))}: resize them first")
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images must have one shape, got {', '.join(map(str, sorted(shapes)))}: resize them first"
+        )
     return np.stack(parts)
+
 
 class ScatteringTransformer(TransformerMixin, BaseEstimator):
     """Images (n, H, W), (n, C, H, W) or, with `shape`, (n, features) → scattering coefficients (n, features).
@@ -35,47 +41,97 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
     None if images aren't flattened; pool None or "mean" over positions; batch_size images at a time; device as torch names it;
     channels "first", (C, H, W), or "last", (H, W, C); None takes (C, H, W), unless the last axis looks like colours.
     Raises `ValueError` for what `Scattering2D` refuses, and for images of another shape than those it was fitted to. Source: Bruna & Mallat 2013."""
-    def __init__(self, J=2, L=8, max_order=2, shape=None, pool=None, batch_size=128, device="cpu", channels=None):
-        self.J, self.L, self.max_order, self.shape, self.pool, self.batch_size, self.device, self.channels = J, L, max_order, shape, pool, batch_size, device, channels
+
+    def __init__(
+        self,
+        J=2,
+        L=8,
+        max_order=2,
+        shape=None,
+        pool=None,
+        batch_size=128,
+        device="cpu",
+        channels=None,
+    ):
+        (
+            self.J,
+            self.L,
+            self.max_order,
+            self.shape,
+            self.pool,
+            self.batch_size,
+            self.device,
+            self.channels,
+        ) = J, L, max_order, shape, pool, batch_size, device, channels
 
     def _colours_first(self, X):
         "Images (n, C, H, W), from images whose colours are where `channels` says."
-        if self.channels == "last": return X.transpose(0, 3, 1, 2)
+        if self.channels == "last":
+            return X.transpose(0, 3, 1, 2)
         if self.channels is None and X.shape[3] <= 4 < X.shape[1]:
-            raise ValueError(f"images of shape {X.shape[1:]} look like (H, W, C): set channels='last', or channels='first' if they are (C, H, W)")
+            raise ValueError(
+                f"images of shape {X.shape[1:]} look like (H, W, C): set channels='last', or channels='first' if they are (C, H, W)"
+            )
         return X
 
     def _images(self, X, reset):
         X = _array(X)
-        X = validate_data(self, X, reset=reset, allow_nd=True, ensure_2d=False, dtype=[np.float32, np.float64])
-        if X.ndim == 2 and reset: self.n_features_in_ = X.shape[1]
-        if X.ndim == 2 and self.shape is None: raise ValueError(f"expected images (n, H, W) or (n, C, H, W), got an array of shape {X.shape}: if its rows are flattened images, set shape=(H, W) or (C, H, W)")
+        X = validate_data(
+            self, X, reset=reset, allow_nd=True, ensure_2d=False, dtype=[np.float32, np.float64]
+        )
+        if X.ndim == 2 and reset:
+            self.n_features_in_ = X.shape[1]
+        if X.ndim == 2 and self.shape is None:
+            raise ValueError(
+                f"expected images (n, H, W) or (n, C, H, W), got an array of shape {X.shape}: if its rows are flattened images, set shape=(H, W) or (C, H, W)"
+            )
         if X.ndim == 2:
-            if X.shape[1] != math.prod(self.shape): raise ValueError(f"rows of {X.shape[1]} numbers can't be images of shape {tuple(self.shape)}, which have {math.prod(self.shape)}")
+            if X.shape[1] != math.prod(self.shape):
+                raise ValueError(
+                    f"rows of {X.shape[1]} numbers can't be images of shape {tuple(self.shape)}, which have {math.prod(self.shape)}"
+                )
             X = X.reshape(len(X), *self.shape)
-        elif self.shape is not None: raise ValueError(f"shape is for flattened images, and these aren't: got an array of shape {X.shape}; leave shape out")
-        if X.ndim not in (3, 4): raise ValueError(f"expected images (n, H, W) or (n, C, H, W), got an array of shape {X.shape}")
+        elif self.shape is not None:
+            raise ValueError(
+                f"shape is for flattened images, and these aren't: got an array of shape {X.shape}; leave shape out"
+            )
+        if X.ndim not in (3, 4):
+            raise ValueError(
+                f"expected images (n, H, W) or (n, C, H, W), got an array of shape {X.shape}"
+            )
         return self._colours_first(X) if X.ndim == 4 else X[:, None]
 
     def fit(self, X, y=None):
         "Take the images' shape from `X`; nothing is learned."
-        if self.pool not in (None, "mean"): raise ValueError(f"pool must be None or 'mean', got {self.pool!r}")
-        if not isinstance(self.batch_size, Integral) or self.batch_size < 1: raise ValueError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
-        if self.channels not in (None, "first", "last"): raise ValueError(f"channels must be 'first', 'last' or None, got {self.channels!r}")
+        if self.pool not in (None, "mean"):
+            raise ValueError(f"pool must be None or 'mean', got {self.pool!r}")
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise ValueError(
+                f"batch_size must be a whole number of at least 1, got {self.batch_size!r}"
+            )
+        if self.channels not in (None, "first", "last"):
+            raise ValueError(f"channels must be 'first', 'last' or None, got {self.channels!r}")
         self.image_shape_ = self._images(X, reset=True).shape[1:]
-        self.scattering_ = Scattering2D(self.J, self.image_shape_[1:], self.L, self.max_order, flat=True).to(self.device)
+        self.scattering_ = Scattering2D(
+            self.J, self.image_shape_[1:], self.L, self.max_order, flat=True
+        ).to(self.device)
         return self
 
     def transform(self, X):
         "The coefficients of `X`."
         check_is_fitted(self)
         X = self._images(X, reset=False)
-        if X.shape[1:] != self.image_shape_: raise ValueError(f"fitted to images of shape {self.image_shape_}, got {X.shape[1:]}")
+        if X.shape[1:] != self.image_shape_:
+            raise ValueError(f"fitted to images of shape {self.image_shape_}, got {X.shape[1:]}")
         scattering = self.scattering_ if X.dtype == np.float32 else self._in_float64()
         features = []
         with torch.no_grad():
             for i in range(0, len(X), self.batch_size):
-                S = scattering(torch.tensor(np.ascontiguousarray(X[i:i + self.batch_size]), device=self.device))
+                S = scattering(
+                    torch.tensor(
+                        np.ascontiguousarray(X[i : i + self.batch_size]), device=self.device
+                    )
+                )
                 features.append((S.mean((-2, -1)) if self.pool else S.flatten(1)).cpu())
         return torch.cat(features).numpy()
 
@@ -87,14 +143,40 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
 
     _exact = None
 
-    def __getstate__(self): return {name: value for name, value in super().__getstate__().items() if name != "_exact"}
+    def __getstate__(self):
+        return {name: value for name, value in super().__getstate__().items() if name != "_exact"}
 
     def get_feature_names_out(self, input_features=None):
         "A name a feature: colour, path, and row and column where they are kept; angles in degrees."
         check_is_fitted(self)
         _check_feature_names_in(self, input_features, generate_names=False)
-        def name(p): return "S0" if p.order == 0 else "_".join([f"S{p.order}", *(f"j{j}_{math.degrees(t):.4g}°" for j, t in ((p.j1, p.theta1), (p.j2, p.theta2)) if j is not None)])
+
+        def name(p):
+            return (
+                "S0"
+                if p.order == 0
+                else "_".join(
+                    [
+                        f"S{p.order}",
+                        *(
+                            f"j{j}_{math.degrees(t):.4g}°"
+                            for j, t in ((p.j1, p.theta1), (p.j2, p.theta2))
+                            if j is not None
+                        ),
+                    ]
+                )
+            )
+
         C, H, W = self.image_shape_
         paths = [f"c{c}_{name(p)}" for c in range(C) for p in self.scattering_.paths]
-        if self.pool: return np.array(paths, dtype=object)
-        return np.array([f"{p}_r{r}_c{c}" for p in paths for r in range(H >> self.scattering_.J) for c in range(W >> self.scattering_.J)], dtype=object)
+        if self.pool:
+            return np.array(paths, dtype=object)
+        return np.array(
+            [
+                f"{p}_r{r}_c{c}"
+                for p in paths
+                for r in range(H >> self.scattering_.J)
+                for c in range(W >> self.scattering_.J)
+            ],
+            dtype=object,
+        )

@@ -19,12 +19,12 @@ from .transform import crop
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-5
 def averaging(
-    phi_f:Tensor, # one axis of the low-pass at full resolution, (N,) real
-    j:int,        # the signal is at resolution 2ʲ
-    J:int,        # the averages are at 2ᴶ
-)->Tensor:        # (N/2ᴶ − 2, N/2ʲ)
+    phi_f: Tensor,  # one axis of the low-pass at full resolution, (N,) real
+    j: int,  # the signal is at resolution 2ʲ
+    J: int,  # the averages are at 2ᴶ
+) -> Tensor:  # (N/2ᴶ − 2, N/2ʲ)
     "Low-pass, decimation and removal of one border sample, as a matrix."
-    N, k = len(phi_f), 2**(J - j)
+    N, k = len(phi_f), 2 ** (J - j)
     n = N >> j
     i = torch.arange(n, device=phi_f.device)
     kept = phi_f[torch.where(i < n // 2, i, i + N - n)] if j else phi_f
@@ -44,10 +44,12 @@ def _slots(n, last):
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-8
 def _basis(n, last):
     "Real Fourier basis, (n, n) orthonormal float64, two rows a slot: cosine and sine; for slot 0 the constant and the alternating one."
-    i = torch.arange(n, dtype=torch.float64, device="cpu")     # where torch.arange on a meta device would import a second's worth of torch
+    i = torch.arange(
+        n, dtype=torch.float64, device="cpu"
+    )  # where torch.arange on a meta device would import a second's worth of torch
     s = torch.tensor(_slots(n, last), dtype=torch.float64, device="cpu")[:, None]
     even, odd = torch.cos(2 * math.pi * s * i / n), torch.sin(2 * math.pi * s * i / n)
-    even[0], odd[0] = math.sqrt(.5), math.sqrt(.5) * torch.cos(math.pi * i)
+    even[0], odd[0] = math.sqrt(0.5), math.sqrt(0.5) * torch.cos(math.pi * i)
     return math.sqrt(2 / n) * torch.stack([even, odd], 1).reshape(n, n)
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-11
@@ -66,16 +68,23 @@ def _mixing(n, k, last, before=1, after=1):
     "M (slots, o, i, f) complex: number i of a slot contributes M[slot, o, i, f]·ψ̂(f) to number o after decimation by k to n points; polyphase components before and after."
     N, m = n * k, n // after
     F = _aliases(m, k * after, last)
-    T = torch.fft.fft(_polyphase(N, last, before).T.to(torch.complex128), dim=0)              # number → spectrum
-    T = T.view(N, m // 2, -1)[F, torch.arange(m // 2)[:, None]]                               # slot, f, i
-    E = torch.fft.ifft(_polyphase(n, last, after).to(torch.complex128)).repeat(1, k) / k      # folded spectrum → number
-    E = E.view(m // 2, -1, N).gather(2, F[:, None].expand(-1, 2 * after, -1))                 # slot, o, f
+    T = torch.fft.fft(
+        _polyphase(N, last, before).T.to(torch.complex128), dim=0
+    )  # number → spectrum
+    T = T.view(N, m // 2, -1)[F, torch.arange(m // 2)[:, None]]  # slot, f, i
+    E = (
+        torch.fft.ifft(_polyphase(n, last, after).to(torch.complex128)).repeat(1, k) / k
+    )  # folded spectrum → number
+    E = E.view(m // 2, -1, N).gather(2, F[:, None].expand(-1, 2 * after, -1))  # slot, o, f
     M = E[:, :, None] * T.mT[:, None]
-    return torch.where(M.abs() < 1e-12, 0, M)               # exact zeros: rounding errors would become denormal numbers, which are slow
+    return torch.where(
+        M.abs() < 1e-12, 0, M
+    )  # exact zeros: rounding errors would become denormal numbers, which are slow
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-17
 class _Modulus(torch.autograd.Function):
     "Modulus of numbers whose real and imaginary parts lie along dimension `dim`."
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -91,11 +100,13 @@ class _Modulus(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         w, u = ctx.saved_tensors
-        ratio = g / u.masked_fill(u == 0, math.inf)         # 0 where u is 0, in the second derivative too
+        ratio = g / u.masked_fill(u == 0, math.inf)  # 0 where u is 0, in the second derivative too
         return w * ratio.unsqueeze(ctx.dim), None
+
 
 class _ModulusBothWays(_Modulus):
     "`_Modulus` with derivatives forwards as well, which compilers can't trace."
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -109,9 +120,11 @@ class _ModulusBothWays(_Modulus):
         along = (w * tangent).sum(ctx.dim)
         return along / u.masked_fill(u == 0, math.inf)
 
+
 def _modulus(w, dim):
     "Modulus of numbers whose parts lie along dimension `dim`."
-    if torch.jit.is_tracing(): return torch.linalg.vector_norm(w, dim=dim)
+    if torch.jit.is_tracing():
+        return torch.linalg.vector_norm(w, dim=dim)
     function = _Modulus if torch.compiler.is_compiling() else _ModulusBothWays
     return function.apply(w, dim)
 
@@ -120,16 +133,21 @@ def _modulus_of(re, im, out):
     "|re + i·im| into `out`; `re` is overwritten."
     return torch.sqrt(re.mul_(re).addcmul_(im, im), out=out)
 
+
 def _modulus_of_pairs(w, out):
     "|w| into `out`, real and imaginary parts side by side in the last dimension: squared in one run, then added; `w` is overwritten."
     re, im = w.mul_(w).unbind(-1)
     return torch.add(re, im, out=out).sqrt_()
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-19
-_ARENA = 31 * 2**20 # bytes; pages that are never written cost nothing. glibc hands 32 MB and more back to the system at once
+_ARENA = (
+    31 * 2**20
+)  # bytes; pages that are never written cost nothing. glibc hands 32 MB and more back to the system at once
+
 
 class _Scratch:
     "Memory that is used over and over, one block a name, cut from one piece: so it stays mapped, and in the cache."
+
     def __init__(self, like):
         self.like, self.used, self.blocks = like, 0, {}
         self.arena = like.new_empty(_ARENA // like.element_size())
@@ -139,8 +157,11 @@ class _Scratch:
         if name not in self.blocks or self.blocks[name].numel() < size:
             start, self.used = self.used, self.used + -(-size // 16) * 16
             fits = self.used <= self.arena.numel()
-            self.blocks[name] = self.arena[start:start + size] if fits else self.like.new_empty(size)
+            self.blocks[name] = (
+                self.arena[start : start + size] if fits else self.like.new_empty(size)
+            )
         return self.blocks[name][:size].view(shape)
+
 
 def _into(scratch, name, *shape):
     "The `out=` of an operation: scratch memory, or None where autograd needs every result kept."
@@ -149,26 +170,35 @@ def _into(scratch, name, *shape):
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-21
 class _FilterFold(torch.autograd.Function):
     "Σ_q x_q ψ_q: x (q, n, 1, m, m′, 2), ψ (q, L, m, m′, 2) → (n, L, m, m′, 2)."
+
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x, psi):
         y = x[0] * psi[0]
-        for q in range(1, psi.shape[0]): y.add_(x[q] * psi[q])
+        for q in range(1, psi.shape[0]):
+            y.add_(x[q] * psi[q])
         return y
 
     @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, g):
         x, psi = ctx.saved_tensors
-        gx = torch.stack([(g * p).sum(1, keepdim=True) for p in psi]) if ctx.needs_input_grad[0] else None
+        gx = (
+            torch.stack([(g * p).sum(1, keepdim=True) for p in psi])
+            if ctx.needs_input_grad[0]
+            else None
+        )
         gpsi = torch.stack([(g * b).sum(0) for b in x]) if ctx.needs_input_grad[1] else None
         return gx, gpsi
 
+
 class _FilterFoldBothWays(_FilterFold):
     "`_FilterFold` with derivatives forwards as well, which compilers can't trace."
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -180,78 +210,113 @@ class _FilterFoldBothWays(_FilterFold):
     def jvp(ctx, x_tangent, psi_tangent):
         x, psi = ctx.saved_tensors
         parts = []
-        if x_tangent is not None: parts.append((x_tangent * psi[:, None]).sum(0))
-        if psi_tangent is not None: parts.append((x * psi_tangent[:, None]).sum(0))
+        if x_tangent is not None:
+            parts.append((x_tangent * psi[:, None]).sum(0))
+        if psi_tangent is not None:
+            parts.append((x * psi_tangent[:, None]).sum(0))
         return sum(parts)
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-22
 def _blocks(x_f, k, kept, scratch):
     "The kept ones of the k×k blocks of spectra (n, M, N, 2), each contiguous: (q, n, 1, M/k, N/k, 2)."
     n, M, N, _ = x_f.shape
-    if k == 1: return x_f[None, :, None]
+    if k == 1:
+        return x_f[None, :, None]
     x_f = x_f.view(n, k, M // k, k, N // k, 2)
     parts = [x_f[:, q // k, :, q % k] for q in kept]
-    if scratch is None: return torch.stack(parts)[:, :, None]
+    if scratch is None:
+        return torch.stack(parts)[:, :, None]
     out = scratch("blocks", len(kept), n, M // k, N // k, 2)
-    for part, o in zip(parts, out): o.copy_(part)
+    for part, o in zip(parts, out):
+        o.copy_(part)
     return out[:, :, None]
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-23
 def _filter_fold(x, psi, scratch):
     "`_FilterFold`, into scratch memory where there is some."
     if scratch is None:
-        if torch.jit.is_tracing(): return (x * psi[:, None]).sum(0)
+        if torch.jit.is_tracing():
+            return (x * psi[:, None]).sum(0)
         function = _FilterFold if torch.compiler.is_compiling() else _FilterFoldBothWays
         return function.apply(x, psi)
     y = torch.mul(x[0], psi[0], out=scratch("product", x.shape[1], *psi.shape[1:]))
-    for block, p in zip(x[1:], psi[1:]): y.addcmul_(block, p)
+    for block, p in zip(x[1:], psi[1:]):
+        y.addcmul_(block, p)
     return y
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-25
 _SLOTS_UP_TO = 144  # points of a padded side up to which slots beat FFTs
 _HALF = torch.bfloat16, torch.float16
-_ON_DEVICE = 2**28  # bytes of an accelerator's memory to work in: it wants large batches, and has no cache to keep to
-_IMAGES = 16, 56    # images at a time in slots: fewer starve the batched products, more leave the cache
+_ON_DEVICE = (
+    2**28
+)  # bytes of an accelerator's memory to work in: it wants large batches, and has no cache to keep to
+_IMAGES = (
+    16,
+    56,
+)  # images at a time in slots: fewer starve the batched products, more leave the cache
+
 
 class Step(NamedTuple):
     "From maps at resolution 2ᵃ to moduli at 2ʲ."
-    a:int
-    j:int
+
+    a: int
+    j: int
+
 
 class Chunk(NamedTuple):
     "How much goes through at a time."
-    images:int       # images
-    orientations:int # orientations of the first wavelet whose maps go through the second together
+
+    images: int  # images
+    orientations: int  # orientations of the first wavelet whose maps go through the second together
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-26
-def cache_size(default:int=2**21)->int: # bytes
+def cache_size(default: int = 2**21) -> int:  # bytes
     "Size of the second-level cache of this machine, `default` where the system doesn't say."
-    try: return torch.cpu.get_capabilities()["l2_cache_size"] or default
-    except (AttributeError, KeyError, RuntimeError): return default
+    try:
+        return torch.cpu.get_capabilities()["l2_cache_size"] or default
+    except (AttributeError, KeyError, RuntimeError):
+        return default
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-27
 class Cascade(nn.Module):
     "Scattering of padded images arranged for speed, (n, M, N) → (n, K, M/2ᴶ − 2, N/2ᴶ − 2)."
-    def __init__(self,
-        J:int,                 # number of scales
-        sides:tuple[int, int], # (M, N), padded: multiples of 2ᴶ
-        L:int,                 # number of orientations
-        max_order:int=2,       # 0, 1 or 2
+
+    def __init__(
+        self,
+        J: int,  # number of scales
+        sides: tuple[int, int],  # (M, N), padded: multiples of 2ᴶ
+        L: int,  # number of orientations
+        max_order: int = 2,  # 0, 1 or 2
     ):
         super().__init__()
-        self.J, self.sides, self.L, self.max_order, self.cache = J, tuple(sides), L, max_order, cache_size()
+        self.J, self.sides, self.L, self.max_order, self.cache = (
+            J,
+            tuple(sides),
+            L,
+            max_order,
+            cache_size(),
+        )
         first = [Step(0, j) for j in range(J)] if max_order >= 1 else []
         second = [Step(a, j) for a in range(J) for j in range(a + 1, J)] if max_order == 2 else []
         self.steps = list(dict.fromkeys(first + second))
         self.kept, self.last = {}, [n >> (J - 1) for n in sides]
-        for name, value in self._exact(): self.register_buffer(name, value.to(torch.get_default_device(), torch.get_default_dtype()), persistent=False)
+        for name, value in self._exact():
+            self.register_buffer(
+                name,
+                value.to(torch.get_default_device(), torch.get_default_dtype()),
+                persistent=False,
+            )
 
     def _exact(self):
         "Fourier bases of every resolution that is transformed, in float64, if it goes by slots."
         for j in range(self.phases(0) - 1, self.J if self.slots else 0):
-            for axis, n in enumerate(self.sides): yield f"basis{j}_{axis}", _basis(n >> j, self.last[axis])
+            for axis, n in enumerate(self.sides):
+                yield f"basis{j}_{axis}", _basis(n >> j, self.last[axis])
             rows = _basis(self.sides[0] >> j, self.last[0])
-            yield f"synthesis{j}", rows.view(-1, 2, rows.shape[1]).transpose(0, 1).reshape(rows.shape).T.contiguous()
+            yield (
+                f"synthesis{j}",
+                rows.view(-1, 2, rows.shape[1]).transpose(0, 1).reshape(rows.shape).T.contiguous(),
+            )
 
     def phases(self, j):
         "Polyphase components in which maps at resolution 2ʲ are transformed: two where all that follows is decimated or can be written in two."
@@ -262,8 +327,9 @@ class Cascade(nn.Module):
         return self.phases(0) if step.a == step.j else 1
 
     def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)                          # and again from float64, so that .double() is exact
-        for name, value in self._exact(): setattr(self, name, value.to(getattr(self, name)))
+        super()._apply(fn, recurse)  # and again from float64, so that .double() is exact
+        for name, value in self._exact():
+            setattr(self, name, value.to(getattr(self, name)))
         return self
 
     @property
@@ -272,13 +338,30 @@ class Cascade(nn.Module):
         return max(self.sides) <= _SLOTS_UP_TO
 
     @property
-    def operator_names(self): return [f"psi{s.a}_{s.j}" for s in self.steps] + [f"low{j}_{axis}" for j in range(self.J) for axis in (0, 1)]
+    def operator_names(self):
+        return [f"psi{s.a}_{s.j}" for s in self.steps] + [
+            f"low{j}_{axis}" for j in range(self.J) for axis in (0, 1)
+        ]
 
-    def chunk(self, cache:int)->Chunk: # bytes that are near the processor
+    def chunk(self, cache: int) -> Chunk:  # bytes that are near the processor
         "Images and orientations at a time."
-        def fit(j): return max(1, cache // (2 * self.L * (self.sides[0] >> j) * (self.sides[1] >> j)))  # maps whose moduli in float32 fill the cache twice
-        maps = fit(int(self.max_order == 2 and self.J > 1))  # at the finest resolution that the last wavelet leads to
-        images = min(max(fit(0) * 4 // 3, _IMAGES[0] if max(self.sides) < 96 else _IMAGES[0] // 4), max(_IMAGES[1], cache >> 16)) if self.slots else max(1, maps // self.L)
+
+        def fit(j):
+            return max(
+                1, cache // (2 * self.L * (self.sides[0] >> j) * (self.sides[1] >> j))
+            )  # maps whose moduli in float32 fill the cache twice
+
+        maps = fit(
+            int(self.max_order == 2 and self.J > 1)
+        )  # at the finest resolution that the last wavelet leads to
+        images = (
+            min(
+                max(fit(0) * 4 // 3, _IMAGES[0] if max(self.sides) < 96 else _IMAGES[0] // 4),
+                max(_IMAGES[1], cache >> 16),
+            )
+            if self.slots
+            else max(1, maps // self.L)
+        )
         groups = self.L // min(self.L, max(1, round(maps / images)))
         return Chunk(images, -(-self.L // groups))
 
@@ -288,10 +371,13 @@ def _slot_operator(psi_f, k, last, before, after):
     sides = [n // k for n in psi_f.shape[-2:]]
     Fr, Fc = (_aliases(n // after, k * after, m).to(psi_f.device) for n, m in zip(sides, last))
     complex_dtype = torch.complex128 if psi_f.dtype == torch.float64 else torch.complex64
-    Mr, Mc = (_mixing(n, k, m, before, after).to(psi_f.device, complex_dtype) for n, m in zip(sides, last))
+    Mr, Mc = (
+        _mixing(n, k, m, before, after).to(psi_f.device, complex_dtype) for n, m in zip(sides, last)
+    )
     g = psi_f[:, Fr[:, None, :, None], Fc[None, :, None, :]].to(complex_dtype)
     A = torch.view_as_real(torch.einsum("poif,tpqfg,qrhg->opqrtih", Mr, g, Mc)).movedim(-1, 4)
     return A.flatten(6, 7).flatten(3, 5).unflatten(0, (2, after))
+
 
 def _fft_operator(psi_f, k, kept):
     "ψ̂ (L, M, N) → the kept blocks, divided by k², for both parts of a complex number: (q, L, M/k, N/k, 2)."
@@ -301,24 +387,43 @@ def _fft_operator(psi_f, k, kept):
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-30
 def prepare(
-    cascade:Cascade, # the arrangement
-    bank:FilterBank, # psi_f (J, L, M, N), phi_f (M, N), real
-    prune:bool=False,# leave out what is below rounding, blocks and numbers (they would become denormal): for banks that don't change
-    dtype:torch.dtype|None=None, # of the operators; None: the bank's
-)->dict[str, Tensor]: # operator by name
+    cascade: Cascade,  # the arrangement
+    bank: FilterBank,  # psi_f (J, L, M, N), phi_f (M, N), real
+    prune: bool = False,  # leave out what is below rounding, blocks and numbers (they would become denormal): for banks that don't change
+    dtype: torch.dtype | None = None,  # of the operators; None: the bank's
+) -> dict[str, Tensor]:  # operator by name
     "The operators of a cascade for a bank."
     psi_f, phi_f = bank
     dtype, operators = dtype or psi_f.dtype, {}
-    if dtype in _HALF and not cascade.slots: dtype = torch.float32     # there is no FFT of less
+    if dtype in _HALF and not cascade.slots:
+        dtype = torch.float32  # there is no FFT of less
     for step in cascade.steps:
-        k, psi = 2**(step.j - step.a), crop(psi_f[step.j], 2**step.a)
-        if cascade.slots: operator = _slot_operator(psi, k, cascade.last, cascade.phases(step.a), cascade.phases_after(step))
+        k, psi = 2 ** (step.j - step.a), crop(psi_f[step.j], 2**step.a)
+        if cascade.slots:
+            operator = _slot_operator(
+                psi, k, cascade.last, cascade.phases(step.a), cascade.phases_after(step)
+            )
         else:
-            peak = psi.detach().abs().view(len(psi), k, psi.shape[1] // k, k, psi.shape[2] // k).amax((0, 2, 4)).flatten() if prune else None
-            cascade.kept[step] = [q for q in range(k * k) if not prune or peak[q] > peak.max() * torch.finfo(dtype).eps / 100]
+            peak = (
+                psi.detach()
+                .abs()
+                .view(len(psi), k, psi.shape[1] // k, k, psi.shape[2] // k)
+                .amax((0, 2, 4))
+                .flatten()
+                if prune
+                else None
+            )
+            cascade.kept[step] = [
+                q
+                for q in range(k * k)
+                if not prune or peak[q] > peak.max() * torch.finfo(dtype).eps / 100
+            ]
             operator = _fft_operator(psi, k, cascade.kept[step])
         operator = operator.to(dtype)
-        if prune: operator = torch.where(operator.abs() < torch.finfo(dtype).eps**2 * operator.abs().max(), 0, operator)
+        if prune:
+            operator = torch.where(
+                operator.abs() < torch.finfo(dtype).eps ** 2 * operator.abs().max(), 0, operator
+            )
         operators[f"psi{step.a}_{step.j}"] = operator
     norm = phi_f[0, 0].sqrt()
     for j in range(cascade.J):
@@ -330,12 +435,16 @@ def prepare(
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-31
 class _Run:
     "One pass of a chunk of images through a cascade. Maps are (maps, L, rows, columns), in slots (rows, columns, L, maps)."
-    def __init__(self, cascade, operators, cache, scratch=None): self.c, self.o, self.cache, self.scratch = cascade, operators, cache, scratch
+
+    def __init__(self, cascade, operators, cache, scratch=None):
+        self.c, self.o, self.cache, self.scratch = cascade, operators, cache, scratch
 
     def maps(self, x, pad):
         "Images (n, H, W), padded, as maps of one orientation. In slots whole rows of images are repeated, not pixels."
-        if self.c.slots: x = x.permute(1, 2, 0).contiguous()
-        for axis, kept in enumerate(pad or ()): x = x.index_select(axis + (not self.c.slots), kept)
+        if self.c.slots:
+            x = x.permute(1, 2, 0).contiguous()
+        for axis, kept in enumerate(pad or ()):
+            x = x.index_select(axis + (not self.c.slots), kept)
         return x[:, :, None] if self.c.slots else x[:, None]
 
     def average(self, u, j):
@@ -344,27 +453,52 @@ class _Run:
         m, mm, s = rows.shape[0], cols.shape[1], self.scratch
         if self.c.slots:
             r, c, L, n = u.shape
-            v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "slots", m, c * L * n)).view(m, c, L * n)
-            v = torch.bmm(v.transpose(1, 2), cols.expand(m, c, mm), out=_into(s, "columns", m, L * n, mm))
+            v = torch.mm(rows, u.view(r, c * L * n), out=_into(s, "slots", m, c * L * n)).view(
+                m, c, L * n
+            )
+            v = torch.bmm(
+                v.transpose(1, 2), cols.expand(m, c, mm), out=_into(s, "columns", m, L * n, mm)
+            )
             return v.view(m, L, n, mm).permute(2, 1, 0, 3)
         n, L, r, c = u.shape
-        v = torch.mm(u.reshape(n * L * r, c), cols, out=_into(s, "rows", n * L * r, mm)).view(n * L, r, mm)
-        return torch.bmm(rows.expand(n * L, m, r), v, out=_into(s, "columns", n * L, m, mm)).view(n, L, m, mm)
+        v = torch.mm(u.reshape(n * L * r, c), cols, out=_into(s, "rows", n * L * r, mm)).view(
+            n * L, r, mm
+        )
+        return torch.bmm(rows.expand(n * L, m, r), v, out=_into(s, "columns", n * L, m, mm)).view(
+            n, L, m, mm
+        )
 
     def source(self, u, j, order):
         "What the steps from these maps at resolution 2ʲ start from: coefficients (R, C, L, n) for slots, spectra (n, L, R, C, 2) for FFTs."
-        if not self.c.slots: return torch.view_as_real(torch.fft.fft2(u))
+        if not self.c.slots:
+            return torch.view_as_real(torch.fft.fft2(u))
         f, s = self.c.phases(j), self.scratch
         rows, cols = (getattr(self.c, f"basis{j + f - 1}_{axis}") for axis in (0, 1))
         r, c, L, n = u.shape
-        v = torch.mm(rows, u.view(r // f, f * c * L * n), out=_into(s, "columns", r // f, f * c * L * n)).view(r, c // f, f * L * n)
-        return torch.bmm(cols.expand(r, c // f, c // f), v, out=_into(s, f"coefficients{order}", *v.shape)).view(r, c, L, n)
+        v = torch.mm(
+            rows, u.view(r // f, f * c * L * n), out=_into(s, "columns", r // f, f * c * L * n)
+        ).view(r, c // f, f * L * n)
+        return torch.bmm(
+            cols.expand(r, c // f, c // f), v, out=_into(s, f"coefficients{order}", *v.shape)
+        ).view(r, c, L, n)
 
     def by_slots(self, coefficients, step):
         "Moduli of a step's wavelets, from coefficients (R, C, h, n): (r, c, L, h·n)."
-        f, A, s, L = self.c.phases_after(step), self.o[f"psi{step.a}_{step.j}"], self.scratch, self.c.L
-        columns, synthesis = getattr(self.c, f"basis{step.j + f - 1}_1").T, getattr(self.c, f"synthesis{step.j + f - 1}")
-        (r, c), (P, Q), n = (len(synthesis), len(columns)), A.shape[2:4], coefficients.shape[2] * coefficients.shape[3]
+        f, A, s, L = (
+            self.c.phases_after(step),
+            self.o[f"psi{step.a}_{step.j}"],
+            self.scratch,
+            self.c.L,
+        )
+        columns, synthesis = (
+            getattr(self.c, f"basis{step.j + f - 1}_1").T,
+            getattr(self.c, f"synthesis{step.j + f - 1}"),
+        )
+        (r, c), (P, Q), n = (
+            (len(synthesis), len(columns)),
+            A.shape[2:4],
+            coefficients.shape[2] * coefficients.shape[3],
+        )
         x = coefficients.unflatten(1, (Q, -1)).unflatten(0, (P, -1)).transpose(1, 2)
         if s is None:
             x, u, each = x.reshape(P * Q, A.shape[-1], n), [], 2 * f * L * n
@@ -374,15 +508,22 @@ class _Run:
                 u.append(_modulus(w.view(r, c, f, 2, L, n), 3))
             return torch.stack(u, 1).view(r * f, c * f, L, n) if f > 1 else u[0].view(r, c, L, n)
         x = s("gathered", *x.shape).copy_(x).view(P * Q, -1, n)
-        each = f * 2 * L * n                                 # numbers a column
+        each = f * 2 * L * n  # numbers a column
         z, u = s("columns", 2, P, c, each), s("moduli", r, f, c, f, L, n)
-        fit = max(1, self.cache // 3 // (2 * each * x.element_size())) # slots whose outputs fill a third of the cache
+        fit = max(
+            1, self.cache // 3 // (2 * each * x.element_size())
+        )  # slots whose outputs fill a third of the cache
         rows, width = min(P, max(1, fit // Q)), min(c, max(1, 2 * fit // r))
         for phase in range(f):
             y, cols = s("slots", rows * Q, 2 * each // n, n), columns.expand(rows, c, c)
             ys = y.view(rows, c, each)
-            for xs, *tiles in zip(x.split(rows * Q), *(a.split(rows * Q) for a in A[:, phase].flatten(1, 2)), *(part.split(rows) for part in z)):
-                if len(xs) < len(y): y, ys, cols = y[:len(xs)], ys[:len(tiles[2])], cols[:len(tiles[2])]
+            for xs, *tiles in zip(
+                x.split(rows * Q),
+                *(a.split(rows * Q) for a in A[:, phase].flatten(1, 2)),
+                *(part.split(rows) for part in z),
+            ):
+                if len(xs) < len(y):
+                    y, ys, cols = y[: len(xs)], ys[: len(tiles[2])], cols[: len(tiles[2])]
                 for a, zs in zip(tiles[:2], tiles[2:]):
                     torch.bmm(a, xs, out=y)
                     torch.bmm(cols, ys, out=zs)
@@ -398,22 +539,30 @@ class _Run:
 
     def by_fft(self, spectra, step, made):
         "Moduli of the wavelets `made` of a step, from spectra (n, h, R, C, 2): (n·h, wavelets, r, c)."
-        psi, k, s = self.o[f"psi{step.a}_{step.j}"][:, made], 2**(step.j - step.a), self.scratch
+        psi, k, s = self.o[f"psi{step.a}_{step.j}"][:, made], 2 ** (step.j - step.a), self.scratch
         x_f, kept = spectra.flatten(0, 1), self.c.kept[step]
-        def convolve(x, psi): return torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(_filter_fold(x, psi, s))))
-        if s is None: return _modulus(convolve(_blocks(x_f, k, kept, s), psi), -1)
+
+        def convolve(x, psi):
+            return torch.view_as_real(
+                torch.fft.ifft2(torch.view_as_complex(_filter_fold(x, psi, s)))
+            )
+
+        if s is None:
+            return _modulus(convolve(_blocks(x_f, k, kept, s), psi), -1)
         n, L, r, c = x_f.shape[0], *psi.shape[1:4]
         u = s("moduli", n, L, r, c)
-        fit = max(1, self.cache // (32 * r * c))             # complex maps in a quarter of the cache
+        fit = max(1, self.cache // (32 * r * c))  # complex maps in a quarter of the cache
         for i in range(0, n, max(1, fit // L)):
             some = slice(i, i + max(1, fit // L))
             x = _blocks(x_f[some], k, kept, s)
-            for l in range(0, L, fit): _modulus_of_pairs(convolve(x, psi[:, l:l + fit]), u[some, l:l + fit])
+            for l in range(0, L, fit):
+                _modulus_of_pairs(convolve(x, psi[:, l : l + fit]), u[some, l : l + fit])
         return u
 
     def moduli(self, source, step, given, made):
         "Moduli of the wavelets `made` of a step (all of them in slots), of the maps of the orientations `given`."
-        if self.c.slots: return self.by_slots(source[:, :, given], step)
+        if self.c.slots:
+            return self.by_slots(source[:, :, given], step)
         return self.by_fft(source[:, given], step, made)
 
     def parts(self, n, size):
@@ -426,7 +575,8 @@ class _Run:
         c, L, n = self.c, self.c.L, x.shape[0]
         image = self.maps(x, pad)
         orders, k2 = {0: [self.average(image, 0)], 1: [], 2: []}, 1 + c.J * L
-        if out is not None: out[:, :1] = orders[0][0]
+        if out is not None:
+            out[:, :1] = orders[0][0]
         first = [s for s in c.steps if s.a == 0]
         source = self.source(image, 0, 1) if first else None
         for s1 in first:
@@ -435,9 +585,12 @@ class _Run:
             for made in self.parts(L, L if c.slots else size):
                 U = self.moduli(source, s1, slice(None), made)
                 S1, S2 = self.average(U, s1.j), []
-                if out is None: orders[1].append(S1)
-                else: out[:, 1 + s1.j * L:][:, made] = S1
-                if not second: continue
+                if out is None:
+                    orders[1].append(S1)
+                else:
+                    out[:, 1 + s1.j * L :][:, made] = S1
+                if not second:
+                    continue
                 h = made.stop - made.start
                 next_source = self.source(U, s1.j, 2)
                 for i, s2 in enumerate(second):
@@ -445,31 +598,48 @@ class _Run:
                         g = given.stop - given.start
                         V = self.moduli(next_source, s2, given, slice(None))
                         S = self.average(V, s2.j)
-                        S = S.unflatten(0, (g, n)).transpose(0, 1) if c.slots else S.unflatten(0, (n, g))
-                        if out is None: S2.append(S)
-                        else: out[:, k2:k2 + width].view(n, L, len(second), L, *S.shape[-2:])[:, made.start + given.start:made.start + given.stop, i] = S
-                if out is None: orders[2].append(torch.stack(S2, 2).flatten(1, 3))
+                        S = (
+                            S.unflatten(0, (g, n)).transpose(0, 1)
+                            if c.slots
+                            else S.unflatten(0, (n, g))
+                        )
+                        if out is None:
+                            S2.append(S)
+                        else:
+                            out[:, k2 : k2 + width].view(n, L, len(second), L, *S.shape[-2:])[
+                                :, made.start + given.start : made.start + given.stop, i
+                            ] = S
+                if out is None:
+                    orders[2].append(torch.stack(S2, 2).flatten(1, 3))
             k2 += width
-        if out is None: return torch.cat([S for order in orders.values() for S in order], 1)
+        if out is None:
+            return torch.cat([S for order in orders.values() for S in order], 1)
 
 # %% ../../nbs/lib/01_scattering/02_fast.ipynb #02-fast-33
 def _plain(x):
     """Whether this is an ordinary tensor with memory of its own.
 
     It isn't where torch.func, a compiler or an exporter traces, nor where it carries a tangent."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
-    if forward_ad.unpack_dual(x).tangent is not None: return False
-    try: x.data_ptr()
-    except RuntimeError: return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if forward_ad.unpack_dual(x).tangent is not None:
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:
+        return False
     return True
+
 
 def _evenly(n, most):
     "Size of equal parts of n, at most `most`."
     parts = max(1, -(-n // most))
     return max(1, -(-n // parts))
 
+
 class _Recomputed(torch.autograd.Function):
     "Coefficients computed as if no gradient were asked for; the way back computes them again, a few images at a time."
+
     @staticmethod
     def forward(ctx, again, size, x, *operators):
         ctx.again, ctx.size = again, size
@@ -481,55 +651,87 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, g):
         (x, *operators), wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         sums = [torch.zeros_like(v) if w else None for v, w in zip((x, *operators), wanted)]
-        for images, part, gx in zip(x.split(ctx.size), g.split(ctx.size), sums[0].split(ctx.size) if wanted[0] else [None] * len(x)):
+        for images, part, gx in zip(
+            x.split(ctx.size),
+            g.split(ctx.size),
+            sums[0].split(ctx.size) if wanted[0] else [None] * len(x),
+        ):
             given = [v.detach().requires_grad_(w) for v, w in zip((images, *operators), wanted)]
-            with torch.enable_grad(): S = ctx.again(*given)
+            with torch.enable_grad():
+                S = ctx.again(*given)
             grads = iter(torch.autograd.grad(S, [v for v in given if v.requires_grad], part))
             for total in [gx, *sums[1:]]:
-                if total is not None: total.add_(next(grads))
+                if total is not None:
+                    total.add_(next(grads))
         return None, None, *sums
+
 
 def _exporting():
     "Whether a graph is made that must hold for other batch sizes too."
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
+
 def _nothing(x, operators, shape):
     "The coefficients of no image, (0, *shape): their derivatives of any order are zeros, not missing."
-    if not operators: return x.new_zeros(0, *shape)
+    if not operators:
+        return x.new_zeros(0, *shape)
     total = x.sum() + sum(o.mean().to(x.dtype) for o in operators)
     return total.square().expand(0, *shape)
 
+
 def fast_scattering2d(
-    x:Tensor,                    # images, (n, H, W) real
-    cascade:Cascade,             # the arrangement
-    operators:dict[str, Tensor], # from `prepare`
-    chunk:Chunk|None=None,       # images and orientations at a time; None: from the size of the cache
-    recompute:bool=False,        # with gradients: keep only the images, compute the rest again on the way back (first derivatives; torch.func keeps everything all the same)
-    pad:tuple[Tensor, Tensor]|None=None, # which row and column stands at each place of the padded image; None: they are padded
-)->Tensor:                       # (n, K, M/2ᴶ − 2, N/2ᴶ − 2)
+    x: Tensor,  # images, (n, H, W) real
+    cascade: Cascade,  # the arrangement
+    operators: dict[str, Tensor],  # from `prepare`
+    chunk: Chunk
+    | None = None,  # images and orientations at a time; None: from the size of the cache
+    recompute: bool = False,  # with gradients: keep only the images, compute the rest again on the way back (first derivatives; torch.func keeps everything all the same)
+    pad: tuple[Tensor, Tensor]
+    | None = None,  # which row and column stands at each place of the padded image; None: they are padded
+) -> Tensor:  # (n, K, M/2ᴶ − 2, N/2ᴶ − 2)
     "Scattering transform of images: `scattering2d(x, bank)[..., 1:-1, 1:-1]`, sooner."
-    if x.dtype in _HALF and not cascade.slots: return fast_scattering2d(x.float(), cascade, operators, chunk, recompute, pad).to(x.dtype)
+    if x.dtype in _HALF and not cascade.slots:
+        return fast_scattering2d(x.float(), cascade, operators, chunk, recompute, pad).to(x.dtype)
     L, J = cascade.L, cascade.J
     K = [1, 1 + J * L, 1 + J * L + L * L * J * (J - 1) // 2][cascade.max_order]
     shape = K, operators["low0_0"].shape[0], operators["low0_1"].shape[1]
     cache = cascade.cache if x.device.type == "cpu" else _ON_DEVICE
     chunk = chunk or cascade.chunk(cache)
-    if _exporting(): return _Run(cascade, operators, cache)(x, L, pad)
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(o.requires_grad for o in operators.values()))
+    if _exporting():
+        return _Run(cascade, operators, cache)(x, L, pad)
+    needs_grad = torch.is_grad_enabled() and (
+        x.requires_grad or any(o.requires_grad for o in operators.values())
+    )
     plain = all(map(_plain, (x, *operators.values())))
-    if not len(x): return _nothing(x, [] if plain and not needs_grad else operators.values(), shape)
+    if not len(x):
+        return _nothing(x, [] if plain and not needs_grad else operators.values(), shape)
     few = _evenly(len(x), _IMAGES[0] if cascade.slots else chunk.images)
     if needs_grad and recompute and plain:
-        again = lambda images, *values: fast_scattering2d(images, cascade, dict(zip(operators, values)), chunk, pad=pad)
+        again = lambda images, *values: fast_scattering2d(
+            images, cascade, dict(zip(operators, values)), chunk, pad=pad
+        )
         return _Recomputed.apply(again, few, x, *operators.values())
     if needs_grad or not plain:
-        run = lambda images, *values: _Run(cascade, dict(zip(operators, values)), cache)(images, L, pad)
-        if recompute and torch.compiler.is_compiling(): # which knows this way of computing again, and not the other
+        run = lambda images, *values: _Run(cascade, dict(zip(operators, values)), cache)(
+            images, L, pad
+        )
+        if (
+            recompute and torch.compiler.is_compiling()
+        ):  # which knows this way of computing again, and not the other
             from torch.utils.checkpoint import checkpoint
-            return torch.cat([checkpoint(run, images, *operators.values(), use_reentrant=False) for images in x.split(few)])
-        return torch.cat([run(images, *operators.values()) for images in x.split(_evenly(len(x), chunk.images))])
+
+            return torch.cat(
+                [
+                    checkpoint(run, images, *operators.values(), use_reentrant=False)
+                    for images in x.split(few)
+                ]
+            )
+        return torch.cat(
+            [run(images, *operators.values()) for images in x.split(_evenly(len(x), chunk.images))]
+        )
     out = x.new_empty(len(x), *shape)
     run = _Run(cascade, operators, cache, _Scratch(x))
     size = _evenly(len(x), chunk.images)
-    for images, part in zip(x.split(size), out.split(size)): run(images, chunk.orientations, pad, part)
+    for images, part in zip(x.split(size), out.split(size)):
+        run(images, chunk.orientations, pad, part)
     return out

@@ -16,19 +16,23 @@ from torch import Tensor, nn
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-5
 def _grid(
-    shape:tuple[int, int], # rows and columns, pixels
-    periods:int,           # how many periods to each side
-    like:Tensor,           # gives dtype and device
-)->Tensor:                 # (2, 2·periods+1, 2·periods+1, M, N): row and column of every pixel of every period
+    shape: tuple[int, int],  # rows and columns, pixels
+    periods: int,  # how many periods to each side
+    like: Tensor,  # gives dtype and device
+) -> Tensor:  # (2, 2·periods+1, 2·periods+1, M, N): row and column of every pixel of every period
     "Pixel coordinates of the neighbouring periods of a torus."
     M, N = shape
     p = torch.arange(-periods, periods + 1, dtype=like.dtype, device=like.device)
-    rows = p[:, None, None, None] * M + torch.arange(M, dtype=like.dtype, device=like.device)[:, None]
+    rows = (
+        p[:, None, None, None] * M + torch.arange(M, dtype=like.dtype, device=like.device)[:, None]
+    )
     cols = p[:, None, None] * N + torch.arange(N, dtype=like.dtype, device=like.device)
     return torch.stack(torch.broadcast_tensors(rows, cols))
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-6
-_PI = 3.1415 # kymatio's value in the norm of a filter, and so that of everyone's stored coefficients
+_PI = (
+    3.1415  # kymatio's value in the norm of a filter, and so that of everyone's stored coefficients
+)
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-7
 def _windowed_wave(window, phase):
@@ -38,40 +42,46 @@ def _windowed_wave(window, phase):
     that is NaN, in the first derivative on some vector units and in the second on all."""
     return torch.complex(window * phase.cos(), window * phase.sin())
 
+
 def _wave_and_window(theta, xi, sigma, gamma, shape, periods):
     "Gabor filters (K, M, N) complex and their windows (K, M, N) real, unscaled."
     shapes = [tuple(p.shape) for p in (theta, xi, sigma, gamma)]
-    if len(shapes[0]) != 1 or len(set(shapes)) != 1: raise ValueError(f"theta, xi, sigma and gamma must have one value a filter, (K,) each, got shapes {', '.join(map(str, shapes))}")
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        raise ValueError(
+            f"theta, xi, sigma and gamma must have one value a filter, (K,) each, got shapes {', '.join(map(str, shapes))}"
+        )
     u = _grid(shape, periods, theta)[:, None]
     theta, xi, sigma, gamma = (p[:, None, None, None, None] for p in (theta, xi, sigma, gamma))
     along = u[0] * theta.cos() + u[1] * theta.sin()
     across = u[1] * theta.cos() - u[0] * theta.sin()
-    window = torch.exp(-(along**2 + (gamma * across)**2) / (2 * sigma**2))
+    window = torch.exp(-(along**2 + (gamma * across) ** 2) / (2 * sigma**2))
     return _windowed_wave(window, xi * along).sum((1, 2)), window.sum((1, 2))
 
-def _scale(sigma, gamma): return (gamma / (2 * _PI * sigma**2))[:, None, None]
+
+def _scale(sigma, gamma):
+    return (gamma / (2 * _PI * sigma**2))[:, None, None]
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-8
 def gabor(
-    theta:Tensor,          # orientation, rad, (K,)
-    xi:Tensor,             # centre frequency, rad/pixel, (K,)
-    sigma:Tensor,          # width along the wave, pixels, (K,)
-    gamma:Tensor,          # slant: width across is sigma/gamma, (K,)
-    shape:tuple[int, int], # (M, N), pixels
-    periods:int=2,         # periods summed to each side
-)->Tensor:                 # (K, M, N) complex, scaled by γ/(2πσ²)
+    theta: Tensor,  # orientation, rad, (K,)
+    xi: Tensor,  # centre frequency, rad/pixel, (K,)
+    sigma: Tensor,  # width along the wave, pixels, (K,)
+    gamma: Tensor,  # slant: width across is sigma/gamma, (K,)
+    shape: tuple[int, int],  # (M, N), pixels
+    periods: int = 2,  # periods summed to each side
+) -> Tensor:  # (K, M, N) complex, scaled by γ/(2πσ²)
     "Gabor filters on a torus, centred on pixel (0, 0). Source: Mallat 2012; parameters as in arXiv 2107.09539."
     return _wave_and_window(theta, xi, sigma, gamma, shape, periods)[0] * _scale(sigma, gamma)
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-10
 def morlet(
-    theta:Tensor,          # orientation, rad, (K,)
-    xi:Tensor,             # centre frequency, rad/pixel, (K,)
-    sigma:Tensor,          # width along the wave, pixels, (K,)
-    gamma:Tensor,          # slant, (K,)
-    shape:tuple[int, int], # (M, N), pixels
-    periods:int=2,         # periods summed to each side
-)->Tensor:                 # (K, M, N) complex
+    theta: Tensor,  # orientation, rad, (K,)
+    xi: Tensor,  # centre frequency, rad/pixel, (K,)
+    sigma: Tensor,  # width along the wave, pixels, (K,)
+    gamma: Tensor,  # slant, (K,)
+    shape: tuple[int, int],  # (M, N), pixels
+    periods: int = 2,  # periods summed to each side
+) -> Tensor:  # (K, M, N) complex
     "Morlet wavelets on a torus, centred on pixel (0, 0): Gabor filters of zero mean. Source: arXiv 2107.09539, section 3."
     wave, window = _wave_and_window(theta, xi, sigma, gamma, shape, periods)
     beta = wave.sum((-2, -1)).real / window.sum((-2, -1))
@@ -79,10 +89,10 @@ def morlet(
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-11
 def gaussian(
-    sigma:float|Tensor,    # width, pixels
-    shape:tuple[int, int], # (M, N), pixels
-    like:Tensor|None=None, # gives dtype and device; None: float64 on the CPU
-)->Tensor:                 # (M, N) real
+    sigma: float | Tensor,  # width, pixels
+    shape: tuple[int, int],  # (M, N), pixels
+    like: Tensor | None = None,  # gives dtype and device; None: float64 on the CPU
+) -> Tensor:  # (M, N) real
     "The low-pass φ: a Gaussian on a torus, centred on pixel (0, 0), of sum 1 to the accuracy of sampling it."
     like = torch.empty(0, dtype=torch.float64) if like is None else like
     sigma = torch.as_tensor(sigma, dtype=like.dtype, device=like.device).reshape(1)
@@ -92,28 +102,31 @@ def gaussian(
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-16
 class Morlets(NamedTuple):
     "Parameters of a bank of Morlet wavelets, one value a wavelet: each (J·L,), scale by scale."
-    theta:Tensor # orientation, rad
-    xi:Tensor    # centre frequency, rad/pixel
-    sigma:Tensor # width along the wave, pixels
-    gamma:Tensor # slant
+
+    theta: Tensor  # orientation, rad
+    xi: Tensor  # centre frequency, rad/pixel
+    sigma: Tensor  # width along the wave, pixels
+    gamma: Tensor  # slant
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-17
 def orientations(
-    L:int, # number of orientations
-)->list[float]: # rad, (L,)
+    L: int,  # number of orientations
+) -> list[float]:  # rad, (L,)
     "The L orientations of a bank, π/L apart, in kymatio's order."
     return [(math.trunc(L - L / 2 - 1) - l) * math.pi / L for l in range(L)]
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-18
 def tight_frame(
-    J:int,                  # number of scales
-    L:int,                  # number of orientations
-    slant:float|None=None,  # γ of every wavelet; None ties it to 4/L
-    dtype:torch.dtype=torch.float64,
-)->Morlets:
+    J: int,  # number of scales
+    L: int,  # number of orientations
+    slant: float | None = None,  # γ of every wavelet; None ties it to 4/L
+    dtype: torch.dtype = torch.float64,
+) -> Morlets:
     "Parameters of the (nearly) tight frame that scattering uses. Source: kymatio; arXiv 2107.09539, section 3.1."
-    if J < 1 or L < 1: raise ValueError(f"J and L must be at least 1, got J={J}, L={L}")
-    if slant is not None and not 0 < slant < math.inf: raise ValueError(f"slant must be positive, got {slant}; leave it out for 4/L")
+    if J < 1 or L < 1:
+        raise ValueError(f"J and L must be at least 1, got J={J}, L={L}")
+    if slant is not None and not 0 < slant < math.inf:
+        raise ValueError(f"slant must be positive, got {slant}; leave it out for 4/L")
     scale = 2.0 ** torch.arange(J, dtype=dtype).repeat_interleave(L)
     gamma = 4 / L if slant is None else slant
     theta = torch.tensor(orientations(L), dtype=dtype).repeat(J)
@@ -122,8 +135,9 @@ def tight_frame(
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-19
 class FilterBank(NamedTuple):
     "Fourier transforms of a bank, all real."
-    psi_f:Tensor # band-pass filters, (J, L, M, N)
-    phi_f:Tensor # low-pass filter, (M, N)
+
+    psi_f: Tensor  # band-pass filters, (J, L, M, N)
+    phi_f: Tensor  # low-pass filter, (M, N)
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-20
 def _periods(morlets, shape):
@@ -133,170 +147,237 @@ def _periods(morlets, shape):
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-21
 def fourier_bank(
-    morlets:Morlets,        # parameters, (J·L,) each
-    phi_sigma:float|Tensor, # width of φ, pixels
-    J:int,                  # number of scales
-    shape:tuple[int, int],  # (M, N), pixels
-    periods:int|None=None,  # periods summed to each side; None: as many as the widest of them needs, at most 2
-)->FilterBank:              # in the parameters' dtype, differentiable
+    morlets: Morlets,  # parameters, (J·L,) each
+    phi_sigma: float | Tensor,  # width of φ, pixels
+    J: int,  # number of scales
+    shape: tuple[int, int],  # (M, N), pixels
+    periods: int
+    | None = None,  # periods summed to each side; None: as many as the widest of them needs, at most 2
+) -> FilterBank:  # in the parameters' dtype, differentiable
     "The bank of these wavelets on a torus of M×N pixels."
-    if len(morlets.theta) % J: raise ValueError(f"{len(morlets.theta)} wavelets can't be shared out to {J} scales: give the same number to each")
+    if len(morlets.theta) % J:
+        raise ValueError(
+            f"{len(morlets.theta)} wavelets can't be shared out to {J} scales: give the same number to each"
+        )
     periods = periods or _periods(morlets, shape)
     psi_f = torch.fft.fft2(morlet(*morlets, shape, periods)).real
     phi_f = torch.fft.fft2(gaussian(phi_sigma, shape, like=morlets.theta)).real
     return FilterBank(psi_f.reshape(J, -1, *shape), phi_f)
 
+
 def filter_bank(
-    J:int,                  # number of scales
-    L:int,                  # number of orientations
-    shape:tuple[int, int],  # (M, N), pixels
-    slant:float|None=None,  # γ of every wavelet; None ties it to 4/L
-)->FilterBank:              # float64
+    J: int,  # number of scales
+    L: int,  # number of orientations
+    shape: tuple[int, int],  # (M, N), pixels
+    slant: float | None = None,  # γ of every wavelet; None ties it to 4/L
+) -> FilterBank:  # float64
     "The tight-frame bank of J scales and L orientations on a torus of M×N pixels."
-    return fourier_bank(tight_frame(J, L, slant), 0.8 * 2**(J - 1), J, shape)
+    return fourier_bank(tight_frame(J, L, slant), 0.8 * 2 ** (J - 1), J, shape)
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-24
 def littlewood_paley(
-    bank:FilterBank, # the bank
-)->Tensor:           # (M, N): A(ω), frequency 0 first
+    bank: FilterBank,  # the bank
+) -> Tensor:  # (M, N): A(ω), frequency 0 first
     "Littlewood–Paley sum of a bank for real signals. Source: Mallat 2012, equation 2.7."
     psi2 = (bank.psi_f**2).sum((0, 1))
     minus = psi2.flip(0, 1).roll((1, 1), (0, 1))
     return bank.phi_f**2 + (psi2 + minus) / 2
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-31
-_LEAST, _FREE = .005, .02 # no width or slant falls below the first; from the second up they are free
+_LEAST, _FREE = (
+    0.005,
+    0.02,
+)  # no width or slant falls below the first; from the second up they are free
+
 
 def positive(
-    raw:Tensor, # any real numbers
-)->Tensor:      # above .005: `raw` itself from .02 up
+    raw: Tensor,  # any real numbers
+) -> Tensor:  # above .005: `raw` itself from .02 up
     "Identity for all but small numbers, smooth, increasing, and never below .005."
     span = _FREE - _LEAST
-    return torch.where(raw >= _FREE, raw, _LEAST + span * torch.exp((raw.clamp(max=_FREE) - _FREE) / span))
+    return torch.where(
+        raw >= _FREE, raw, _LEAST + span * torch.exp((raw.clamp(max=_FREE) - _FREE) / span)
+    )
 
-def _wide(p): return p.float() if p.dtype in (torch.bfloat16, torch.float16) else p
+
+def _wide(p):
+    return p.float() if p.dtype in (torch.bfloat16, torch.float16) else p
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-33
 def random_frame(
-    J:int,           # number of scales
-    L:int,           # number of orientations
-    seed:int=0,      # of the draw
-    tied:bool=False, # one draw a scale, turned by π/L from wavelet to wavelet
-)->Morlets:          # float64
+    J: int,  # number of scales
+    L: int,  # number of orientations
+    seed: int = 0,  # of the draw
+    tied: bool = False,  # one draw a scale, turned by π/L from wavelet to wavelet
+) -> Morlets:  # float64
     "Parameters drawn at random, by the same law at every scale. Source: arXiv 2107.09539, section 4.2."
-    if J < 1 or L < 1: raise ValueError(f"J and L must be at least 1, got J={J}, L={L}")
+    if J < 1 or L < 1:
+        raise ValueError(f"J and L must be at least 1, got J={J}, L={L}")
     gen = torch.Generator().manual_seed(seed)
-    theta, xi, sigma, gamma = torch.rand(4, J if tied else J * L, generator=gen, dtype=torch.float64)
+    theta, xi, sigma, gamma = torch.rand(
+        4, J if tied else J * L, generator=gen, dtype=torch.float64
+    )
     sigma = torch.log(math.e + (math.e**5 - math.e) * sigma)
-    drawn = Morlets(2 * math.pi * theta, .5 + .5 * xi, sigma, .5 + gamma)
+    drawn = Morlets(2 * math.pi * theta, 0.5 + 0.5 * xi, sigma, 0.5 + gamma)
     return turned(drawn, L) if tied else drawn
 
+
 def turned(
-    scales:Morlets, # one wavelet a scale, (J,) each
-    L:int,          # number of orientations
-)->Morlets:         # (J·L,) each
+    scales: Morlets,  # one wavelet a scale, (J,) each
+    L: int,  # number of orientations
+) -> Morlets:  # (J·L,) each
     "The bank of one wavelet a scale, turned by −π/L from wavelet to wavelet."
-    theta = scales.theta[:, None] - torch.arange(L, dtype=scales.theta.dtype, device=scales.theta.device) * math.pi / L
+    theta = (
+        scales.theta[:, None]
+        - torch.arange(L, dtype=scales.theta.dtype, device=scales.theta.device) * math.pi / L
+    )
     return Morlets(theta.flatten(), *(p.repeat_interleave(L) for p in scales[1:]))
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-34
-LEARN = ("canonical", "equivariant", "pixelwise") # what of a bank can be learned
-INIT = ("tight-frame", "random")                  # where it starts
+LEARN = ("canonical", "equivariant", "pixelwise")  # what of a bank can be learned
+INIT = ("tight-frame", "random")  # where it starts
+
 
 class LearnedBank(nn.Module):
     "A bank with parameters to train: called without arguments, it returns its `FilterBank`."
-    def __init__(self,
-        J:int,                  # number of scales
-        L:int,                  # number of orientations
-        shape:tuple[int, int],  # (M, N), pixels
-        learn:str="canonical",  # one of `LEARN`
-        init:str="tight-frame", # one of `INIT`
-        seed:int=0,             # of a random start
-        slant:float|None=None,  # γ of a tight frame; None ties it to 4/L
-        learn_phi:bool=False,   # whether the width of φ is learned too
+
+    def __init__(
+        self,
+        J: int,  # number of scales
+        L: int,  # number of orientations
+        shape: tuple[int, int],  # (M, N), pixels
+        learn: str = "canonical",  # one of `LEARN`
+        init: str = "tight-frame",  # one of `INIT`
+        seed: int = 0,  # of a random start
+        slant: float | None = None,  # γ of a tight frame; None ties it to 4/L
+        learn_phi: bool = False,  # whether the width of φ is learned too
     ):
         super().__init__()
         self.J, self.L, self.shape, self.learn = J, L, tuple(shape), learn
         start = initial_morlets(J, L, init, seed, slant, tied=learn == "equivariant")
-        self.periods = _periods(start, shape)                # a filter twice as wide still has its tails, to 1e-8
+        self.periods = _periods(start, shape)  # a filter twice as wide still has its tails, to 1e-8
         parameter = lambda p: nn.Parameter(p.to(torch.get_default_dtype()).clone())
-        if learn == "pixelwise": self.psi_f = parameter(fourier_bank(start, 1., J, shape).psi_f)
+        if learn == "pixelwise":
+            self.psi_f = parameter(fourier_bank(start, 1.0, J, shape).psi_f)
         else:
-            if learn == "equivariant": start = Morlets(*(p[::L] for p in start))
+            if learn == "equivariant":
+                start = Morlets(*(p[::L] for p in start))
             self.theta, self.xi, self.raw_sigma, self.raw_gamma = map(parameter, start)
-        phi_sigma = torch.tensor(0.8 * 2**(J - 1), dtype=torch.get_default_dtype())
-        if learn_phi: self.raw_phi_sigma = nn.Parameter(phi_sigma)
-        else: self.register_buffer("raw_phi_sigma", phi_sigma, persistent=False)
+        phi_sigma = torch.tensor(0.8 * 2 ** (J - 1), dtype=torch.get_default_dtype())
+        if learn_phi:
+            self.raw_phi_sigma = nn.Parameter(phi_sigma)
+        else:
+            self.register_buffer("raw_phi_sigma", phi_sigma, persistent=False)
 
-    def morlets(self)->Morlets:
+    def morlets(self) -> Morlets:
         "The parameters of every wavelet, (J·L,) each; a pixelwise bank has none."
-        if self.learn == "pixelwise": raise ValueError("a pixelwise bank has no wavelet parameters: its samples are free")
-        own = Morlets(_wide(self.theta), _wide(self.xi), positive(_wide(self.raw_sigma)), positive(_wide(self.raw_gamma)))
+        if self.learn == "pixelwise":
+            raise ValueError("a pixelwise bank has no wavelet parameters: its samples are free")
+        own = Morlets(
+            _wide(self.theta),
+            _wide(self.xi),
+            positive(_wide(self.raw_sigma)),
+            positive(_wide(self.raw_gamma)),
+        )
         return turned(own, self.L) if self.learn == "equivariant" else own
 
-    def forward(self)->FilterBank:
+    def forward(self) -> FilterBank:
         phi_sigma = positive(_wide(self.raw_phi_sigma))
-        if self.learn != "pixelwise": return fourier_bank(self.morlets(), phi_sigma, self.J, self.shape, self.periods)
-        return FilterBank(_wide(self.psi_f), torch.fft.fft2(gaussian(phi_sigma, self.shape, like=_wide(self.psi_f))).real)
+        if self.learn != "pixelwise":
+            return fourier_bank(self.morlets(), phi_sigma, self.J, self.shape, self.periods)
+        return FilterBank(
+            _wide(self.psi_f),
+            torch.fft.fft2(gaussian(phi_sigma, self.shape, like=_wide(self.psi_f))).real,
+        )
 
-    def tensors(self)->list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         "Everything that decides the filters, trained or not."
-        return [getattr(self, name) for name in ("theta", "xi", "raw_sigma", "raw_gamma", "psi_f", "raw_phi_sigma") if hasattr(self, name)]
+        return [
+            getattr(self, name)
+            for name in ("theta", "xi", "raw_sigma", "raw_gamma", "psi_f", "raw_phi_sigma")
+            if hasattr(self, name)
+        ]
 
-    def snapshot(self)->dict[str, Tensor]: # on the CPU
+    def snapshot(self) -> dict[str, Tensor]:  # on the CPU
         "What is trained, by name, and under `gradient NAME` the norm of its gradient, NaN where there is none."
         named = dict(self.named_parameters())
-        norms = {f"gradient {n}": torch.tensor(math.nan) if p.grad is None else p.grad.detach().norm().cpu() for n, p in named.items()}
+        norms = {
+            f"gradient {n}": torch.tensor(math.nan)
+            if p.grad is None
+            else p.grad.detach().norm().cpu()
+            for n, p in named.items()
+        }
         return {n: p.detach().to("cpu", copy=True) for n, p in named.items()} | norms
 
-    def extra_repr(self): return f"J={self.J}, L={self.L}, shape={self.shape}, learn={self.learn!r}"
+    def extra_repr(self):
+        return f"J={self.J}, L={self.L}, shape={self.shape}, learn={self.learn!r}"
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-35
 def initial_morlets(
-    J:int,                 # number of scales
-    L:int,                 # number of orientations
-    init:str,              # one of `INIT`
-    seed:int=0,            # of a random start
-    slant:float|None=None, # γ of a tight frame; None ties it to 4/L
-    tied:bool=False,       # a random start draws once a scale
-)->Morlets:                # float64
+    J: int,  # number of scales
+    L: int,  # number of orientations
+    init: str,  # one of `INIT`
+    seed: int = 0,  # of a random start
+    slant: float | None = None,  # γ of a tight frame; None ties it to 4/L
+    tied: bool = False,  # a random start draws once a scale
+) -> Morlets:  # float64
     "Where a bank starts. Raises `ValueError` for an unknown start, or a slant for a random one."
-    if init not in INIT: raise ValueError(f"init must be one of {', '.join(INIT)}, got {init!r}")
-    if init == "random" and slant is not None: raise ValueError(f"a random start draws its slants: leave slant out, got {slant}")
+    if init not in INIT:
+        raise ValueError(f"init must be one of {', '.join(INIT)}, got {init!r}")
+    if init == "random" and slant is not None:
+        raise ValueError(f"a random start draws its slants: leave slant out, got {slant}")
     return tight_frame(J, L, slant) if init == "tight-frame" else random_frame(J, L, seed, tied)
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-41
 def _morlet_by_svd(theta, xi, sigma, gamma, shape, periods):
     "As `morlet`, (K, M, N) complex, with the window's directions from a singular value decomposition."
     u, direction = _grid(shape, periods, theta), torch.stack([theta.cos(), theta.sin()], 1)
-    axes = torch.linalg.svd(direction[:, None])[2]                # (K, 2, 2): along and across, up to their signs
+    axes = torch.linalg.svd(direction[:, None])[2]  # (K, 2, 2): along and across, up to their signs
     along, across = torch.einsum("kad,dpqmn->akpqmn", axes, u)
     xi, wide, slant = (p[:, None, None, None, None] for p in (xi, sigma, gamma))
-    window = torch.exp(-(along**2 + (slant * across)**2) / (2 * wide**2))
+    window = torch.exp(-(along**2 + (slant * across) ** 2) / (2 * wide**2))
     wave = _windowed_wave(window, xi * torch.einsum("kd,dpqmn->kpqmn", direction, u)).sum((1, 2))
     window = window.sum((1, 2))
     beta = wave.sum((-2, -1)).real / window.sum((-2, -1))
     return (wave - beta[:, None, None] * window) * _scale(sigma, gamma)
 
+
 class SvdBank(LearnedBank):
     "A canonical bank with the wrong gradient of θ of the code published with arXiv 2107.09539: to measure what it costs, not to be used. Raises `ValueError` for another kind of bank."
+
     def __init__(self, *args, **kw):
         super().__init__(*args, **kw)
-        if self.learn != "canonical": raise ValueError(f"the published gradient is that of canonical filters: set learn=canonical, or use engine=wavescat, got learn={self.learn}")
+        if self.learn != "canonical":
+            raise ValueError(
+                f"the published gradient is that of canonical filters: set learn=canonical, or use engine=wavescat, got learn={self.learn}"
+            )
 
-    def forward(self)->FilterBank:
+    def forward(self) -> FilterBank:
         phi = gaussian(positive(_wide(self.raw_phi_sigma)), self.shape, like=_wide(self.theta))
-        return FilterBank(torch.fft.fft2(_morlet_by_svd(*self.morlets(), self.shape, self.periods)).real.reshape(self.J, -1, *self.shape), torch.fft.fft2(phi).real)
+        return FilterBank(
+            torch.fft.fft2(_morlet_by_svd(*self.morlets(), self.shape, self.periods)).real.reshape(
+                self.J, -1, *self.shape
+            ),
+            torch.fft.fft2(phi).real,
+        )
 
 # %% ../../nbs/lib/01_scattering/00_filters.ipynb #00-filters-45
-def _mirrored(raw): return torch.hypot(_wide(raw), torch.full_like(_wide(raw), 1e-3))
+def _mirrored(raw):
+    return torch.hypot(_wide(raw), torch.full_like(_wide(raw), 1e-3))
+
 
 class UnboundedBank(LearnedBank):
     "A bank whose σ and γ may cross 0 and act by their absolute values, as in the code published with arXiv 2107.09539: to measure what the bound costs. Raises `ValueError` for a pixelwise bank, which has neither."
+
     def __init__(self, *args, **kw):
         super().__init__(*args, **kw)
-        if self.learn == "pixelwise": raise ValueError("pixelwise filters have no σ and γ to bound: set learn=canonical or equivariant, or use engine=wavescat")
+        if self.learn == "pixelwise":
+            raise ValueError(
+                "pixelwise filters have no σ and γ to bound: set learn=canonical or equivariant, or use engine=wavescat"
+            )
 
-    def morlets(self)->Morlets:
-        own = Morlets(_wide(self.theta), _wide(self.xi), _mirrored(self.raw_sigma), _mirrored(self.raw_gamma))
+    def morlets(self) -> Morlets:
+        own = Morlets(
+            _wide(self.theta), _wide(self.xi), _mirrored(self.raw_sigma), _mirrored(self.raw_gamma)
+        )
         return turned(own, self.L) if self.learn == "equivariant" else own

@@ -15,22 +15,50 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .fast import Cascade, Chunk, _plain, fast_scattering2d, prepare
-from .filters import LEARN, FilterBank, LearnedBank, SvdBank, UnboundedBank, fourier_bank, initial_morlets
-from .transform import Path, find_paths, padded_size, reflection, scattering_paths
+from wavescat.scattering.filters import (
+    LEARN,
+    FilterBank,
+    LearnedBank,
+    SvdBank,
+    UnboundedBank,
+    fourier_bank,
+    initial_morlets,
+)
+from wavescat.scattering.transform import (
+    Path,
+    find_paths,
+    padded_size,
+    reflection,
+    scattering_paths,
+)
 
 # %% ../../nbs/lib/01_scattering/03_layer.ipynb #03-scattering-5
 def _check(J, shape, L, max_order):
     "Refuse what no scattering transform can be built from."
     for name, value in (("J", J), ("L", L), ("max_order", max_order)):
-        if isinstance(value, bool) or not isinstance(value, Integral): raise TypeError(f"{name} must be an integer, got {value!r}")
-    if J < 1: raise ValueError(f"J must be at least 1, got {J}")
-    if L < 1: raise ValueError(f"L must be at least 1, got {L}")
-    if max_order not in (0, 1, 2): raise ValueError(f"max_order must be 0, 1 or 2, got {max_order}")
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2 or not all(isinstance(n, Integral) and n > 0 for n in shape): raise ValueError(f"shape must be (H, W), two positive whole numbers, got {shape!r}")
-    if 2**J > min(shape): raise ValueError(f"2**J = {2**J} is larger than the image, {shape[0]}×{shape[1]} pixels: lower J to {int(math.log2(max(min(shape), 1)))} or less")
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+    if J < 1:
+        raise ValueError(f"J must be at least 1, got {J}")
+    if L < 1:
+        raise ValueError(f"L must be at least 1, got {L}")
+    if max_order not in (0, 1, 2):
+        raise ValueError(f"max_order must be 0, 1 or 2, got {max_order}")
+    if (
+        not isinstance(shape, (tuple, list))
+        or len(shape) != 2
+        or not all(isinstance(n, Integral) and n > 0 for n in shape)
+    ):
+        raise ValueError(f"shape must be (H, W), two positive whole numbers, got {shape!r}")
+    if 2**J > min(shape):
+        raise ValueError(
+            f"2**J = {2**J} is larger than the image, {shape[0]}×{shape[1]} pixels: lower J to {int(math.log2(max(min(shape), 1)))} or less"
+        )
 
 # %% ../../nbs/lib/01_scattering/03_layer.ipynb #03-scattering-6
-def _remember_loaded(layer, _): layer._remember()
+def _remember_loaded(layer, _):
+    layer._remember()
+
 
 class Scattering2D(nn.Module):
     """Scattering transform, (..., H, W) → (..., K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋), or (..., C, H, W) → (..., C·K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋) if `flat`.
@@ -40,93 +68,156 @@ class Scattering2D(nn.Module):
     NaN and infinity pass through to the coefficients of the image that has them.
     Raises `ValueError` for a J, L, order, shape or option that can't be, `TypeError` for images that aren't real floating-point numbers.
     Source: Bruna & Mallat 2013; filters as kymatio 0.3.0's; learned filters as in arXiv 2107.09539."""
-    def __init__(self,
-        J:int,                  # number of scales: averages over 2ᴶ pixels
-        shape:tuple[int, int],  # (H, W) of the images, pixels
-        L:int=8,                # number of orientations
-        max_order:int=2,        # highest order, 0, 1 or 2
-        slant:float|None=None,  # γ of every wavelet; None ties it to 4/L
-        pre_pad:bool=False,     # images come padded already, to `padded_shape`
-        flat:bool=False,        # one dimension for colours and paths, colour-major
-        learn:str|None=None,    # what of the filters is learned, one of `LEARN`; None: nothing
-        init:str="tight-frame", # where the filters start, or stay: "tight-frame" or "random"
-        seed:int=0,             # of a random start
-        learn_phi:bool=False,   # whether the width of φ is learned as well
-        recompute:bool=False,   # with gradients: keep the images only and compute the rest again on the way back
-        chunk:Chunk|None=None,  # images and orientations at a time; None: from the size of the cache
+
+    def __init__(
+        self,
+        J: int,  # number of scales: averages over 2ᴶ pixels
+        shape: tuple[int, int],  # (H, W) of the images, pixels
+        L: int = 8,  # number of orientations
+        max_order: int = 2,  # highest order, 0, 1 or 2
+        slant: float | None = None,  # γ of every wavelet; None ties it to 4/L
+        pre_pad: bool = False,  # images come padded already, to `padded_shape`
+        flat: bool = False,  # one dimension for colours and paths, colour-major
+        learn: str | None = None,  # what of the filters is learned, one of `LEARN`; None: nothing
+        init: str = "tight-frame",  # where the filters start, or stay: "tight-frame" or "random"
+        seed: int = 0,  # of a random start
+        learn_phi: bool = False,  # whether the width of φ is learned as well
+        recompute: bool = False,  # with gradients: keep the images only and compute the rest again on the way back
+        chunk: Chunk
+        | None = None,  # images and orientations at a time; None: from the size of the cache
     ):
         super().__init__()
         _check(J, shape, L, max_order)
         J, L, shape = int(J), int(L), tuple(map(int, shape))
-        if learn is not None and learn not in LEARN: raise ValueError(f"learn must be one of {', '.join(LEARN)}, or None, got {learn!r}")
-        if learn and not max_order and not learn_phi: raise ValueError("order 0 has no wavelets to learn: choose max_order 1 or 2")
-        if chunk and min(chunk) < 1: raise ValueError(f"chunk must be images and orientations at a time, at least 1 each, got {tuple(chunk)}")
-        if learn_phi and learn is None: raise ValueError("learn_phi goes with learned wavelets: set learn too")
+        if learn is not None and learn not in LEARN:
+            raise ValueError(f"learn must be one of {', '.join(LEARN)}, or None, got {learn!r}")
+        if learn and not max_order and not learn_phi:
+            raise ValueError("order 0 has no wavelets to learn: choose max_order 1 or 2")
+        if chunk and min(chunk) < 1:
+            raise ValueError(
+                f"chunk must be images and orientations at a time, at least 1 each, got {tuple(chunk)}"
+            )
+        if learn_phi and learn is None:
+            raise ValueError("learn_phi goes with learned wavelets: set learn too")
         self.J, self.L, self.max_order, self.shape, self.slant = J, L, int(max_order), shape, slant
-        self.pre_pad, self.flat, self.learn, self.init, self.seed, self.recompute = pre_pad, flat, learn, init, seed, recompute
+        self.pre_pad, self.flat, self.learn, self.init, self.seed, self.recompute = (
+            pre_pad,
+            flat,
+            learn,
+            init,
+            seed,
+            recompute,
+        )
         self.padded_shape = tuple(padded_size(n, J) for n in shape)
         self.chunk = Chunk(*chunk) if chunk else None
         self._built = self._own = None
         wanted = torch.get_default_device()
-        with torch.device("cpu"), torch.inference_mode(False): self._make(init, seed, learn_phi)    # constants need real numbers, in float64
+        with torch.device("cpu"), torch.inference_mode(False):
+            self._make(init, seed, learn_phi)  # constants need real numbers, in float64
         self._remember()
-        self.register_load_state_dict_post_hook(_remember_loaded)           # with assign=True, other tensors
-        if wanted.type != "cpu": self.to(wanted)
+        self.register_load_state_dict_post_hook(_remember_loaded)  # with assign=True, other tensors
+        if wanted.type != "cpu":
+            self.to(wanted)
 
     def _make(self, init, seed, learn_phi):
         self.cascade = Cascade(self.J, self.padded_shape, self.L, self.max_order)
-        self.register_buffer("like", torch.empty(0), persistent=False)  # whose dtype and device are the layer's
-        for name, n in zip(("rows", "cols"), self.shape): self.register_buffer(name, reflection(n, self.J), persistent=False)
-        self.bank = LearnedBank(self.J, self.L, self.padded_shape, self.learn, init, seed, self.slant, learn_phi) if self.learn else None
+        self.register_buffer(
+            "like", torch.empty(0), persistent=False
+        )  # whose dtype and device are the layer's
+        for name, n in zip(("rows", "cols"), self.shape):
+            self.register_buffer(name, reflection(n, self.J), persistent=False)
+        self.bank = (
+            LearnedBank(
+                self.J, self.L, self.padded_shape, self.learn, init, seed, self.slant, learn_phi
+            )
+            if self.learn
+            else None
+        )
         if self.bank is None:
-            for name, o in self._fixed(torch.get_default_dtype()).items(): self.register_buffer(name, o, persistent=False)
+            for name, o in self._fixed(torch.get_default_dtype()).items():
+                self.register_buffer(name, o, persistent=False)
 
-    def _fixed(self, dtype): return prepare(self.cascade, self.filters(), prune=True, dtype=dtype)
+    def _fixed(self, dtype):
+        return prepare(self.cascade, self.filters(), prune=True, dtype=dtype)
 
-    def filters(self)->FilterBank:
+    def filters(self) -> FilterBank:
         "The bank as it stands: ψ̂ (J, L, M, N) and φ̂ (M, N) on the padded torus; float64 if fixed."
-        if self.bank is not None: return self.bank()
-        return fourier_bank(initial_morlets(self.J, self.L, self.init, self.seed, self.slant), 0.8 * 2**(self.J - 1), self.J, self.padded_shape)
+        if self.bank is not None:
+            return self.bank()
+        return fourier_bank(
+            initial_morlets(self.J, self.L, self.init, self.seed, self.slant),
+            0.8 * 2 ** (self.J - 1),
+            self.J,
+            self.padded_shape,
+        )
 
     @property
-    def dtype(self): return self.like.dtype
+    def dtype(self):
+        return self.like.dtype
 
     @property
-    def paths(self)->list[Path]:
+    def paths(self) -> list[Path]:
         "The path of every coefficient, with the angles that the filters have now (a pixelwise bank: at its start)."
-        if self.bank is not None and self.learn != "pixelwise": theta = self.bank.morlets().theta
-        else: theta = initial_morlets(self.J, self.L, self.init, self.seed, self.slant, tied=self.learn == "equivariant").theta
-        return scattering_paths(self.J, self.L, self.max_order, theta.detach().view(self.J, self.L).tolist())
+        if self.bank is not None and self.learn != "pixelwise":
+            theta = self.bank.morlets().theta
+        else:
+            theta = initial_morlets(
+                self.J, self.L, self.init, self.seed, self.slant, tied=self.learn == "equivariant"
+            ).theta
+        return scattering_paths(
+            self.J, self.L, self.max_order, theta.detach().view(self.J, self.L).tolist()
+        )
 
-    def find(self, **which)->list[int]:
+    def find(self, **which) -> list[int]:
         "Places of the coefficients with these paths (order, j1, theta1, j2, theta2): `S(x)[..., S.find(order=1, j1=0), :, :]`."
         return find_paths(self.paths, **which)
 
-    def parameter_groups(self, orientations:dict|None=None, rest:dict|None=None)->list[dict]:
+    def parameter_groups(
+        self, orientations: dict | None = None, rest: dict | None = None
+    ) -> list[dict]:
         "Two groups for an optimiser, θ and the other parameters of the filters, without weight decay; the dictionaries add options."
-        if self.bank is None: raise ValueError("fixed filters have no parameters: set learn")
+        if self.bank is None:
+            raise ValueError("fixed filters have no parameters: set learn")
         theta = [p for name, p in self.bank.named_parameters() if name == "theta"]
         other = [p for name, p in self.bank.named_parameters() if name != "theta"]
-        groups = [{"name": "orientations", "params": theta, "weight_decay": 0., **(orientations or {})}, {"name": "filters", "params": other, "weight_decay": 0., **(rest or {})}]
+        groups = [
+            {"name": "orientations", "params": theta, "weight_decay": 0.0, **(orientations or {})},
+            {"name": "filters", "params": other, "weight_decay": 0.0, **(rest or {})},
+        ]
         return [g for g in groups if g["params"]]
 
     def operators(self):
         "The operators of the bank as it stands: of a learned one built anew where a gradient must flow, or where parameters changed."
-        if self.bank is None: return {name: getattr(self, name) for name in self.cascade.operator_names}
+        if self.bank is None:
+            return {name: getattr(self, name) for name in self.cascade.operator_names}
         tensors = self.bank.tensors()
-        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing(): return self._constants()
-        if torch.compiler.is_compiling(): return prepare(self.cascade, self.bank(), dtype=self.dtype)
-        if all(_plain(t) and t.is_leaf for t in tensors): self._remember()
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors) or torch.is_inference_mode_enabled() or not all(map(_plain, tensors)):
+        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+            return self._constants()
+        if torch.compiler.is_compiling():
+            return prepare(self.cascade, self.bank(), dtype=self.dtype)
+        if all(_plain(t) and t.is_leaf for t in tensors):
+            self._remember()
+        if (
+            torch.is_grad_enabled()
+            and any(t.requires_grad for t in tensors)
+            or torch.is_inference_mode_enabled()
+            or not all(map(_plain, tensors))
+        ):
             self._built = None
             return prepare(self.cascade, self.bank(), dtype=self.dtype)
-        if self._built is None or not all(a.device == b.device and torch.equal(a, b) for a, b in zip(tensors, self._built[0])):
-            self._built = [t.detach().clone() for t in tensors], prepare(self.cascade, self.bank(), dtype=self.dtype)
+        if self._built is None or not all(
+            a.device == b.device and torch.equal(a, b) for a, b in zip(tensors, self._built[0])
+        ):
+            self._built = (
+                [t.detach().clone() for t in tensors],
+                prepare(self.cascade, self.bank(), dtype=self.dtype),
+            )
         return self._built[1]
 
     def _remember(self):
         "Hold on to what decides learned filters: an exporter puts tensors without values in its place."
-        if self.bank is None: return
+        if self.bank is None:
+            return
         self._own = {**dict(self.bank.named_parameters()), **dict(self.bank.named_buffers())}
 
     def _constants(self):
@@ -139,29 +230,52 @@ class Scattering2D(nn.Module):
                 bank = self.bank() if state else torch.func.functional_call(self.bank, values, ())
                 operators = prepare(self.cascade, bank, dtype=self.dtype)
                 return {name: o.detach() for name, o in operators.items()}
-        finally: torch._C._set_tracing_state(state)
+        finally:
+            torch._C._set_tracing_state(state)
 
     def _replicate_for_data_parallel(self):
         replica = super()._replicate_for_data_parallel()
         replica._built = None
         return replica
 
-    def forward(self, x:Tensor)->Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         device = x.device.type
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        with (
+            torch.autocast(device, enabled=False)
+            if torch.amp.is_autocast_available(device)
+            else nullcontext()
+        ):
             images = x.to(self.dtype).reshape(-1, *x.shape[-2:])
-            S = fast_scattering2d(images, self.cascade, self.operators(), self.chunk, self.recompute, None if self.pre_pad else (self.rows, self.cols))
+            S = fast_scattering2d(
+                images,
+                self.cascade,
+                self.operators(),
+                self.chunk,
+                self.recompute,
+                None if self.pre_pad else (self.rows, self.cols),
+            )
         S = S.reshape(*x.shape[:-2], *S.shape[1:])
         return S.flatten(-4, -3) if self.flat else S
 
     def _check_input(self, x):
-        if not isinstance(x, Tensor): raise TypeError(f"expected a tensor, got {type(x).__name__}; convert with torch.as_tensor")
-        if not x.is_floating_point(): raise TypeError(f"expected real floating-point images, got {x.dtype}; convert with .float()")
-        if torch.promote_types(x.dtype, self.dtype) != self.dtype: raise TypeError(f"the layer computes in {self.dtype}, got images in {x.dtype}: convert one of them with .to()")
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"expected a tensor, got {type(x).__name__}; convert with torch.as_tensor"
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"expected real floating-point images, got {x.dtype}; convert with .float()"
+            )
+        if torch.promote_types(x.dtype, self.dtype) != self.dtype:
+            raise TypeError(
+                f"the layer computes in {self.dtype}, got images in {x.dtype}: convert one of them with .to()"
+            )
         H, W = self.padded_shape if self.pre_pad else self.shape
         if x.ndim < 2 + self.flat or x.shape[-2:] != (H, W):
-            raise ValueError(f"expected {'padded ' if self.pre_pad else ''}images of {H}×{W} pixels in the last two dimensions{' after one of colours' if self.flat else ''}, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"expected {'padded ' if self.pre_pad else ''}images of {H}×{W} pixels in the last two dimensions{' after one of colours' if self.flat else ''}, got shape {tuple(x.shape)}"
+            )
 
     def _apply(self, fn, recurse=True):
         before = self.like
@@ -170,50 +284,92 @@ class Scattering2D(nn.Module):
         self._remember()
         appeared = before.is_meta and not self.like.is_meta  # nothing was there to be moved
         if appeared:
-            for name, n in zip(("rows", "cols"), self.shape): setattr(self, name, reflection(n, self.J).to(self.like.device))
-            if self.bank is not None and "raw_phi_sigma" in self.bank._buffers: self.bank.raw_phi_sigma = torch.full((), 0.8 * 2**(self.J - 1)).to(self.like)
+            for name, n in zip(("rows", "cols"), self.shape):
+                setattr(self, name, reflection(n, self.J).to(self.like.device))
+            if self.bank is not None and "raw_phi_sigma" in self.bank._buffers:
+                self.bank.raw_phi_sigma = torch.full((), 0.8 * 2 ** (self.J - 1)).to(self.like)
             self._remember()
-        if self.bank is None and not self.like.is_meta and (appeared or self.dtype != before.dtype or self.dtype.itemsize < 4):  # from float64 again, so that .double() is exact
+        if (
+            self.bank is None
+            and not self.like.is_meta
+            and (appeared or self.dtype != before.dtype or self.dtype.itemsize < 4)
+        ):  # from float64 again, so that .double() is exact
             with torch.device("cpu"):
-                for name, o in self._fixed(self.dtype).items(): setattr(self, name, o.to(self.like.device))
+                for name, o in self._fixed(self.dtype).items():
+                    setattr(self, name, o.to(self.like.device))
         return self
 
-    def __getstate__(self): return {**self.__dict__, "_built": None}
+    def __getstate__(self):
+        return {**self.__dict__, "_built": None}
 
     def extra_repr(self):
         parts = [f"J={self.J}, shape={self.shape}, L={self.L}, max_order={self.max_order}"]
-        parts += [f"slant={self.slant or f'4/L = {4/self.L:.3g}'}"] if self.init == "tight-frame" else [f"init={self.init}, seed={self.seed}"]
-        return ", ".join(parts + [f"{k}={getattr(self, k)}" for k in ("learn", "flat", "pre_pad", "recompute") if getattr(self, k)])
+        parts += (
+            [f"slant={self.slant or f'4/L = {4 / self.L:.3g}'}"]
+            if self.init == "tight-frame"
+            else [f"init={self.init}, seed={self.seed}"]
+        )
+        return ", ".join(
+            parts
+            + [
+                f"{k}={getattr(self, k)}"
+                for k in ("learn", "flat", "pre_pad", "recompute")
+                if getattr(self, k)
+            ]
+        )
 
 # %% ../../nbs/lib/01_scattering/03_layer.ipynb #03-scattering-13
-def _in_one_piece(module, args): return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+def _in_one_piece(module, args):
+    return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+
 
 def kymatio_scattering(
-    J:int,                 # number of scales
-    shape:tuple[int, int], # (H, W) of the images, pixels
-    L:int=8,               # number of orientations
-    max_order:int=2,       # highest order, 1 or 2
-)->nn.Module:              # (..., H, W) → (..., K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋)
+    J: int,  # number of scales
+    shape: tuple[int, int],  # (H, W) of the images, pixels
+    L: int = 8,  # number of orientations
+    max_order: int = 2,  # highest order, 1 or 2
+) -> nn.Module:  # (..., H, W) → (..., K, ⌊H/2ᴶ⌋, ⌊W/2ᴶ⌋)
     "kymatio's transform as a module: the independent reference. Raises `ImportError` where kymatio isn't installed."
     _check(J, shape, L, max_order)
-    if max_order == 0: raise ValueError("kymatio computes no order 0 alone: use max_order 1 or 2")
-    try: from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
-    except ImportError as e: raise ImportError("kymatio isn't installed: pip install kymatio==0.3.0, or use engine=wavescat") from e
+    if max_order == 0:
+        raise ValueError("kymatio computes no order 0 alone: use max_order 1 or 2")
+    try:
+        from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+    except ImportError as e:
+        raise ImportError(
+            "kymatio isn't installed: pip install kymatio==0.3.0, or use engine=wavescat"
+        ) from e
     S = ScatteringTorch2D(J=J, shape=tuple(shape), L=L, max_order=max_order)
-    S.register_forward_pre_hook(_in_one_piece) # it refuses images in channels-last memory
+    S.register_forward_pre_hook(_in_one_piece)  # it refuses images in channels-last memory
     return S
 
 # %% ../../nbs/lib/01_scattering/03_layer.ipynb #03-scattering-16
 class SvdScattering2D(Scattering2D):
     "`Scattering2D` with canonical filters whose θ has the gradient of the code published with arXiv 2107.09539: to measure what that error costs. Raises `ValueError` for other filters."
+
     def _make(self, init, seed, learn_phi):
         super()._make(init, seed, learn_phi)
-        self.bank = SvdBank(self.J, self.L, self.padded_shape, self.learn or "none", init, seed, self.slant, learn_phi)
+        self.bank = SvdBank(
+            self.J,
+            self.L,
+            self.padded_shape,
+            self.learn or "none",
+            init,
+            seed,
+            self.slant,
+            learn_phi,
+        )
 
 # %% ../../nbs/lib/01_scattering/03_layer.ipynb #03-scattering-19
 class UnboundedScattering2D(Scattering2D):
     "`Scattering2D` with learned filters whose σ and γ may cross 0, as in the code published with arXiv 2107.09539. Raises `ValueError` for fixed or pixelwise filters."
+
     def _make(self, init, seed, learn_phi):
         super()._make(init, seed, learn_phi)
-        if not self.learn: raise ValueError("the bound is that of learned filters: set learn=canonical or equivariant, or use engine=wavescat")
-        self.bank = UnboundedBank(self.J, self.L, self.padded_shape, self.learn, init, seed, self.slant, learn_phi)
+        if not self.learn:
+            raise ValueError(
+                "the bound is that of learned filters: set learn=canonical or equivariant, or use engine=wavescat"
+            )
+        self.bank = UnboundedBank(
+            self.J, self.L, self.padded_shape, self.learn, init, seed, self.slant, learn_phi
+        )

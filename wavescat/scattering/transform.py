@@ -18,53 +18,74 @@ from .filters import FilterBank, orientations
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-5
 class Path(NamedTuple):
     "Where a scattering coefficient comes from; angles in rad, `None` where the order has none."
-    order:int
-    j1:int|None=None
-    theta1:float|None=None
-    j2:int|None=None
-    theta2:float|None=None
+
+    order: int
+    j1: int | None = None
+    theta1: float | None = None
+    j2: int | None = None
+    theta2: float | None = None
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-6
 def scattering_paths(
-    J:int,           # number of scales
-    L:int,           # number of orientations
-    max_order:int=2, # highest order, 0, 1 or 2
-    theta:Sequence[Sequence[float]]|None=None, # angles, rad, (J, L); None: those of the tight frame
-)->list[Path]:       # in the order of the coefficients: kymatio's
+    J: int,  # number of scales
+    L: int,  # number of orientations
+    max_order: int = 2,  # highest order, 0, 1 or 2
+    theta: Sequence[Sequence[float]]
+    | None = None,  # angles, rad, (J, L); None: those of the tight frame
+) -> list[Path]:  # in the order of the coefficients: kymatio's
     "The path of every coefficient of a scattering transform."
     theta = theta or [orientations(L)] * J
     paths = [Path(0)]
-    if max_order >= 1: paths += [Path(1, j1, t1) for j1 in range(J) for t1 in theta[j1]]
-    if max_order >= 2: paths += [Path(2, j1, t1, j2, t2) for j1 in range(J) for t1 in theta[j1]
-                                 for j2 in range(j1 + 1, J) for t2 in theta[j2]]
+    if max_order >= 1:
+        paths += [Path(1, j1, t1) for j1 in range(J) for t1 in theta[j1]]
+    if max_order >= 2:
+        paths += [
+            Path(2, j1, t1, j2, t2)
+            for j1 in range(J)
+            for t1 in theta[j1]
+            for j2 in range(j1 + 1, J)
+            for t2 in theta[j2]
+        ]
     return paths
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-9
 def find_paths(
-    paths:Sequence[Path], # from `scattering_paths`
-    **which,              # order, j1, theta1, j2, theta2: a value, or a collection of values; angles to 1e-6 rad
-)->list[int]:             # places of the paths that agree with all of them
+    paths: Sequence[Path],  # from `scattering_paths`
+    **which,  # order, j1, theta1, j2, theta2: a value, or a collection of values; angles to 1e-6 rad
+) -> list[int]:  # places of the paths that agree with all of them
     "Which coefficients have these paths. Raises `ValueError` for a name that a path doesn't have."
     for name in which:
-        if name not in Path._fields: raise ValueError(f"a path has {', '.join(Path._fields)}, not {name!r}")
+        if name not in Path._fields:
+            raise ValueError(f"a path has {', '.join(Path._fields)}, not {name!r}")
+
     def agrees(value, wanted):
-        if isinstance(wanted, Collection): return any(agrees(value, w) for w in wanted)
-        return value is wanted if value is None or wanted is None else math.isclose(value, wanted, abs_tol=1e-6)
-    return [i for i, path in enumerate(paths) if all(agrees(getattr(path, k), v) for k, v in which.items())]
+        if isinstance(wanted, Collection):
+            return any(agrees(value, w) for w in wanted)
+        return (
+            value is wanted
+            if value is None or wanted is None
+            else math.isclose(value, wanted, abs_tol=1e-6)
+        )
+
+    return [
+        i
+        for i, path in enumerate(paths)
+        if all(agrees(getattr(path, k), v) for k, v in which.items())
+    ]
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-12
 def padded_size(
-    n:int, # pixels of a side
-    J:int, # number of scales
-)->int:    # pixels of the padded side
+    n: int,  # pixels of a side
+    J: int,  # number of scales
+) -> int:  # pixels of the padded side
     "Side of the padded image: a multiple of 2ᴶ, at least 2ᴶ more than `n`, rounded as kymatio does."
     return ((n + 2**J) // 2**J + 1) * 2**J
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-13
 def reflection(
-    n:int, # pixels of a side
-    J:int, # number of scales
-)->Tensor: # (padded,) long: which pixel stands at each place of the padded side
+    n: int,  # pixels of a side
+    J: int,  # number of scales
+) -> Tensor:  # (padded,) long: which pixel stands at each place of the padded side
     "Indices that reflect a side of `n` pixels to its padded size; the border pixel isn't repeated."
     pad = padded_size(n, J) - n
     i = torch.arange(-(pad // 2), n + pad - pad // 2) % max(2 * n - 2, 1)
@@ -72,18 +93,21 @@ def reflection(
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-16
 def fold(
-    x_f:Tensor, # spectrum, (..., M, N)
-    k:int,      # decimation factor, divides M and N
-)->Tensor:      # spectrum of every k-th sample, (..., M/k, N/k)
+    x_f: Tensor,  # spectrum, (..., M, N)
+    k: int,  # decimation factor, divides M and N
+) -> Tensor:  # spectrum of every k-th sample, (..., M/k, N/k)
     "Spectrum of a decimated signal."
     m, n = x_f.shape[-2] // k, x_f.shape[-1] // k
-    return sum(x_f[..., i*m:(i+1)*m, j*n:(j+1)*n] for i in range(k) for j in range(k)) / k**2
+    return (
+        sum(x_f[..., i * m : (i + 1) * m, j * n : (j + 1) * n] for i in range(k) for j in range(k))
+        / k**2
+    )
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-17
 def crop(
-    psi_f:Tensor, # spectrum of filters, (..., M, N)
-    k:int,        # factor, 2k divides M and N
-)->Tensor:        # (..., M/k, N/k)
+    psi_f: Tensor,  # spectrum of filters, (..., M, N)
+    k: int,  # factor, 2k divides M and N
+) -> Tensor:  # (..., M/k, N/k)
     "Filters for a signal that was decimated by k: frequencies above the new limit are cut, as kymatio does."
     for dim in (-2, -1):
         n = psi_f.shape[dim]
@@ -94,20 +118,20 @@ def crop(
 
 # %% ../../nbs/lib/01_scattering/01_transform.ipynb #01-transform-18
 def scattering2d(
-    x:Tensor,         # images, (..., M, N) real, already padded
-    bank:FilterBank,  # psi_f (J, L, M, N) and phi_f (M, N), real
-    max_order:int=2,  # highest order, 0, 1 or 2
-)->Tensor:            # (..., K, M/2ᴶ, N/2ᴶ), paths in the order of `scattering_paths`
+    x: Tensor,  # images, (..., M, N) real, already padded
+    bank: FilterBank,  # psi_f (J, L, M, N) and phi_f (M, N), real
+    max_order: int = 2,  # highest order, 0, 1 or 2
+) -> Tensor:  # (..., K, M/2ᴶ, N/2ᴶ), paths in the order of `scattering_paths`
     "Scattering transform on a torus, as its definition reads. Source: Bruna & Mallat 2013, section 2."
     psi_f, phi_f = bank
     J, L, *_ = psi_f.shape
 
-    def average(u_f, j):            # low-pass of a spectrum at resolution 2ʲ, decimated to 2ᴶ
-        return torch.fft.ifft2(fold(u_f * crop(phi_f, 2**j), 2**(J - j))).real
+    def average(u_f, j):  # low-pass of a spectrum at resolution 2ʲ, decimated to 2ᴶ
+        return torch.fft.ifft2(fold(u_f * crop(phi_f, 2**j), 2 ** (J - j))).real
 
-    def moduli(u_f, j, j_new):      # |u * ψ| at scale j_new for all θ: spectrum at resolution 2^j_new
+    def moduli(u_f, j, j_new):  # |u * ψ| at scale j_new for all θ: spectrum at resolution 2^j_new
         w_f = u_f.unsqueeze(-3) * crop(psi_f[j_new], 2**j)
-        return torch.fft.fft2(torch.fft.ifft2(fold(w_f, 2**(j_new - j))).abs())
+        return torch.fft.fft2(torch.fft.ifft2(fold(w_f, 2 ** (j_new - j))).abs())
 
     x_f = torch.fft.fft2(x)
     S = [average(x_f, 0).unsqueeze(-3)]

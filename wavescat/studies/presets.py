@@ -29,137 +29,197 @@ from ..data.sources import SOURCES, is_here
 from ..runs.store import project_dir
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-5
-def studies_dir()->Path:
+def studies_dir() -> Path:
     "The folder of the templates: of the checkout, or the copy in an installed package."
     root = project_dir()
     return root / "nbs" / "studies" if root else Path(str(files("wavescat") / "_studies"))
 
-def study_names()->list[str]:
+
+def study_names() -> list[str]:
     "Studies there are."
     return sorted(p.stem for p in studies_dir().glob("*.ipynb"))
 
-def cells(study:str)->list[dict]:
+
+def cells(study: str) -> list[dict]:
     "The cells of a study's template. Raises `ValueError` for an unknown study."
     choose(study, dict.fromkeys(study_names()), "study")
     return json.loads((studies_dir() / f"{study}.ipynb").read_text(encoding="utf-8"))["cells"]
 
+
 def _tagged(study, tag):
     found = ["".join(c["source"]) for c in cells(study) if tag in c["metadata"].get("tags", [])]
-    if len(found) != 1: raise ValueError(f"study {study} must have exactly one cell tagged {tag!r}, it has {len(found)}")
+    if len(found) != 1:
+        raise ValueError(
+            f"study {study} must have exactly one cell tagged {tag!r}, it has {len(found)}"
+        )
     return found[0]
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-7
 class Parameter(NamedTuple):
     "A parameter of a study."
-    type:str
-    default:object
-    help:str
+
+    type: str
+    default: object
+    help: str
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-8
 def parameters(
-    study:str,
-)->dict[str, Parameter]:
+    study: str,
+) -> dict[str, Parameter]:
     "The parameters that a study declares, in order."
     source = _tagged(study, "parameters")
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign):
-            note = lines[node.end_lineno - 1][node.end_col_offset:].strip().lstrip("# ")
-            found[node.target.id] = Parameter(ast.unparse(node.annotation), ast.literal_eval(node.value), note)
+            note = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
+            found[node.target.id] = Parameter(
+                ast.unparse(node.annotation), ast.literal_eval(node.value), note
+            )
     return found
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-read
 _KINDS = {"bool": bool, "int": int, "float": float}
-_FROM_0 = ("size", "validation", "validation_all", "split_seed", "seed", "draw_seed", "corruption_seed", "compiled_up_to", "images") # how many images there are, plans know
-_APART = {"points": "/", "weights": ";"} # between the values of a list, where that is no comma
+_FROM_0 = (
+    "size",
+    "validation",
+    "validation_all",
+    "split_seed",
+    "seed",
+    "draw_seed",
+    "corruption_seed",
+    "compiled_up_to",
+    "images",
+)  # how many images there are, plans know
+_APART = {"points": "/", "weights": ";"}  # between the values of a list, where that is no comma
+
 
 def _read(study, name, value):
     "What YAML, JSON, a shell or Python gives, as the type of the parameter."
     kind, note = parameters(study)[name].type, parameters(study)[name].help
     try:
-        if kind == "str": return _text(name, value, _APART.get(name, ","))
+        if kind == "str":
+            return _text(name, value, _APART.get(name, ","))
         read = read_value(name, value, (_KINDS[kind],))
         may_be_0 = name in _FROM_0 or re.search(r"\b0(:| takes)", note)
-        if kind == "int" and not may_be_0 and read < 1: raise ValueError(f"{name} must be at least 1, got {shown(read)}")
-    except ValueError as e: raise ValueError(f"{study}: {e} ({note})") from None
+        if kind == "int" and not may_be_0 and read < 1:
+            raise ValueError(f"{name} must be at least 1, got {shown(read)}")
+    except ValueError as e:
+        raise ValueError(f"{study}: {e} ({note})") from None
     return read
+
 
 def _text(name, value, apart):
     "A text, a number, or a list of them, as text; None is empty."
-    if value is None: return ""
+    if value is None:
+        return ""
     if isinstance(value, (list, tuple, range)):
         return apart.join(_quoted(_text(name, v, apart), apart) for v in value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15: value = int(value)
-    if isinstance(value, (bool, dict)): raise ValueError(f"{name} must be text, a number or a list of these, got {shown(value)}")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, (bool, dict)):
+        raise ValueError(f"{name} must be text, a number or a list of these, got {shown(value)}")
     text = str(value).strip()
-    try: text.encode()
-    except UnicodeEncodeError: raise ValueError(f"{name} must be text in UTF-8, which pages are written in, got {shown(text)}: name a link to that file or folder") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name} must be text in UTF-8, which pages are written in, got {shown(text)}: name a link to that file or folder"
+        ) from None
     return text
 
-def _quoted(part, apart): return f'"{part}"' if apart in part and '"' not in part else part
+
+def _quoted(part, apart):
+    return f'"{part}"' if apart in part and '"' not in part else part
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-set-by-cells
 def _set_by_cells(sources, known):
     "The parameters that executed cells set after the cell that declares them. Raises `ValueError` for a name of papermill's cell that no parameter has."
     names = set()
     for source in sources:
-        try: body = ast.parse(source).body
-        except (SyntaxError, ValueError): continue             # a magic, such as %time
-        declares = {n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-        if "preset" in declares: names.clear()
-        assigned = {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-        if source.startswith("# Parameters\n"):                # papermill's own cell
-            for name in sorted(assigned - set(known)): raise unknown(name, known, "parameter")
+        try:
+            body = ast.parse(source).body
+        except (SyntaxError, ValueError):
+            continue  # a magic, such as %time
+        declares = {
+            n.target.id
+            for n in body
+            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+        }
+        if "preset" in declares:
+            names.clear()
+        assigned = {
+            t.id
+            for n in body
+            if isinstance(n, ast.Assign)
+            for t in n.targets
+            if isinstance(t, ast.Name)
+        }
+        if source.startswith("# Parameters\n"):  # papermill's own cell
+            for name in sorted(assigned - set(known)):
+                raise unknown(name, known, "parameter")
         names |= assigned & set(known)
     return names
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-10
-def settings_file()->Path:
+def settings_file() -> Path:
     "`settings.ini` of the checkout, or the copy in an installed package."
     root = project_dir()
     return root / "settings.ini" if root else studies_dir() / "settings.ini"
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-11
-def presets()->dict[str, dict[str, str]]: # preset → setting → text
+def presets() -> dict[str, dict[str, str]]:  # preset → setting → text
     "What `settings.ini` says. Raises `ValueError` for a key that no study knows, with the nearest that one does."
     parser = configparser.ConfigParser(inline_comment_prefixes="#", interpolation=None)
     parser.optionxform = str
-    try: parser.read_string(settings_file().read_text(encoding="utf-8"), str(settings_file()))
-    except (configparser.Error, UnicodeDecodeError) as e: raise ValueError(f"{settings_file()}: {' '.join(str(e).split())}") from e
+    try:
+        parser.read_string(settings_file().read_text(encoding="utf-8"), str(settings_file()))
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise ValueError(f"{settings_file()}: {' '.join(str(e).split())}") from e
     declared = {s: parameters(s) for s in study_names()}
     known = {name for names in declared.values() for name in names} - {"preset"}
-    for section, keys in {"DEFAULT": parser.defaults(), **{s: parser[s] for s in parser.sections()}}.items():
+    for section, keys in {
+        "DEFAULT": parser.defaults(),
+        **{s: parser[s] for s in parser.sections()},
+    }.items():
         for key in keys:
             study, _, name = key.rpartition(".")
             try:
                 names = choose(study, declared, "study") if study else known
-                if name not in names: raise unknown(name, names, "setting")
-            except ValueError as e: raise ValueError(f"{settings_file()}, section [{section}]: {e}") from None
+                if name not in names:
+                    raise unknown(name, names, "setting")
+            except ValueError as e:
+                raise ValueError(f"{settings_file()}, section [{section}]: {e}") from None
     return {s: dict(parser[s]) for s in parser.sections()}
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-12
 def resolve(
-    study:str,
-    preset:str,
-    given:Mapping[str, object]|None=None, # parameters that override the preset's
-)->dict[str, object]:                     # every parameter of the study
+    study: str,
+    preset: str,
+    given: Mapping[str, object] | None = None,  # parameters that override the preset's
+) -> dict[str, object]:  # every parameter of the study
     "The study's parameters: its own defaults, then the preset's, then those given. Raises `ValueError` for a name or value that isn't known."
     declared = parameters(study)
     settings = choose(preset, presets(), "preset")
     values = {name: p.default for name, p in declared.items()}
     values |= {k: _read(study, k, v) for k, v in settings.items() if k in declared}
-    values |= {n: _read(study, n, v) for k, v in settings.items() for s, _, n in [k.rpartition(".")] if s == study}
+    values |= {
+        n: _read(study, n, v)
+        for k, v in settings.items()
+        for s, _, n in [k.rpartition(".")]
+        if s == study
+    }
     values["preset"] = preset
     for name, value in (given or {}).items():
-        if name not in declared or name == "preset": raise unknown(name, [n for n in declared if n != "preset"], f"parameter of {study}")
+        if name not in declared or name == "preset":
+            raise unknown(name, [n for n in declared if n != "preset"], f"parameter of {study}")
         values[name] = _read(study, name, value)
     return values
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-read-parameters
 def read_parameters(
-    study:str,
-    space:Mapping[str, object], # of a notebook after its cell of parameters: its `globals()`
-)->dict[str, object]:           # every parameter of the study
+    study: str,
+    space: Mapping[str, object],  # of a notebook after its cell of parameters: its `globals()`
+) -> dict[str, object]:  # every parameter of the study
     """The parameters of a study that a notebook runs, whoever set them: papermill, the command, an edited cell.
 
     Those that nobody set are the preset's. Set is what another cell than the template's assigned, and what differs from
@@ -172,9 +232,9 @@ def read_parameters(
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-14
 def experiments_of(
-    study:str,
-    values:Mapping[str, object], # as `resolve` gives them
-)->list[Experiment]:
+    study: str,
+    values: Mapping[str, object],  # as `resolve` gives them
+) -> list[Experiment]:
     "The experiments of a study with these parameters. Where a plan follows from results (the best of a grid, weights to start from), those that can be known by now."
     space = dict(values)
     exec(_tagged(study, "plan"), space)
@@ -182,19 +242,22 @@ def experiments_of(
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-16
 def published(
-    project:str, # a section of `published.toml`
-)->dict:
+    project: str,  # a section of `published.toml`
+) -> dict:
     "Figures that others published, with their source. Raises `ValueError` for an unknown section."
-    with open(studies_dir() / "published.toml", "rb") as f: return choose(project, tomllib.load(f), "published project")
+    with open(studies_dir() / "published.toml", "rb") as f:
+        return choose(project, tomllib.load(f), "published project")
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-19
-def protocols()->dict[str, dict]: # name → title and settings
+def protocols() -> dict[str, dict]:  # name → title and settings
     "The published protocols, from `protocols.toml`."
-    with open(studies_dir() / "protocols.toml", "rb") as f: return tomllib.load(f)
+    with open(studies_dir() / "protocols.toml", "rb") as f:
+        return tomllib.load(f)
+
 
 def protocol(
-    name:str, # a section of `protocols.toml`
-)->dict:      # setting → value
+    name: str,  # a section of `protocols.toml`
+) -> dict:  # setting → value
     "The settings of a published protocol. Raises `ValueError` for an unknown name."
     return choose(name, protocols(), "protocol")["settings"]
 
@@ -203,69 +266,102 @@ MIME = "application/vnd.wavescat+json"
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-21
 def give(
-    headline:str,            # one sentence that a reader of the index wants
-    table:list[dict],        # the study's main table
-    results:list[dict|None], # of every run
-    effects:list[dict]=[],   # what the study says of scattering against the same network without it, as `effect` makes them
-)->None:
+    headline: str,  # one sentence that a reader of the index wants
+    table: list[dict],  # the study's main table
+    results: list[dict | None],  # of every run
+    effects: list[
+        dict
+    ] = [],  # what the study says of scattering against the same network without it, as `effect` makes them
+) -> None:
     "Give the study's results to whoever runs it."
     from IPython.display import display
+
     done = [r for r in results if r]
-    display({MIME: {"headline": headline, "table": table, "missing": len(results) - len(done), "runs": done, "effects": effects}, "text/plain": ""}, raw=True)
+    display(
+        {
+            MIME: {
+                "headline": headline,
+                "table": table,
+                "missing": len(results) - len(done),
+                "runs": done,
+                "effects": effects,
+            },
+            "text/plain": "",
+        },
+        raw=True,
+    )
+
 
 def effect(
-    where:str,               # the setting, in words
-    model:str,               # with scattering
-    row:Mapping,             # of `stats.compare`: difference, low, high; p_holm
-    ours:list[dict],         # results with scattering
-    theirs:list[dict],       # without
-    unit:str="points of accuracy",
-)->dict:
+    where: str,  # the setting, in words
+    model: str,  # with scattering
+    row: Mapping,  # of `stats.compare`: difference, low, high; p_holm
+    ours: list[dict],  # results with scattering
+    theirs: list[dict],  # without
+    unit: str = "points of accuracy",
+) -> dict:
     "One answer to where scattering helps, by how much, with what certainty, at what cost in time."
-    def seconds(results): return float(np.median([r["seconds"] for r in results])) if results else float("nan")
+
+    def seconds(results):
+        return float(np.median([r["seconds"] for r in results])) if results else float("nan")
+
     number = lambda v: None if v is None or np.isnan(v) else float(v)
-    return {"where": where, "model": model, "unit": unit, **{k: number(row[k]) for k in ("difference", "low", "high")}, "p": number(row["p_holm"]), "seeds": [len(ours), len(theirs)],
-            "cost": number(seconds(ours) / seconds(theirs)) if ours and theirs else None}
+    return {
+        "where": where,
+        "model": model,
+        "unit": unit,
+        **{k: number(row[k]) for k in ("difference", "low", "high")},
+        "p": number(row["p_holm"]),
+        "seeds": [len(ours), len(theirs)],
+        "cost": number(seconds(ours) / seconds(theirs)) if ours and theirs else None,
+    }
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-22
 def given(
-    notebook:Mapping, # an executed study
-)->dict|None:
+    notebook: Mapping,  # an executed study
+) -> dict | None:
     "What a study gave back, or None if it didn't come to that."
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
-            if MIME in output.get("data", {}): return output["data"][MIME]
+            if MIME in output.get("data", {}):
+                return output["data"][MIME]
     return None
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-23
 def usable(
-    results:list[dict|None],
-)->list[dict]:
+    results: list[dict | None],
+) -> list[dict]:
     "The results that count: stored, not diverged, and computed by the code as it is now."
     return [r for r in results if r and not r["stale"] and r.get("status", "done") == "done"]
 
+
 def diverged(
-    results:list[dict|None],
-)->list[dict]:
+    results: list[dict | None],
+) -> list[dict]:
     "The results of runs that diverged, computed by the code as it is now."
     return [r for r in results if r and not r["stale"] and r.get("status") == "diverged"]
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-24
 def condition(
-    results:list[dict|None],
-)->str:
+    results: list[dict | None],
+) -> str:
     "How complete the results are, in a sentence."
     missing, stale = sum(r is None for r in results), sum(bool(r and r["stale"]) for r in results)
     parts = [f"{len(usable(results))} of {len(results)} runs count"]
-    if lost := diverged(results): parts.append(f"{len(lost)} diverged and left out")
-    if missing: parts.append(f"{missing} missing")
-    if stale: parts.append(f"{stale} computed by another version of the code and left out until computed again")
+    if lost := diverged(results):
+        parts.append(f"{len(lost)} diverged and left out")
+    if missing:
+        parts.append(f"{missing} missing")
+    if stale:
+        parts.append(
+            f"{stale} computed by another version of the code and left out until computed again"
+        )
     return "; ".join(parts) + "."
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-25
 def cost(
-    results:list[dict|None],
-)->str:
+    results: list[dict | None],
+) -> str:
     "What the results cost to compute, measured, in a sentence."
     done = [r for r in results if r]
     seconds = sum(r["seconds"] for r in done)
@@ -273,127 +369,241 @@ def cost(
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-26
 def provenance(
-    results:list[dict|None],
-)->list[dict]: # rows of what and value
+    results: list[dict | None],
+) -> list[dict]:  # rows of what and value
     "Where the results come from: everything that differs between runs is listed in full."
     done = [r for r in results if r]
-    def listed(f): return "; ".join(sorted({str(f(r)) for r in done})) or "–"
+
+    def listed(f):
+        return "; ".join(sorted({str(f(r)) for r in done})) or "–"
+
     seconds = sum(r["seconds"] for r in done)
-    return [{"what": k, "value": v} for k, v in {
-        "runs": condition(results), "seeds": listed(lambda r: r["experiment"]["seed"]), "split seed": listed(lambda r: r["experiment"]["split_seed"]),
-        "code version": listed(lambda r: r["code"] + (" (stale)" if r["stale"] else "")), "Python": listed(lambda r: r["python"]),
-        "packages": listed(lambda r: ", ".join(f"{k} {v}" for k, v in r["packages"].items())), "data": listed(lambda r: f"{r['experiment']['dataset']}, {r['data']}"),
-        "device": listed(lambda r: f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''} a run, {r['precision']}"),
-        "computed": f"{min(r['finished'] for r in done)} to {max(r['finished'] for r in done)}" if done else "–",
-        "computing time": f"{seconds / 60:.1f} min summed over {len(done)} runs" + (f", {seconds / len(done):.1f} s a run" if done else "")}.items()]
+    return [
+        {"what": k, "value": v}
+        for k, v in {
+            "runs": condition(results),
+            "seeds": listed(lambda r: r["experiment"]["seed"]),
+            "split seed": listed(lambda r: r["experiment"]["split_seed"]),
+            "code version": listed(lambda r: r["code"] + (" (stale)" if r["stale"] else "")),
+            "Python": listed(lambda r: r["python"]),
+            "packages": listed(lambda r: ", ".join(f"{k} {v}" for k, v in r["packages"].items())),
+            "data": listed(lambda r: f"{r['experiment']['dataset']}, {r['data']}"),
+            "device": listed(
+                lambda r: (
+                    f"{r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''} a run, {r['precision']}"
+                )
+            ),
+            "computed": f"{min(r['finished'] for r in done)} to {max(r['finished'] for r in done)}"
+            if done
+            else "–",
+            "computing time": f"{seconds / 60:.1f} min summed over {len(done)} runs"
+            + (f", {seconds / len(done):.1f} s a run" if done else ""),
+        }.items()
+    ]
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-28
-_TITLES = {"resnet18": "ResNet-18", "scatresnet18": "ScatResNet-18", "scatresnet18-scales": "ScatResNet-18 with scales", "scatinput-v1": "scattering as input, v1", "scatinput-v2": "scattering as input, v2", "scatinput-v3": "scattering as input, v3",
-           "gabor-concat": "learned Gabor, beside", "gabor-max": "learned Gabor, maximum", "resnet18-imagenet": "ResNet-18, ImageNet form", "scatresnet18-imagenet": "ScatResNet-18, ImageNet form", "scattering-linear": "scattering, linear head", "scattering-linear-no-affine": "scattering, linear head, no affine",
-           "scattering-wrn": "scattering, WRN", "wrn": "WRN only", "wrn-16": "WRN-16", "resnet14": "ResNet-14", "resnet50": "ResNet-50",
-           "densenet": "DenseNet-121", "inception-resnet": "Inception-ResNet", "alexnet": "AlexNet", "alexnet-imagenet": "AlexNet, ImageNet form", "wytiny": "WyTiny"}
-_TITLES |= {f"{front}-{name}": f"{words}, {_TITLES[name]}" for front, words in (("scattering", "scattering"), ("s2d", "space-to-depth")) for name in ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")}
+_TITLES = {
+    "resnet18": "ResNet-18",
+    "scatresnet18": "ScatResNet-18",
+    "scatresnet18-scales": "ScatResNet-18 with scales",
+    "scatinput-v1": "scattering as input, v1",
+    "scatinput-v2": "scattering as input, v2",
+    "scatinput-v3": "scattering as input, v3",
+    "gabor-concat": "learned Gabor, beside",
+    "gabor-max": "learned Gabor, maximum",
+    "resnet18-imagenet": "ResNet-18, ImageNet form",
+    "scatresnet18-imagenet": "ScatResNet-18, ImageNet form",
+    "scattering-linear": "scattering, linear head",
+    "scattering-linear-no-affine": "scattering, linear head, no affine",
+    "scattering-wrn": "scattering, WRN",
+    "wrn": "WRN only",
+    "wrn-16": "WRN-16",
+    "resnet14": "ResNet-14",
+    "resnet50": "ResNet-50",
+    "densenet": "DenseNet-121",
+    "inception-resnet": "Inception-ResNet",
+    "alexnet": "AlexNet",
+    "alexnet-imagenet": "AlexNet, ImageNet form",
+    "wytiny": "WyTiny",
+}
+_TITLES |= {
+    f"{front}-{name}": f"{words}, {_TITLES[name]}"
+    for front, words in (("scattering", "scattering"), ("s2d", "space-to-depth"))
+    for name in ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet", "alexnet")
+}
+
 
 def images_of_class(
-    text:str, # 40, or all
-)->int|None:  # None: all
+    text: str,  # 40, or all
+) -> int | None:  # None: all
     "Training images of each class, as a study that has one number of them says it. Raises `ValueError` for a list."
-    if text.strip() == "all": return None
-    if not re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII): raise ValueError(f"per_class must be one whole number or all here, got {shown(text)}")
+    if text.strip() == "all":
+        return None
+    if not re.fullmatch(r"\s*\d{1,18}\s*", text, re.ASCII):
+        raise ValueError(f"per_class must be one whole number or all here, got {shown(text)}")
     return int(text)
 
+
 def listed(
-    name:str,      # of the parameter, for messages
-    text:str,      # its value
-    apart:str=",", # what stands between the parts
-)->list[str]:
+    name: str,  # of the parameter, for messages
+    text: str,  # its value
+    apart: str = ",",  # what stands between the parts
+) -> list[str]:
     "The parts of a list of names or paths; one that holds a comma stands in double quotes. Raises `ValueError` for a part that is there twice."
     parts = [unquoted(part) for part in split_list(text, apart) if part]
     for part in parts:
-        if parts.count(part) > 1: raise ValueError(f"{name} has {shown(part)} twice: list each once")
+        if parts.count(part) > 1:
+            raise ValueError(f"{name} has {shown(part)} twice: list each once")
     return parts
 
+
 def can_be_read(
-    dataset:str, # as an experiment names it
-)->bool:
+    dataset: str,  # as an experiment names it
+) -> bool:
     "Whether a set is here, or needs no fetching, so that a plan may look at it."
     return dataset not in SOURCES or is_here(dataset)
 
+
 def trained_on(
-    data,        # an `ImageSet`
-    dataset:str, # that it was loaded by
-    used:int,    # training images that a run had
-    size:int|None=None, # the side that it was loaded at
-)->str:          # "8,000 of 100,000 training images"
+    data,  # an `ImageSet`
+    dataset: str,  # that it was loaded by
+    used: int,  # training images that a run had
+    size: int | None = None,  # the side that it was loaded at
+) -> str:  # "8,000 of 100,000 training images"
     "What part of a set the runs were trained on, of all its training images, here or not."
     from wavescat.data.imageset import whole_train
+
     whole = whole_train(data, dataset, size)
-    return f"{used:,} of {whole:,} training images" if used < whole else f"all {whole:,} training images"
+    return (
+        f"{used:,} of {whole:,} training images"
+        if used < whole
+        else f"all {whole:,} training images"
+    )
+
 
 def notes_of(
-    data, # an `ImageSet`
-)->str:   # ends in a space, or is empty
+    data,  # an `ImageSet`
+) -> str:  # ends in a space, or is empty
     "What was noticed of a data set, such as that only a part of it is here, in sentences."
     return "".join(f"{n[:1].upper()}{n[1:]}. " for n in data.notes)
 
+
 def spec(
-    text:str, # "scatresnet18 L:8 learn:canonical"; = for : too
-)->tuple[str, dict[str, object]]: # the first word, and the options with their numbers read
+    text: str,  # "scatresnet18 L:8 learn:canonical"; = for : too
+) -> tuple[str, dict[str, object]]:  # the first word, and the options with their numbers read
     "A name with options. Raises `ValueError` for a word that isn't OPTION:VALUE, or an option that is there twice."
     name, *words = [unquoted(word) for word in split_list(text, " ") if word] or [""]
     found = {}
     for word in words:
         option, value = (re.split("[:=]", word, maxsplit=1) + [""])[:2]
-        if not (option and value) or option in found: raise ValueError(f"expected NAME OPTION:VALUE, each option once, such as scatresnet18 L:8, got {shown(text.strip())}; a path with a space or a comma stands in double quotes")
+        if not (option and value) or option in found:
+            raise ValueError(
+                f"expected NAME OPTION:VALUE, each option once, such as scatresnet18 L:8, got {shown(text.strip())}; a path with a space or a comma stands in double quotes"
+            )
         for kind in (int, float, str):
-            try: found[option] = kind(value); break
-            except ValueError: pass
+            try:
+                found[option] = kind(value)
+                break
+            except ValueError:
+                pass
     return name, found
 
+
 def arms(
-    text:str, # "resnet18, scatresnet18 L:8 learn:canonical"
-)->dict[str, dict[str, object]]: # title → settings of `Experiment`
+    text: str,  # "resnet18, scatresnet18 L:8 learn:canonical"
+) -> dict[str, dict[str, object]]:  # title → settings of `Experiment`
     "The models that a study compares, of the package or one's own, FILE.py:FUNCTION, the file being one of the studies' if there is none here. Raises `ValueError` for one that is there twice, or an unknown name."
     from wavescat.models.hybrids import MODELS
     from wavescat.training.train import own_model
+
     found = {}
     for part in split_list(text):
         name, options = spec(part)
-        if ".py:" in name and not Path(name.rpartition(":")[0]).is_file() and (studies_dir() / name.rpartition(":")[0]).is_file(): name = str(studies_dir() / name)
+        if (
+            ".py:" in name
+            and not Path(name.rpartition(":")[0]).is_file()
+            and (studies_dir() / name.rpartition(":")[0]).is_file()
+        ):
+            name = str(studies_dir() / name)
         name = own_model(name)
         choose(name, MODELS, "model")
-        for option in ("dataset", "size", "classes", "split", "per_class", "seed", "split_seed", "top_k"):
-            if option in options: raise ValueError(f"{part.strip()}: {option} is the study's, the same for all models: leave it out there, and set it with -p if the study has it")
-        if "weights" in options: options["weights"] = os.path.expanduser(str(options["weights"]))
-        if options.get("epochs", 1) == 0: raise ValueError(f"{part}: a study trains its models: epochs must be at least 1")
-        title = ", ".join([_TITLES.get(name, name.rpartition("@")[0] or name), *({"learn": f"{v} filters", "init": f"{v} start", "upsample": f"{v} up"}.get(k, f"{k}={v}") for k, v in options.items())])
-        if title in found: raise ValueError(f"{part.strip()} is there twice: list each model once")
+        for option in (
+            "dataset",
+            "size",
+            "classes",
+            "split",
+            "per_class",
+            "seed",
+            "split_seed",
+            "top_k",
+        ):
+            if option in options:
+                raise ValueError(
+                    f"{part.strip()}: {option} is the study's, the same for all models: leave it out there, and set it with -p if the study has it"
+                )
+        if "weights" in options:
+            options["weights"] = os.path.expanduser(str(options["weights"]))
+        if options.get("epochs", 1) == 0:
+            raise ValueError(f"{part}: a study trains its models: epochs must be at least 1")
+        title = ", ".join(
+            [
+                _TITLES.get(name, name.rpartition("@")[0] or name),
+                *(
+                    {"learn": f"{v} filters", "init": f"{v} start", "upsample": f"{v} up"}.get(
+                        k, f"{k}={v}"
+                    )
+                    for k, v in options.items()
+                ),
+            ]
+        )
+        if title in found:
+            raise ValueError(f"{part.strip()} is there twice: list each model once")
         found[title] = {"model": name, **options}
     return found
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-29
 def row_name(
-    title:str,               # as `arms` has it
-    options:Mapping[str, object], # as `arms` has them
-)->str:
+    title: str,  # as `arms` has it
+    options: Mapping[str, object],  # as `arms` has them
+) -> str:
     "The name of a row in the tables of Gauthier et al. 2022 (TF LS+LL), with what differs from them; the title where a model isn't theirs."
-    if set(options) - {"model", "learn", "init", "engine", "augment"} or options["model"] not in ("scattering-linear", "scattering-linear-no-affine", "scattering-wrn"): return "WRN only" if options == {"model": "wrn"} else title
-    learn, engine = options.get("learn"), {"svd-gradient": "wrong gradient", "no-bound": "no bound", "kymatio": "kymatio"}.get(options.get("engine"))
-    return ", ".join([f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'WRN' if options['model'] == 'scattering-wrn' else 'LL'}", *(["no affine"] if options["model"].endswith("no-affine") else []), *([learn] if learn not in (None, "canonical") else []), *([engine] if engine else []), *([f"augment={options['augment']}"] if "augment" in options else [])])
+    if set(options) - {"model", "learn", "init", "engine", "augment"} or options["model"] not in (
+        "scattering-linear",
+        "scattering-linear-no-affine",
+        "scattering-wrn",
+    ):
+        return "WRN only" if options == {"model": "wrn"} else title
+    learn, engine = (
+        options.get("learn"),
+        {"svd-gradient": "wrong gradient", "no-bound": "no bound", "kymatio": "kymatio"}.get(
+            options.get("engine")
+        ),
+    )
+    return ", ".join(
+        [
+            f"{'Rand' if options.get('init') == 'random' else 'TF'} {'LS' if learn else 'S'}+{'WRN' if options['model'] == 'scattering-wrn' else 'LL'}",
+            *(["no affine"] if options["model"].endswith("no-affine") else []),
+            *([learn] if learn not in (None, "canonical") else []),
+            *([engine] if engine else []),
+            *([f"augment={options['augment']}"] if "augment" in options else []),
+        ]
+    )
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-32
 class Tested(NamedTuple):
     "A stored model and what it says of its test images."
-    model:object             # in evaluation mode, on the CPU
-    classes:tuple[str, ...]
-    pictures:np.ndarray      # (N, H, W, C) in 0–1
-    labels:np.ndarray        # (N,)
-    probabilities:np.ndarray # (N, K)
-    inputs:Callable          # places (n,) → images as the model takes them, (n, C, H, W)
+
+    model: object  # in evaluation mode, on the CPU
+    classes: tuple[str, ...]
+    pictures: np.ndarray  # (N, H, W, C) in 0–1
+    labels: np.ndarray  # (N,)
+    probabilities: np.ndarray  # (N, K)
+    inputs: Callable  # places (n,) → images as the model takes them, (n, C, H, W)
+
 
 def tested(
-    e:Experiment,
-)->Tested:
+    e: Experiment,
+) -> Tested:
     "The stored run of an experiment, tested again. Raises `FileNotFoundError` if it isn't stored, `ValueError` for one with targets instead of classes."
     import torch
     from wavescat.data.augment import AUGMENTATIONS
@@ -401,23 +611,49 @@ def tested(
     from wavescat.data.imageset import load
     from wavescat.runs.store import run_dir
     from wavescat.training.train import load_model, predict, split_of
-    data, parts, model, prepare = load(e.dataset, e.size, e.classes), split_of(e), load_model(e), AUGMENTATIONS[e.augment].evaluate
-    if data.targets: raise ValueError(f"{e.dataset} has targets, not classes, so that there are no probabilities to speak of")
+
+    data, parts, model, prepare = (
+        load(e.dataset, e.size, e.classes),
+        split_of(e),
+        load_model(e),
+        AUGMENTATIONS[e.augment].evaluate,
+    )
+    if data.targets:
+        raise ValueError(
+            f"{e.dataset} has targets, not classes, so that there are no probabilities to speak of"
+        )
     trained = json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))["classes"]
     if trained != list(data.classes):
         names = ", ".join(trained[:4])
-        raise ValueError(f"{e.identity} was trained on the classes {names}, …, in an order that is not the set's now; compute it again")
-    images, labels = (data.test, data.test_labels) if parts.test is None else (data.train[parts.test], data.train_labels[parts.test])
+        raise ValueError(
+            f"{e.identity} was trained on the classes {names}, …, in an order that is not the set's now; compute it again"
+        )
+    images, labels = (
+        (data.test, data.test_labels)
+        if parts.test is None
+        else (data.train[parts.test], data.train_labels[parts.test])
+    )
     batches = Batches(images, labels, data.mean, data.std, channels_last=e.channels_last)
     scores, _ = predict(model, batches, prepare)
-    return Tested(model, data.classes, np.asarray(images, np.float32).transpose(0, 2, 3, 1) / 255, np.asarray(labels), scores.softmax(1).numpy(), lambda places: batches.batch(torch.as_tensor(places), prepare)[0])
+    return Tested(
+        model,
+        data.classes,
+        np.asarray(images, np.float32).transpose(0, 2, 3, 1) / 255,
+        np.asarray(labels),
+        scores.softmax(1).numpy(),
+        lambda places: batches.batch(torch.as_tensor(places), prepare)[0],
+    )
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-33
 def command(
-    study:str,
-    values:Mapping[str, object], # holds the study's parameters; other names in it are passed over
-)->str:
+    study: str,
+    values: Mapping[str, object],  # holds the study's parameters; other names in it are passed over
+) -> str:
     "The command that re-creates a study with these parameters."
     usual = resolve(study, str(values["preset"]))
-    changed = [f"-p {shlex.quote(f'{k}={values[k]}')}" for k in usual if values[k] != usual[k] and k != "compute"]
+    changed = [
+        f"-p {shlex.quote(f'{k}={values[k]}')}"
+        for k in usual
+        if values[k] != usual[k] and k != "compute"
+    ]
     return " ".join(["wavescat run", study, "--preset", str(values["preset"]), *changed])

@@ -27,56 +27,91 @@ from .presets import MIME, cells, command, given, studies_dir
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-5
 def set_mathematics(
-    markdown:str,
-)->str: # with SVG in place of TeX
+    markdown: str,
+) -> str:  # with SVG in place of TeX
     "Mathematics of a Markdown text as inline SVG; what can't be set stays as it is, as code."
     import ziamath
+
     def svg(match):
         tex, block = match[1] or match[2], bool(match[1])
-        try: picture = ziamath.Latex(tex.strip(), size=17 if block else 15, inline=not block).svg()
-        except Exception: return f"<code>{html.escape(tex)}</code>"
-        picture = picture.replace("<svg ", f'<svg role="img" aria-label="{html.escape(tex, quote=True)}" ', 1)
-        return f'<div class="math">{picture}</div>' if block else f'<span class="math">{picture}</span>'
-    parts = re.split(r"(```.*?```|`[^`\n]*`)", markdown, flags=re.S)              # code stays code
-    return "".join(p if i % 2 else re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", svg, p, flags=re.S) for i, p in enumerate(parts))
+        try:
+            picture = ziamath.Latex(tex.strip(), size=17 if block else 15, inline=not block).svg()
+        except Exception:
+            return f"<code>{html.escape(tex)}</code>"
+        picture = picture.replace(
+            "<svg ", f'<svg role="img" aria-label="{html.escape(tex, quote=True)}" ', 1
+        )
+        return (
+            f'<div class="math">{picture}</div>'
+            if block
+            else f'<span class="math">{picture}</span>'
+        )
+
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", markdown, flags=re.S)  # code stays code
+    return "".join(
+        p if i % 2 else re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", svg, p, flags=re.S)
+        for i, p in enumerate(parts)
+    )
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-8
 def render(
-    notebook:Mapping,  # executed
-    title:str,
-    footer:str,        # how to re-create it
-    failed:str="",     # what went wrong, if it did
-)->str:                # HTML, self-contained
+    notebook: Mapping,  # executed
+    title: str,
+    footer: str,  # how to re-create it
+    failed: str = "",  # what went wrong, if it did
+) -> str:  # HTML, self-contained
     "An executed notebook as one page that asks the network for nothing."
     import nbformat
     from nbconvert import HTMLExporter
+
     nb = nbformat.from_dict(json.loads(json.dumps(notebook)))
     for cell in nb.cells:
-        if cell.cell_type == "markdown": cell.source = set_mathematics(cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = set_mathematics(cell.source)
         else:
-            cell.outputs = [o for o in cell.outputs if MIME not in o.get("data", {}) and (failed or o.get("name") != "stderr")]
+            cell.outputs = [
+                o
+                for o in cell.outputs
+                if MIME not in o.get("data", {}) and (failed or o.get("name") != "stderr")
+            ]
     nb.cells = [c for c in nb.cells if c.cell_type != "code" or c.outputs]
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
     body, _ = exporter.from_notebook_node(nb)
     return page_of(title, body, footer, failed)
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-9
-def page_of(title:str, body:str, footer:str, failed:str="")->str:
+def page_of(title: str, body: str, footer: str, failed: str = "") -> str:
     "A whole page from its parts, in the reports' style."
     frame = (studies_dir() / "page.html").read_text(encoding="utf-8")
-    banner = f'<p class="failed"><strong>Failed.</strong> {html.escape(failed)} What follows is as far as it came.</p>' if failed else ""
-    for key, value in {"title": html.escape(title), "footer": footer, "body": banner + body}.items(): frame = frame.replace("{{" + key + "}}", value)
+    banner = (
+        f'<p class="failed"><strong>Failed.</strong> {html.escape(failed)} What follows is as far as it came.</p>'
+        if failed
+        else ""
+    )
+    for key, value in {
+        "title": html.escape(title),
+        "footer": footer,
+        "body": banner + body,
+    }.items():
+        frame = frame.replace("{{" + key + "}}", value)
     return frame
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-10
 def write(
-    path:Path,
-    text:str,
-)->None:
+    path: Path,
+    text: str,
+) -> None:
     "Write a file whole or not at all; what is no text in UTF-8, such as a byte of a file's name, is written as its number."
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, tmp = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as f: f.write(text)   # a name on a disk may be no text
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as f:
+        f.write(text)  # a name on a disk may be no text
     os.chmod(tmp, 0o644)
     os.replace(tmp, path)
 
@@ -87,26 +122,57 @@ def _kernel_manager(folder, environment):
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import Unicode
+
     class Manager(AsyncKernelManager):
-        kernel_spec = KernelSpec(**get_kernel_dict())           # this interpreter's, whatever else is called python3 here
-        async def start_kernel(self, **kw): return await super().start_kernel(**{**kw, "env": {**os.environ, **environment}})
-    if os.name != "posix": return Manager
+        kernel_spec = KernelSpec(
+            **get_kernel_dict()
+        )  # this interpreter's, whatever else is called python3 here
+
+        async def start_kernel(self, **kw):
+            return await super().start_kernel(**{**kw, "env": {**os.environ, **environment}})
+
+    if os.name != "posix":
+        return Manager
+
     class SocketManager(Manager):
         transport = Unicode("ipc")
         ip = Unicode(str(Path(folder) / "kernel"))
+
     return SocketManager
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-check
-_TOOLS = ("papermill", "nbclient", "nbformat", "nbconvert", "ipykernel", "ziamath", "matplotlib", "pandas", "scipy", "statsmodels", "rich")
+_TOOLS = (
+    "papermill",
+    "nbclient",
+    "nbformat",
+    "nbconvert",
+    "ipykernel",
+    "ziamath",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "statsmodels",
+    "rich",
+)
 
-def check_kernel()->None:
+
+def check_kernel() -> None:
     "Start a kernel and end it. Raises `ValueError` where pages can't be made, so that nobody computes for them first."
     missing = [tool for tool in _TOOLS if importlib.util.find_spec(tool) is None]
-    if missing: raise ValueError(f"pages can't be made without {', '.join(missing)}: install them with: pip install 'wavescat[studies]'")
+    if missing:
+        raise ValueError(
+            f"pages can't be made without {', '.join(missing)}: install them with: pip install 'wavescat[studies]'"
+        )
     from jupyter_core.utils import run_sync
+
     try:
-        with tempfile.TemporaryDirectory() as sockets: run_sync(_answer)(_kernel_manager(sockets, {})())
-    except Exception as e: raise ValueError(f"pages can't be made: {sys.executable} starts no Jupyter kernel ({' '.join(f'{type(e).__name__}: {e}'.split())[-300:]}); nothing was computed") from e
+        with tempfile.TemporaryDirectory() as sockets:
+            run_sync(_answer)(_kernel_manager(sockets, {})())
+    except Exception as e:
+        raise ValueError(
+            f"pages can't be made: {sys.executable} starts no Jupyter kernel ({' '.join(f'{type(e).__name__}: {e}'.split())[-300:]}); nothing was computed"
+        ) from e
+
 
 async def _answer(manager):
     "Start a kernel, wait until it answers, and end it."
@@ -125,24 +191,36 @@ def _execute(study, values, out, environment):
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
+
     out.parent.mkdir(parents=True, exist_ok=True)
     problem, sockets = "", tempfile.TemporaryDirectory()
     try:
-        papermill.execute_notebook(str(studies_dir() / f"{study}.ipynb"), str(out), parameters=dict(values), kernel_name="python3",
-                                   cwd=str(Path.cwd()), progress_bar=False,
-                                   kernel_manager_class=_kernel_manager(sockets.name, environment), extra_arguments=["--log-level=50"])
-    except papermill.PapermillExecutionError as e: problem = f"{e.ename}: {e.evalue}"
-    except DeadKernelError: problem = "the kernel died (out of memory, or killed)"
-    finally: sockets.cleanup()
+        papermill.execute_notebook(
+            str(studies_dir() / f"{study}.ipynb"),
+            str(out),
+            parameters=dict(values),
+            kernel_name="python3",
+            cwd=str(Path.cwd()),
+            progress_bar=False,
+            kernel_manager_class=_kernel_manager(sockets.name, environment),
+            extra_arguments=["--log-level=50"],
+        )
+    except papermill.PapermillExecutionError as e:
+        problem = f"{e.ename}: {e.evalue}"
+    except DeadKernelError:
+        problem = "the kernel died (out of memory, or killed)"
+    finally:
+        sockets.cleanup()
     return nbformat.read(out, 4), problem
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-14
 def page_name(
-    usual:str,  # the command that re-creates a study
-    preset:str,
-)->str:         # "quick", or "quick-1a2b3c" where parameters were overridden
+    usual: str,  # the command that re-creates a study
+    preset: str,
+) -> str:  # "quick", or "quick-1a2b3c" where parameters were overridden
     "The name of a page: one of other parameters than the preset's never takes the preset's place."
-    if usual.endswith(f"--preset {preset}"): return preset
+    if usual.endswith(f"--preset {preset}"):
+        return preset
     return f"{preset}-{hashlib.sha256(usual.encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-15
@@ -151,25 +229,39 @@ class Failed(RuntimeError):
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-16
 def make(
-    study:str,
-    values:Mapping[str, object], # as `studies.resolve` gives them
-    folder:Path,                 # the reports
-    figures:Path|None=None,      # where figures are kept too, in STUDY/PAGE/, as SVG and PDF
-    threads:int|None=None,       # of its process; None: as many as it takes
-)->dict:                         # what the study gave back, with its page
+    study: str,
+    values: Mapping[str, object],  # as `studies.resolve` gives them
+    folder: Path,  # the reports
+    figures: Path | None = None,  # where figures are kept too, in STUDY/PAGE/, as SVG and PDF
+    threads: int | None = None,  # of its process; None: as many as it takes
+) -> dict:  # what the study gave back, with its page
     "Run a study and write its page and its results. Raises `Failed`, and keeps the page as far as it came, if a cell fails."
     usual = command(study, values)
     name = page_name(usual, str(values["preset"]))
     page, results = folder / study / f"{name}.html", folder / study / f"{name}.json"
     partial = folder / study / f"{name}.failed.html"
-    notebook, problem = _execute(study, values, folder / study / f"{name}.ipynb", {**({"WAVESCAT_FIGURES": str((figures / study / name).resolve())} if figures else {}), **({"OMP_NUM_THREADS": str(threads)} if threads else {})})
+    notebook, problem = _execute(
+        study,
+        values,
+        folder / study / f"{name}.ipynb",
+        {
+            **({"WAVESCAT_FIGURES": str((figures / study / name).resolve())} if figures else {}),
+            **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+        },
+    )
     footer = f'Made by wavescat {version("wavescat")}. Its results as JSON: <a href="{quote(name)}.json">{html.escape(name)}.json</a>. Its template: <code>nbs/studies/{study}.ipynb</code>.'
-    title = next("".join(c["source"]).splitlines()[0].lstrip("# ") for c in cells(study) if c["cell_type"] == "markdown")
+    title = next(
+        "".join(c["source"]).splitlines()[0].lstrip("# ")
+        for c in cells(study)
+        if c["cell_type"] == "markdown"
+    )
     gave = given(notebook)
     if problem or gave is None:
         problem = problem or "the study gave no results"
         write(partial, render(notebook, title, footer, problem))
-        raise Failed(f"{study} failed: {problem.splitlines()[0]}; its page as far as it came: {partial}")
+        raise Failed(
+            f"{study} failed: {problem.splitlines()[0]}; its page as far as it came: {partial}"
+        )
     write(page, render(notebook, title, footer))
     gave = {"study": study, "title": title, "command": usual, "parameters": dict(values), **gave}
     write(results, json.dumps(gave, indent=1))
@@ -183,86 +275,156 @@ def _reports(folder):
         try:
             gave = json.loads(path.read_text(encoding="utf-8"))
             [gave[k] for k in ("study", "title", "command", "parameters", "headline", "runs")]
-        except (ValueError, KeyError, TypeError): print(f"wavescat: {path} isn't a report's results: passed over", file=sys.stderr)
-        else: yield path, gave
+        except (ValueError, KeyError, TypeError):
+            print(f"wavescat: {path} isn't a report's results: passed over", file=sys.stderr)
+        else:
+            yield path, gave
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-19
 def _effects(folder, prefix=""):
     "What the pages say of scattering, smoke checks aside."
-    return [{**e, "dataset": gave["parameters"].get("dataset", ""), "link": quote(f"{prefix}{path.parent.name}/{path.stem}.html")} for path, gave in _reports(folder) if not path.stem.startswith("smoke") for e in gave.get("effects", [])]
+    return [
+        {
+            **e,
+            "dataset": gave["parameters"].get("dataset", ""),
+            "link": quote(f"{prefix}{path.parent.name}/{path.stem}.html"),
+        }
+        for path, gave in _reports(folder)
+        if not path.stem.startswith("smoke")
+        for e in gave.get("effects", [])
+    ]
+
 
 def answer(
-    effects:list[dict], # as `studies.effect` makes them, with the data set and the link of the page
-)->str:                 # HTML
+    effects: list[
+        dict
+    ],  # as `studies.effect` makes them, with the data set and the link of the page
+) -> str:  # HTML
     "Where scattering helps, by how much, with what certainty, at what cost: in a paragraph, from what all pages found."
     seen = {}
-    for e in effects:                                          # what two pages tell is told once: by more seeds, or the less certain of the two
+    for (
+        e
+    ) in effects:  # what two pages tell is told once: by more seeds, or the less certain of the two
         key, weight = (e["dataset"], e["where"], e["model"]), lambda e: (min(e["seeds"]), e["p"])
-        if e["p"] is not None and (key not in seen or weight(seen[key]) < weight(e)): seen[key] = e
+        if e["p"] is not None and (key not in seen or weight(seen[key]) < weight(e)):
+            seen[key] = e
     tested = list(seen.values())
-    if not tested: return ""
+    if not tested:
+        return ""
+
     def one(e):
         n = " and ".join(map(str, dict.fromkeys(e["seeds"])))
         return f'<a href="{e["link"]}">{html.escape(e["where"])}</a>: {html.escape(e["model"])} {e["difference"]:+.1f} {e["unit"]} (95 % interval {e["low"]:.1f} to {e["high"]:.1f}, {n} seeds)'
-    def several(group): return "; ".join(map(one, sorted(group, key=lambda e: (e["dataset"] not in SOURCES, -abs(e["difference"])))[:6])) + (f"; and {len(group) - 6} more" if len(group) > 6 else "")
-    better, worse = ([e for e in tested if e["p"] < .05 and e["difference"] * sign > 0] for sign in (1, -1))
-    costs = sorted(e["cost"] for e in [e for e in tested if e["dataset"] in SOURCES] or tested if e["cost"])     # of small networks only where there are no others
-    said = [f"<strong>Where does scattering help?</strong> The same network was trained with and without it in {len(tested)} settings. It is better in {len(better)}, worse in {len(worse)}, and in {len(tested) - len(better) - len(worse)} no difference is shown (5 %, Holm's correction within each study)."]
-    if better: said.append(f"<strong>Better</strong> by: {several(better)}.")
-    if worse: said.append(f"<strong>Worse</strong> by: {several(worse)}.")
+
+    def several(group):
+        return "; ".join(
+            map(
+                one,
+                sorted(group, key=lambda e: (e["dataset"] not in SOURCES, -abs(e["difference"])))[
+                    :6
+                ],
+            )
+        ) + (f"; and {len(group) - 6} more" if len(group) > 6 else "")
+
+    better, worse = (
+        [e for e in tested if e["p"] < 0.05 and e["difference"] * sign > 0] for sign in (1, -1)
+    )
+    costs = sorted(
+        e["cost"] for e in [e for e in tested if e["dataset"] in SOURCES] or tested if e["cost"]
+    )  # of small networks only where there are no others
+    said = [
+        f"<strong>Where does scattering help?</strong> The same network was trained with and without it in {len(tested)} settings. It is better in {len(better)}, worse in {len(worse)}, and in {len(tested) - len(better) - len(worse)} no difference is shown (5 %, Holm's correction within each study)."
+    ]
+    if better:
+        said.append(f"<strong>Better</strong> by: {several(better)}.")
+    if worse:
+        said.append(f"<strong>Worse</strong> by: {several(worse)}.")
     if not better and not worse:
         widest = max(tested, key=lambda e: abs(e["difference"]))
         said.append(f"The largest difference seen, without certainty: {one(widest)}.")
-    if costs: said.append(f"<strong>The cost</strong>: a run takes {costs[len(costs) // 2]:.2f} times as long (median of the settings; from {costs[0]:.2f} to {costs[-1]:.2f}).")
+    if costs:
+        said.append(
+            f"<strong>The cost</strong>: a run takes {costs[len(costs) // 2]:.2f} times as long (median of the settings; from {costs[0]:.2f} to {costs[-1]:.2f})."
+        )
     return f'<section class="answer"><p>{"</p><p>".join(said)}</p></section>'
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-20
-_SMALL = 60_000 # bytes of a picture that the index takes as it is
+_SMALL = 60_000  # bytes of a picture that the index takes as it is
+
 
 def _preview(
-    figure:str, # of a page: a figure and its picture, which is in it
-)->str:
+    figure: str,  # of a page: a figure and its picture, which is in it
+) -> str:
     "The same with a picture of the index's width, and of a few tens of kilobytes, if its own takes more: the page has it whole."
     from PIL import Image
+
     kind, found = re.search(r"data:image/(\w+);base64,([^\" >]+)", figure).groups()
-    if len(found) <= _SMALL: return figure
+    if len(found) <= _SMALL:
+        return figure
     picture, small = Image.open(io.BytesIO(base64.b64decode(found))), io.BytesIO()
     picture.thumbnail((960, 4000))
     picture.convert("RGB").save(small, "webp", quality=75, method=6)
-    return figure.replace(f"data:image/{kind};base64,{found}", f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}")
+    return figure.replace(
+        f"data:image/{kind};base64,{found}",
+        f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}",
+    )
+
 
 def index(
-    folder:Path, # the reports
-)->Path:         # index.html
+    folder: Path,  # the reports
+) -> Path:  # index.html
     "Write `index.html` from the results beside the pages: the answer first."
     entries = []
     for path, gave in _reports(folder):
         page = path.with_suffix(".html")
-        if not page.is_file(): continue
+        if not page.is_file():
+            continue
         text = page.read_text(encoding="utf-8")
         picture = re.search(r'<figure class="?headline"?><img [^>]*>', text)
         link = quote(f"{path.parent.name}/{page.name}")
         parameters, seconds = gave["parameters"], sum(r["seconds"] for r in gave["runs"])
-        entries.append(f'<section class="entry"><h2><a href="{link}">{html.escape(gave["title"])}</a></h2>'
-                       f'<p class="preset"><code>{html.escape(gave["command"])}</code> · {html.escape(str(parameters.get("dataset", "")))} · {len(gave["runs"])} runs, {seconds / 60:.0f} min of computing</p>'
-                       f'<p>{html.escape(gave["headline"])}</p>' + (f'<a href="{link}">{_preview(picture[0])}</figure></a>' if picture else "") + "</section>")
+        entries.append(
+            f'<section class="entry"><h2><a href="{link}">{html.escape(gave["title"])}</a></h2>'
+            f'<p class="preset"><code>{html.escape(gave["command"])}</code> · {html.escape(str(parameters.get("dataset", "")))} · {len(gave["runs"])} runs, {seconds / 60:.0f} min of computing</p>'
+            f"<p>{html.escape(gave['headline'])}</p>"
+            + (f'<a href="{link}">{_preview(picture[0])}</figure></a>' if picture else "")
+            + "</section>"
+        )
     body = "<h1>wavescat: reports</h1><p>What wavelet scattering does in convolutional networks, study by study. Each page stands alone; its results lie beside it as JSON.</p>"
-    write(folder / "index.html", page_of("wavescat: reports", body + answer(_effects(folder)) + "".join(entries), "Made from the results beside each page: <code>wavescat report</code>"))
+    write(
+        folder / "index.html",
+        page_of(
+            "wavescat: reports",
+            body + answer(_effects(folder)) + "".join(entries),
+            "Made from the results beside each page: <code>wavescat report</code>",
+        ),
+    )
     return folder / "index.html"
 
 # %% ../../nbs/lib/08_studies/01_render.ipynb #30-report-22
 def readme(
-    folder:Path, # the reports
-    path:Path,   # README.md, with the marks <!-- answer -->, <!-- results --> and <!-- data -->, each closed as <!-- /answer -->
-)->str:          # what it now says
+    folder: Path,  # the reports
+    path: Path,  # README.md, with the marks <!-- answer -->, <!-- results --> and <!-- data -->, each closed as <!-- /answer -->
+) -> str:  # what it now says
     "Put the answer, the headlines of all presets' reports, but smoke checks, and the table of data sets into the README."
     rows = ["| study | data | runs | what it says |", "|---|---|---|---|"]
     for file, gave in _reports(folder):
-        if file.stem.startswith("smoke") or file.stem != gave["parameters"]["preset"]: continue
-        rows.append(f"| [{gave['study']}, {file.stem}]({quote(f'{folder.name}/{file.parent.name}/{file.stem}.html')}) | {gave['parameters'].get('dataset', '')} | {len(gave['runs'])} | {gave['headline'].replace('|', '/')} |")
+        if file.stem.startswith("smoke") or file.stem != gave["parameters"]["preset"]:
+            continue
+        rows.append(
+            f"| [{gave['study']}, {file.stem}]({quote(f'{folder.name}/{file.parent.name}/{file.stem}.html')}) | {gave['parameters'].get('dataset', '')} | {len(gave['runs'])} | {gave['headline'].replace('|', '/')} |"
+        )
     text = path.read_text(encoding="utf-8")
-    for mark, table in (("answer", answer(_effects(folder, f"{folder.name}/"))), ("results", "\n".join(rows)), ("data", sources_table())):
+    for mark, table in (
+        ("answer", answer(_effects(folder, f"{folder.name}/"))),
+        ("results", "\n".join(rows)),
+        ("data", sources_table()),
+    ):
         before, begin, rest = text.partition(f"<!-- {mark} -->\n")
-        if begin: text = f"{before}{begin}{table}\n<!-- /{mark} -->{rest.partition(f'<!-- /{mark} -->')[2]}"
-    if text != path.read_text(encoding="utf-8"): write(path, text)
+        if begin:
+            text = (
+                f"{before}{begin}{table}\n<!-- /{mark} -->{rest.partition(f'<!-- /{mark} -->')[2]}"
+            )
+    if text != path.read_text(encoding="utf-8"):
+        write(path, text)
     return text

@@ -20,18 +20,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # %% ../../nbs/lib/05_training/02_distributed.ipynb #18-distributed-5
 class _Sum(torch.autograd.Function):
     "Sum over all processes; so is its gradient."
+
     @staticmethod
-    def forward(ctx, x): return _summed(x)
+    def forward(ctx, x):
+        return _summed(x)
+
     @staticmethod
-    def backward(ctx, g): return _summed(g)
+    def backward(ctx, g):
+        return _summed(g)
+
 
 def _summed(x):
     x = x.contiguous().clone()
     torch.distributed.all_reduce(x)
     return x
 
+
 class _Gather(torch.autograd.Function):
     "The rows of all processes, one process's after another's; the way back adds up their gradients."
+
     @staticmethod
     def forward(ctx, x):
         start, total = _place(x)
@@ -39,38 +46,51 @@ class _Gather(torch.autograd.Function):
         whole = x.new_zeros(total, *x.shape[1:])
         whole[ctx.mine] = x
         return _summed(whole)
-    @staticmethod
-    def backward(ctx, g): return _summed(g)[ctx.mine]
 
-def _place(x)->tuple[int, int]:
+    @staticmethod
+    def backward(ctx, g):
+        return _summed(g)[ctx.mine]
+
+
+def _place(x) -> tuple[int, int]:
     "Where this process's rows begin among those of all, and how many these are."
     counts = torch.zeros(torch.distributed.get_world_size(), dtype=torch.int64, device=x.device)
     counts[torch.distributed.get_rank()] = len(x)
     counts = _summed(counts).tolist()
-    return sum(counts[:torch.distributed.get_rank()]), sum(counts)
+    return sum(counts[: torch.distributed.get_rank()]), sum(counts)
+
 
 class _WholeStatistics:
     "What a norm needs to see all processes' images, while `whole`."
+
     whole = True
     process_group = None
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
+
 class _SummedNorm(_WholeStatistics):
     "Batch norm by torch's formula, with sums over all processes: on CPUs."
-    def forward(self, x:Tensor)->Tensor:
-        if not (self.training and self.whole): return super().forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.whole):
+            return super().forward(x)
         self._check_input_dim(x)
         high = x.double() if x.dtype == torch.float64 else x.float()
         places = (0, *range(2, x.dim()))
-        def spread(v): return v.view(-1, *[1] * (x.dim() - 2))
+
+        def spread(v):
+            return v.view(-1, *[1] * (x.dim() - 2))
+
         sums = _Sum.apply(torch.cat([high.sum(places), high.new_tensor([x.numel() / x.shape[1]])]))
         n = sums[-1].item()
         mean = sums[:-1] / n
         centred = high - spread(mean)
         variance = _Sum.apply(centred.square().sum(places)) / n
-        if self.track_running_stats: self._follow(mean, variance * (n / max(n - 1, 1)))
+        if self.track_running_stats:
+            self._follow(mean, variance * (n / max(n - 1, 1)))
         scale = (variance + self.eps).rsqrt()
-        if self.weight is not None: scale = self.weight * scale
+        if self.weight is not None:
+            scale = self.weight * scale
         y = centred * spread(scale)
         return (y if self.bias is None else y + spread(self.bias)).to(x.dtype)
 
@@ -81,55 +101,80 @@ class _SummedNorm(_WholeStatistics):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), part)
         self.running_var.lerp_(variance.to(self.running_var.dtype), part)
 
+
 class _SyncedNorm(_WholeStatistics):
     "Batch norm by torch's own SyncBatchNorm: on GPUs."
-    def forward(self, x:Tensor)->Tensor:
-        if not (self.training and self.whole): return super().forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.whole):
+            return super().forward(x)
         return nn.SyncBatchNorm.forward(self, x)
+
 
 class _GatheredNorm(_WholeStatistics):
     "A norm with a forward of its own, which gets the images of all processes."
-    def forward(self, x:Tensor)->Tensor:
-        if not (self.training and self.whole): return super().forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.whole):
+            return super().forward(x)
         start, _ = _place(x)
-        return super().forward(_Gather.apply(x))[start:start + len(x)]
+        return super().forward(_Gather.apply(x))[start : start + len(x)]
+
 
 _NORMS = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
-def _whole_norms(model, device)->list[nn.Module]:
+
+def _whole_norms(model, device) -> list[nn.Module]:
     "Let the norms of a model see whole batches, and return them. They keep their class as a base, and all that is theirs."
     norms = [m for m in model.modules() if isinstance(m, _NORMS) and _mixes_images(m)]
     plain = nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward
     for m in norms:
         kind = type(m)
-        seen = _GatheredNorm if kind.forward not in plain else _SummedNorm if device.type == "cpu" else _SyncedNorm
+        seen = (
+            _GatheredNorm
+            if kind.forward not in plain
+            else _SummedNorm
+            if device.type == "cpu"
+            else _SyncedNorm
+        )
         m.__class__ = type(f"Whole{kind.__name__}", (seen, kind), {"__module__": __name__})
     return norms
 
-def _mixes_images(norm): return norm.track_running_stats or not isinstance(norm, _NORMS[1])
+
+def _mixes_images(norm):
+    return norm.track_running_stats or not isinstance(norm, _NORMS[1])
 
 # %% ../../nbs/lib/05_training/02_distributed.ipynb #18-distributed-draws
 class _WholeDraws(TorchDispatchMode):
     "Random numbers are drawn for the whole batch, and this process's part of them is used."
-    def __init__(self,
-        start:int,  # where this process's images begin
-        mine:int,   # how many it has
-        total:int,  # images of the batch
+
+    def __init__(
+        self,
+        start: int,  # where this process's images begin
+        mine: int,  # how many it has
+        total: int,  # images of the batch
     ):
         super().__init__()
         self.start, self.mine, self.total, self.drew = start, mine, total, False
 
-    def _images(self, shape)->tuple[int, int]|None: # dimension, places an image
+    def _images(self, shape) -> tuple[int, int] | None:  # dimension, places an image
         "Which dimension of a shape are images."
-        if self.mine == 1 and len(shape) == 1: return None               # one number, for all
+        if self.mine == 1 and len(shape) == 1:
+            return None  # one number, for all
         for d, side in enumerate(shape[:2]):
-            if side == self.mine: return d, 1
-        if len(shape) > 1 and shape[0] % self.mine == 0: return 0, shape[0] // self.mine
+            if side == self.mine:
+                return d, 1
+        if len(shape) > 1 and shape[0] % self.mine == 0:
+            return 0, shape[0] // self.mine
         return None
 
     def _whole_shape(self, shape):
         at = self._images(shape)
-        return list(shape) if at is None else [self.total * at[1] if d == at[0] else s for d, s in enumerate(shape)]
+        return (
+            list(shape)
+            if at is None
+            else [self.total * at[1] if d == at[0] else s for d, s in enumerate(shape)]
+        )
 
     def _part(self, whole, shape):
         "This process's part of what was drawn, of the shape that was asked for."
@@ -139,106 +184,152 @@ class _WholeDraws(TorchDispatchMode):
     def _padded(self, x):
         "A tensor as large as one of all images, in the same order of memory, this process's part in its place."
         order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
-        whole = torch.empty_permuted(self._whole_shape(x.shape), order, dtype=x.dtype, device=x.device).fill_(1)
+        whole = torch.empty_permuted(
+            self._whole_shape(x.shape), order, dtype=x.dtype, device=x.device
+        ).fill_(1)
         self._part(whole, x.shape).copy_(x)
         return whole
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or "attention" in func.name(): return func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded not in func.tags or "attention" in func.name():
+            return func(*args, **kwargs)
         self.drew = True
-        named = [(a.name, a.alias_info is not None and a.alias_info.is_write) for a in func._schema.arguments]
+        named = [
+            (a.name, a.alias_info is not None and a.alias_info.is_write)
+            for a in func._schema.arguments
+        ]
         given = {**dict(zip((name for name, _ in named), args)), **kwargs}
-        shape = given["size"] if "size" in given else next((v.shape for v in given.values() if isinstance(v, Tensor)), ())
-        if self._images(shape) is None: return func(*args, **kwargs)
+        shape = (
+            given["size"]
+            if "size" in given
+            else next((v.shape for v in given.values() if isinstance(v, Tensor)), ())
+        )
+        if self._images(shape) is None:
+            return func(*args, **kwargs)
+
         def enlarged(name, v):
-            if isinstance(v, Tensor) and v.dim(): return self._padded(v)
+            if isinstance(v, Tensor) and v.dim():
+                return self._padded(v)
             return self._whole_shape(v) if name == "size" else v
+
         large = {name: enlarged(name, v) for name, v in given.items()}
-        out = func(*(large[name] for (name, _), _ in zip(named, args)), **{k: large[k] for k in kwargs})
+        out = func(
+            *(large[name] for (name, _), _ in zip(named, args)), **{k: large[k] for k in kwargs}
+        )
         for name, written in named:
-            if written and isinstance(given.get(name), Tensor): given[name].copy_(self._part(large[name], given[name].shape))
+            if written and isinstance(given.get(name), Tensor):
+                given[name].copy_(self._part(large[name], given[name].shape))
+
         def mine(v):
-            if not isinstance(v, Tensor): return v
+            if not isinstance(v, Tensor):
+                return v
             kept = next((given[name] for name, _ in named if large.get(name) is v), None)
             return self._part(v, shape).clone() if kept is None else kept
+
         return tuple(map(mine, out)) if isinstance(out, (tuple, list)) else mine(out)
 
 # %% ../../nbs/lib/05_training/02_distributed.ipynb #18-distributed-7
 class World:
     "The processes that compute a run together; unless they were launched, this one alone."
-    def __init__(self, device:torch.device, rank:int=0, size:int=1): self.device, self.rank, self.size, self.norms, self.part = device, rank, size, [], None
 
-    def lead(self, what:Callable):
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1):
+        self.device, self.rank, self.size, self.norms, self.part = device, rank, size, [], None
+
+    def lead(self, what: Callable):
         "What the leading process gets from a function, in every process; its exception is raised in every process."
-        if self.size == 1: return what()
+        if self.size == 1:
+            return what()
         word = [None, None]
         if not self.rank:
-            try: word[0] = what()
-            except Exception as e: word[1] = e
+            try:
+                word[0] = what()
+            except Exception as e:
+                word[1] = e
         torch.distributed.broadcast_object_list(word, 0, device=self.device)
-        if word[1]: raise word[1]
+        if word[1]:
+            raise word[1]
         return word[0]
 
-    def share(self,
-        *parts:Tensor,       # (B, …) of each image
-    )->tuple[list[Tensor], int]: # (b, …) of this process's images; for how many images of the batch they count
+    def share(
+        self,
+        *parts: Tensor,  # (B, …) of each image
+    ) -> tuple[
+        list[Tensor], int
+    ]:  # (b, …) of this process's images; for how many images of the batch they count
         "This process's images of a batch. Where there are fewer images than processes, each computes all of them."
         n = len(parts[0])
-        for m in self.norms: m.whole = n >= self.size
-        self.part = None                                     # where this process's images begin, how many, of how many
-        if self.size == 1 or n < self.size: return list(parts), n
+        for m in self.norms:
+            m.whole = n >= self.size
+        self.part = None  # where this process's images begin, how many, of how many
+        if self.size == 1 or n < self.size:
+            return list(parts), n
         order = torch.arange(n).tensor_split(self.size)[self.rank]
         self.part = int(order[0]), len(order), n
         mine = [p.tensor_split(self.size)[self.rank] for p in parts]
         return mine, len(mine[0]) * self.size
 
-    def mean(self, x:Tensor)->Tensor:
+    def mean(self, x: Tensor) -> Tensor:
         "Mean over all processes."
         return x if self.size == 1 else _summed(x) / self.size
 
-    def rows(self,
-        n:int,
-        compute:Callable[[Tensor], Tensor], # places (b,) → values (b, …)
-        together:int=1,                     # so many are computed at once, and stay with one process
-    )->Tensor: # (n, …) in every process
+    def rows(
+        self,
+        n: int,
+        compute: Callable[[Tensor], Tensor],  # places (b,) → values (b, …)
+        together: int = 1,  # so many are computed at once, and stay with one process
+    ) -> Tensor:  # (n, …) in every process
         "Values of n images, each computed by one process."
         groups = torch.arange(n).split(together)
-        if self.size == 1 or len(groups) < self.size: return compute(torch.arange(n))
+        if self.size == 1 or len(groups) < self.size:
+            return compute(torch.arange(n))
         shared = torch.arange(len(groups)).tensor_split(self.size)[self.rank]
-        mine = torch.cat(groups[shared[0]:shared[-1] + 1])
+        mine = torch.cat(groups[shared[0] : shared[-1] + 1])
         part = compute(mine)
         whole = part.new_zeros(n, *part.shape[1:])
         whole[mine.to(part.device)] = part
         return _summed(whole)
 
-    def join(self,
-        model:nn.Module,
-        own:bool=False, # whether it may leave parameters out, draw numbers, and change buffers, in ways that nobody knows
-    )->nn.Module:
+    def join(
+        self,
+        model: nn.Module,
+        own: bool = False,  # whether it may leave parameters out, draw numbers, and change buffers, in ways that nobody knows
+    ) -> nn.Module:
         "The model with whole-batch statistics, whose gradients are means over all processes; its parameters stay the same objects."
-        if self.size == 1: return model
+        if self.size == 1:
+            return model
         self.norms = _whole_norms(model, self.device)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):                # broadcast_buffers has another name in newer torch
+        with warnings.catch_warnings(
+            action="ignore", category=FutureWarning
+        ):  # broadcast_buffers has another name in newer torch
             return nn.parallel.DistributedDataParallel(
-                model, [self.device] if self.device.type == "cuda" else None, broadcast_buffers=False,
-                find_unused_parameters=own)
+                model,
+                [self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                find_unused_parameters=own,
+            )
 
     @contextlib.contextmanager
-    def shared_forward(self,
-        model:nn.Module,     # of `join`
-        compiled:bool=False, # whether torch.compile made its code, which draws as it likes
-    )->Iterator[None]:
+    def shared_forward(
+        self,
+        model: nn.Module,  # of `join`
+        compiled: bool = False,  # whether torch.compile made its code, which draws as it likes
+    ) -> Iterator[None]:
         """A context for the model's forward pass of a part of `share`.
 
         Every image has random numbers of its own, and all processes go on with the same random numbers and buffers."""
-        if self.part is None or not model.find_unused_parameters and not _draws(model): yield; return
+        if self.part is None or not model.find_unused_parameters and not _draws(model):
+            yield
+            return
         before = _versions(model)
         if compiled:
-            with self._drawing_apart(): yield
+            with self._drawing_apart():
+                yield
         else:
-            with _WholeDraws(*self.part) as draws: yield
-            if draws.drew: self._agree_on_chance()
+            with _WholeDraws(*self.part) as draws:
+                yield
+            if draws.drew:
+                self._agree_on_chance()
         self._agree_on_buffers(model, before)
 
     @contextlib.contextmanager
@@ -251,7 +342,11 @@ class World:
 
     def _agree_on_chance(self):
         "Everybody's random numbers are the leading process's: parts of unequal size may have used up more of them."
-        get, put = (torch.get_rng_state, torch.set_rng_state) if self.device.type == "cpu" else (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+        get, put = (
+            (torch.get_rng_state, torch.set_rng_state)
+            if self.device.type == "cpu"
+            else (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+        )
         state = get().to(self.device)
         torch.distributed.broadcast(state, 0)
         put(state.cpu())
@@ -262,50 +357,84 @@ class World:
         _, mine, total = self.part
         known = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
         for name, buffer in model.named_buffers():
-            if id(buffer) in known or before.get(name) == _version(buffer): continue
-            if buffer.is_floating_point() or buffer.is_complex(): buffer.copy_(_summed(buffer * (mine / total)))
-            else: torch.distributed.broadcast(buffer, 0)
+            if id(buffer) in known or before.get(name) == _version(buffer):
+                continue
+            if buffer.is_floating_point() or buffer.is_complex():
+                buffer.copy_(_summed(buffer * (mine / total)))
+            else:
+                torch.distributed.broadcast(buffer, 0)
 
-    def alone(self, model:nn.Module):
+    def alone(self, model: nn.Module):
         "A context in which a backward pass of `join`'s model keeps its gradients to itself: another part of the same step follows."
         return model.no_sync() if self.size > 1 else contextlib.nullcontext()
-def _draws(model): return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
 
-def _version(buffer): return id(buffer), buffer._version
 
-def _versions(model): return {name: _version(b) for name, b in model.named_buffers()}
+def _draws(model):
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
+
+
+def _version(buffer):
+    return id(buffer), buffer._version
+
+
+def _versions(model):
+    return {name: _version(b) for name, b in model.named_buffers()}
 
 # %% ../../nbs/lib/05_training/02_distributed.ipynb #18-distributed-8
-def launched()->int:
+def launched() -> int:
     "How many processes were launched to compute together; 1 if none were. Raises `ValueError` for an environment that no launcher makes."
     text = os.environ.get("WORLD_SIZE", "").strip() or "1"
-    if not text.isdecimal() or not int(text): raise ValueError(f"WORLD_SIZE={text} isn't a number of processes: unset it, or start them with accelerate launch")
-    if int(text) > 1 and not ("MASTER_ADDR" in os.environ and "RANK" in os.environ): raise ValueError(f"WORLD_SIZE={text} is set, but no launcher says where the others are: unset it, or start them with accelerate launch")
+    if not text.isdecimal() or not int(text):
+        raise ValueError(
+            f"WORLD_SIZE={text} isn't a number of processes: unset it, or start them with accelerate launch"
+        )
+    if int(text) > 1 and not ("MASTER_ADDR" in os.environ and "RANK" in os.environ):
+        raise ValueError(
+            f"WORLD_SIZE={text} is set, but no launcher says where the others are: unset it, or start them with accelerate launch"
+        )
     return int(text)
 
+
 def leads(
-    local:bool=False, # among the processes of this machine
-)->bool:
+    local: bool = False,  # among the processes of this machine
+) -> bool:
     "Whether this process is the first of those launched together, which speaks for all."
     return launched() == 1 or not int(os.environ.get("LOCAL_RANK" if local else "RANK", "0"))
 
+
 def world(
-    device:torch.device, # taken where no other process was launched
-)->World:
+    device: torch.device,  # taken where no other process was launched
+) -> World:
     "The processes that were launched with this one, met through accelerate. Raises `ValueError` without accelerate, or under DeepSpeed or FSDP."
-    if launched() == 1: return World(device)
+    if launched() == 1:
+        return World(device)
     for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true": raise ValueError(f"wavescat shares batches, not models, between processes: launch without {name.lower()} (accelerate launch --multi_gpu, or --cpu)")
-    try: from accelerate import PartialState
-    except ImportError: raise ValueError(f"{launched()} processes were launched, and they meet through accelerate: pip install accelerate") from None
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "yes", "1") or not torch.cuda.is_available()
-    with warnings.catch_warnings(action="ignore"): state = PartialState(cpu=cpu)
-    if cpu and multiprocessing.parent_process(): torch.set_num_threads(1)      # a forked process has lost its parent's threads, and would wait for them
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(
+                f"wavescat shares batches, not models, between processes: launch without {name.lower()} (accelerate launch --multi_gpu, or --cpu)"
+            )
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ValueError(
+            f"{launched()} processes were launched, and they meet through accelerate: pip install accelerate"
+        ) from None
+    cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "yes", "1")
+        or not torch.cuda.is_available()
+    )
+    with warnings.catch_warnings(action="ignore"):
+        state = PartialState(cpu=cpu)
+    if cpu and multiprocessing.parent_process():
+        torch.set_num_threads(
+            1
+        )  # a forked process has lost its parent's threads, and would wait for them
     return World(state.device, state.process_index, state.num_processes)
 
 # %% ../../nbs/lib/05_training/02_distributed.ipynb #18-distributed-9
 def leave():
     "Leave the processes met through `world`, while Python still runs. A thread of theirs that lets go of a tensor only afterwards aborts this process, whose work is done: `DistributedDataParallel` keeps such threads, which nobody can wait for, so that they get a moment. Does nothing where no others were met."
-    if not torch.distributed.is_initialized(): return
+    if not torch.distributed.is_initialized():
+        return
     torch.distributed.destroy_process_group()
-    time.sleep(.2)
+    time.sleep(0.2)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 # %% ../../nbs/lib/05_training/00_metrics.ipynb #16-metrics-2b
 def class_numbers(
-    values:Sequence[int]|np.ndarray|Tensor, # (N,) whole numbers of any integer type, or bool
-    n_classes:int,
-    what:str="labels",  # what they are called where they are refused
-)->np.ndarray:          # (N,) int64: wide enough for sums and products
+    values: Sequence[int] | np.ndarray | Tensor,  # (N,) whole numbers of any integer type, or bool
+    n_classes: int,
+    what: str = "labels",  # what they are called where they are refused
+) -> np.ndarray:  # (N,) int64: wide enough for sums and products
     "Numbers of classes. Raises `ValueError` for what aren't whole numbers between 0 and `n_classes` − 1."
     values = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
     if values.ndim != 1:
@@ -33,10 +33,10 @@ def class_numbers(
 
 # %% ../../nbs/lib/05_training/00_metrics.ipynb #16-metrics-3
 def top_k(
-    logits:Tensor,  # (N, classes)
-    labels:Tensor,  # (N,) of any integer type
-    k:int=1,        # how many guesses count
-)->float:           # percent; NaN without images
+    logits: Tensor,  # (N, classes)
+    labels: Tensor,  # (N,) of any integer type
+    k: int = 1,  # how many guesses count
+) -> float:  # percent; NaN without images
     """Accuracy: how often the label is among the k highest.
 
     Raises `ValueError` for a k that isn't between 1 and the number of classes, or a label that is no class."""
@@ -50,15 +50,17 @@ def top_k(
 
 # %% ../../nbs/lib/05_training/00_metrics.ipynb #16-metrics-4
 def confusion(
-    predictions:Sequence[int]|np.ndarray|Tensor, # (N,) of any integer type
-    labels:Sequence[int]|np.ndarray|Tensor,      # (N,) of any integer type
-    n_classes:int,
-)->np.ndarray:              # (classes, classes) int64: rows are labels, columns predictions
+    predictions: Sequence[int] | np.ndarray | Tensor,  # (N,) of any integer type
+    labels: Sequence[int] | np.ndarray | Tensor,  # (N,) of any integer type
+    n_classes: int,
+) -> np.ndarray:  # (classes, classes) int64: rows are labels, columns predictions
     "Confusion matrix, with a row and a column for every class, seen or not. Raises `ValueError` for a label or prediction that is no class."
     labels = class_numbers(labels, n_classes)
     predictions = class_numbers(predictions, n_classes, "predictions")
     if len(labels) != len(predictions):
-        raise ValueError(f"expected a prediction for each of the {len(labels)} labels, got {len(predictions)}")
+        raise ValueError(
+            f"expected a prediction for each of the {len(labels)} labels, got {len(predictions)}"
+        )
     places = labels * n_classes + predictions
     return np.bincount(places, minlength=n_classes**2).reshape(n_classes, n_classes)
 
@@ -66,50 +68,65 @@ def confusion(
 def _differences(predicted, targets):
     "Predictions minus targets (N, T), in numbers wide enough; `ValueError` for other shapes."
     if predicted.shape != targets.shape:
-        raise ValueError(f"expected predictions of the targets' shape {tuple(targets.shape)}, got {tuple(predicted.shape)}")
+        raise ValueError(
+            f"expected predictions of the targets' shape {tuple(targets.shape)}, got {tuple(predicted.shape)}"
+        )
     return _wide_enough(predicted) - _wide_enough(targets)
+
 
 def _wide_enough(x):
     "Numbers whose differences and squares neither wrap nor overflow."
     return x if x.dtype in (torch.float32, torch.float64) else x.double()
 
+
 def rmse(
-    predicted:Tensor, # (N, T)
-    targets:Tensor,   # (N, T), in the same unit
-)->list[float]:       # (T,), in that unit
+    predicted: Tensor,  # (N, T)
+    targets: Tensor,  # (N, T), in the same unit
+) -> list[float]:  # (T,), in that unit
     "Root of the mean squared error of each target. Raises `ValueError` for different shapes."
     return _differences(predicted, targets).double().square().mean(0).sqrt().tolist()
 
+
 def r2(
-    predicted:Tensor, # (N, T)
-    targets:Tensor,   # (N, T)
-)->list[float]:       # (T,), 1 at best, 0 for the mean, NaN for a target that doesn't vary
+    predicted: Tensor,  # (N, T)
+    targets: Tensor,  # (N, T)
+) -> list[float]:  # (T,), 1 at best, 0 for the mean, NaN for a target that doesn't vary
     "Share of each target's variance that is explained. Raises `ValueError` for different shapes."
     unexplained = _differences(predicted, targets).double().square().sum(0)
     spread = (_wide_enough(targets) - targets.double().mean(0)).square().sum(0)
     return (1 - unexplained / torch.where(spread > 0, spread, torch.nan)).tolist()
 
 # %% ../../nbs/lib/05_training/00_metrics.ipynb #16-metrics-6
-BIOMASS_WEIGHTS = (.1, .1, .1, .2, .5)                                   # of green, dead, clover, GDM and total
-BIOMASS_SUMS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1))   # these, as sums of green, dead and clover
+BIOMASS_WEIGHTS = (0.1, 0.1, 0.1, 0.2, 0.5)  # of green, dead, clover, GDM and total
+BIOMASS_SUMS = (
+    (1, 0, 0),
+    (0, 1, 0),
+    (0, 0, 1),
+    (1, 0, 1),
+    (1, 1, 1),
+)  # these, as sums of green, dead and clover
+
 
 def weighted_r2(
-    predicted:Tensor,        # (N, T)
-    targets:Tensor,          # (N, T), in the same unit
-    weights:Sequence[float]=BIOMASS_WEIGHTS, # (T,)
-)->float:                    # 1 at best, 0 for the weighted mean of everything, NaN where nothing varies
+    predicted: Tensor,  # (N, T)
+    targets: Tensor,  # (N, T), in the same unit
+    weights: Sequence[float] = BIOMASS_WEIGHTS,  # (T,)
+) -> float:  # 1 at best, 0 for the weighted mean of everything, NaN where nothing varies
     "Share of the variance, of all targets of all images together, that is explained: the score of the CSIRO biomass competition. Raises `ValueError` for different shapes."
     if predicted.shape != targets.shape:
-        raise ValueError(f"expected predictions of the targets' shape {tuple(targets.shape)}, got {tuple(predicted.shape)}")
+        raise ValueError(
+            f"expected predictions of the targets' shape {tuple(targets.shape)}, got {tuple(predicted.shape)}"
+        )
     w = torch.as_tensor(weights, dtype=torch.float64).expand(targets.shape)
     t, p = targets.double(), predicted.double()
     spread = (w * (t - (w * t).sum() / w.sum()).square()).sum()
     return (1 - (w * (t - p).square()).sum() / torch.where(spread > 0, spread, torch.nan)).item()
 
+
 def consistent(
-    predicted:Tensor,        # (N, T)
-    sums:Sequence[Sequence[float]]=BIOMASS_SUMS, # (T, components)
-)->Tensor:                   # (N, T)
+    predicted: Tensor,  # (N, T)
+    sums: Sequence[Sequence[float]] = BIOMASS_SUMS,  # (T, components)
+) -> Tensor:  # (N, T)
     "The nearest predictions that add up as the targets do: never further from targets that do so, in squared error over all of them together."
     A = torch.as_tensor(sums, dtype=torch.float64)
     dtype = predicted.dtype if predicted.is_floating_point() else torch.float64

@@ -19,128 +19,240 @@ from ..core.names import choose
 from ..scattering.layer import Scattering2D
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-5
-def _shares(scores, y): return y if y.ndim == 2 else F.one_hot(y, scores.shape[1]).to(scores.dtype)
+def _shares(scores, y):
+    return y if y.ndim == 2 else F.one_hot(y, scores.shape[1]).to(scores.dtype)
 
-def _hinge(p): return lambda s, y, e: F.multi_margin_loss(s, y, p=p, margin=e.margin) * s.shape[1]   # torch divides by the classes
 
-LOSSES:dict[str, Callable[[Tensor, Tensor, Experiment], Tensor]] = { # (B, K), label, experiment → scalar
+def _hinge(p):
+    return lambda s, y, e: (
+        F.multi_margin_loss(s, y, p=p, margin=e.margin) * s.shape[1]
+    )  # torch divides by the classes
+
+
+LOSSES: dict[
+    str, Callable[[Tensor, Tensor, Experiment], Tensor]
+] = {  # (B, K), label, experiment → scalar
     "cross-entropy": lambda s, y, e: F.cross_entropy(s, y, label_smoothing=e.label_smoothing),
-    "hinge": _hinge(1), "squared-hinge": _hinge(2),
+    "hinge": _hinge(1),
+    "squared-hinge": _hinge(2),
     "mse": lambda s, y, e: F.mse_loss(s, _shares(s, y)),
-    "cosine": lambda s, y, e: (1 - (F.normalize(s, dim=1) * _shares(s, y)).sum(1)).mean()}
+    "cosine": lambda s, y, e: (1 - (F.normalize(s, dim=1) * _shares(s, y)).sum(1)).mean(),
+}
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-8
 _ADAM = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 OPTIMIZERS = ("sgd", "nesterov", *_ADAM)
 
+
 def optimizer(
-    model:nn.Module,
-    e:Experiment,
-)->torch.optim.Optimizer:
+    model: nn.Module,
+    e: Experiment,
+) -> torch.optim.Optimizer:
     "The experiment's optimiser of a model: groups `network`, `filters` and `orientations`, each with its highest learning rate as `peak`."
     filter_lr = e.lr if e.filter_lr is None else e.filter_lr
     theta_lr = filter_lr if e.theta_lr is None else e.theta_lr
     learned = [m for m in model.modules() if isinstance(m, Scattering2D) and m.bank is not None]
-    groups = [g for m in learned for g in m.parameter_groups({"peak": theta_lr, "weight_decay": e.filter_weight_decay}, {"peak": filter_lr, "weight_decay": e.filter_weight_decay})]
+    groups = [
+        g
+        for m in learned
+        for g in m.parameter_groups(
+            {"peak": theta_lr, "weight_decay": e.filter_weight_decay},
+            {"peak": filter_lr, "weight_decay": e.filter_weight_decay},
+        )
+    ]
     taken = {id(p) for g in groups for p in g["params"]}
     rest = [p for p in model.parameters() if id(p) not in taken and p.requires_grad]
-    if rest: groups.insert(0, {"name": "network", "params": rest, "peak": e.lr, "weight_decay": e.weight_decay})
-    if e.optimizer in _ADAM: return _ADAM[e.optimizer](groups, e.lr, (e.momentum, e.beta2))
+    if rest:
+        groups.insert(
+            0, {"name": "network", "params": rest, "peak": e.lr, "weight_decay": e.weight_decay}
+        )
+    if e.optimizer in _ADAM:
+        return _ADAM[e.optimizer](groups, e.lr, (e.momentum, e.beta2))
     return torch.optim.SGD(groups, e.lr, e.momentum, nesterov=e.optimizer == "nesterov")
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-11
-def _points(e:Experiment)->list[tuple[float, float]]:
+def _points(e: Experiment) -> list[tuple[float, float]]:
     "Epochs and learning rates of a piecewise linear schedule, or epochs and nothing of steps."
-    try: points = [tuple(float(v) for v in p.split(":")) for p in (e.points or "").split("/") if p]
-    except ValueError: points = []
+    try:
+        points = [tuple(float(v) for v in p.split(":")) for p in (e.points or "").split("/") if p]
+    except ValueError:
+        points = []
     epochs = [p[0] for p in points]
-    if not points or any(len(p) != (2 if e.schedule == "piecewise" else 1) for p in points) or epochs != sorted(set(epochs)) or min(min(p) for p in points) < 0:
-        raise ValueError(f"schedule={e.schedule} needs points, rising {'epoch:lr such as 0:.05/7:.5/35:.0125' if e.schedule == 'piecewise' else 'epochs such as 4/8/12'}, got {e.points!r}")
+    if (
+        not points
+        or any(len(p) != (2 if e.schedule == "piecewise" else 1) for p in points)
+        or epochs != sorted(set(epochs))
+        or min(min(p) for p in points) < 0
+    ):
+        raise ValueError(
+            f"schedule={e.schedule} needs points, rising {'epoch:lr such as 0:.05/7:.5/35:.0125' if e.schedule == 'piecewise' else 'epochs such as 4/8/12'}, got {e.points!r}"
+        )
     return points
 
-def _cosine(e, epoch, step, steps): return (1 + math.cos(math.pi * epoch / e.epochs)) / 2, e.momentum
 
-def _steps(e, epoch, step, steps): return e.step_factor**sum(epoch >= p for p, in _points(e)), e.momentum
+def _cosine(e, epoch, step, steps):
+    return (1 + math.cos(math.pi * epoch / e.epochs)) / 2, e.momentum
+
+
+def _steps(e, epoch, step, steps):
+    return e.step_factor ** sum(epoch >= p for (p,) in _points(e)), e.momentum
+
 
 def _piecewise(e, epoch, step, steps):
     at, points = epoch + step / steps, _points(e)
     for (a, low), (b, high) in zip(points, points[1:]):
-        if a <= at < b: return (low + (high - low) * (at - a) / (b - a)) / e.lr, e.momentum
+        if a <= at < b:
+            return (low + (high - low) * (at - a) / (b - a)) / e.lr, e.momentum
     return points[0 if at < points[0][0] else -1][1] / e.lr, e.momentum
+
 
 def _one_cycle(e, epoch, step, steps):
     at, last = epoch * steps + step, e.epochs * steps - 1
     top = e.pct_start * e.epochs * steps - 1
-    def between(a, b, share): return b + (a - b) / 2 * (1 + math.cos(math.pi * share))
-    first = 1 / e.div_factor
-    if at <= top: return between(first, 1, at / top if top else 1.), between(e.max_momentum, e.base_momentum, at / top if top else 1.)
-    share = (at - top) / (last - top)
-    return between(1, first / e.final_div_factor, share), between(e.base_momentum, e.max_momentum, share)
 
-SCHEDULES:dict[str, Callable[[Experiment, int, int, int], tuple[float, float]]] = { # experiment, epoch, step, steps → share of the peak, momentum
-    "cosine": _cosine, "one-cycle": _one_cycle, "steps": _steps, "piecewise": _piecewise, "constant": lambda e, epoch, step, steps: (1., e.momentum)}
+    def between(a, b, share):
+        return b + (a - b) / 2 * (1 + math.cos(math.pi * share))
+
+    first = 1 / e.div_factor
+    if at <= top:
+        return between(first, 1, at / top if top else 1.0), between(
+            e.max_momentum, e.base_momentum, at / top if top else 1.0
+        )
+    share = (at - top) / (last - top)
+    return between(1, first / e.final_div_factor, share), between(
+        e.base_momentum, e.max_momentum, share
+    )
+
+
+SCHEDULES: dict[
+    str, Callable[[Experiment, int, int, int], tuple[float, float]]
+] = {  # experiment, epoch, step, steps → share of the peak, momentum
+    "cosine": _cosine,
+    "one-cycle": _one_cycle,
+    "steps": _steps,
+    "piecewise": _piecewise,
+    "constant": lambda e, epoch, step, steps: (1.0, e.momentum),
+}
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-12
 def learning_rate(
-    e:Experiment,
-    epoch:int,       # from 0
-    step:int=0,      # of the epoch, from 0
-    steps:int=1,     # an epoch has
-)->float:
+    e: Experiment,
+    epoch: int,  # from 0
+    step: int = 0,  # of the epoch, from 0
+    steps: int = 1,  # an epoch has
+) -> float:
     "The learning rate of the network's parameters."
     return e.lr * SCHEDULES[e.schedule](e, epoch, step, steps)[0]
 
-def set_rates(optimizer:torch.optim.Optimizer, e:Experiment, epoch:int, step:int, steps:int)->None:
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, e: Experiment, epoch: int, step: int, steps: int
+) -> None:
     "Set learning rates and momentum for a step."
     share, momentum = SCHEDULES[e.schedule](e, epoch, step, steps)
     for g in optimizer.param_groups:
         g["lr"] = g["peak"] * share
-        if "betas" in g: g["betas"] = (momentum, g["betas"][1])
-        else: g["momentum"] = momentum
+        if "betas" in g:
+            g["betas"] = (momentum, g["betas"][1])
+        else:
+            g["momentum"] = momentum
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-16
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-def autocast(e:Experiment, device:torch.device)->torch.autocast:
+
+def autocast(e: Experiment, device: torch.device) -> torch.autocast:
     "The context in which the experiment's forward passes are computed."
     return torch.autocast(device.type, PRECISIONS[e.precision], enabled=e.precision != "float32")
 
-def fast_bfloat16()->bool:
+
+def fast_bfloat16() -> bool:
     "Whether this machine computes bfloat16 in hardware."
-    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu._is_amx_tile_supported if hasattr(torch.cpu, "_is_amx_tile_supported") else lambda: False
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = (
+        torch.cpu._is_amx_tile_supported
+        if hasattr(torch.cpu, "_is_amx_tile_supported")
+        else lambda: False
+    )
     return bool(has()) or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
+
 def precision_here(
-    name:str, # one of `PRECISIONS`, or auto
-)->str:       # for `precision` of an experiment
+    name: str,  # one of `PRECISIONS`, or auto
+) -> str:  # for `precision` of an experiment
     "What auto stands for on this machine: bfloat16 where hardware computes it, else float32. Any other name stays as it is."
-    if name != "auto": return name
+    if name != "auto":
+        return name
     return "bfloat16" if fast_bfloat16() else "float32"
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-19
-_BELONGS = {"label_smoothing": ("loss", ("cross-entropy",)), "margin": ("loss", ("hinge", "squared-hinge")), "target_scale": ("loss", ("mse",)), "ghost": ("norm", ("ghost-batch",)), "points": ("schedule", ("steps", "piecewise")),
-            "step_factor": ("schedule", ("steps",)), **dict.fromkeys(("pct_start", "div_factor", "final_div_factor", "base_momentum", "max_momentum"), ("schedule", ("one-cycle",))), "beta2": ("optimizer", tuple(_ADAM)),
-            **dict.fromkeys(("filter_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise"))), "theta_lr": ("learn", ("canonical", "equivariant"))} # pixelwise filters have no orientation
+_BELONGS = {
+    "label_smoothing": ("loss", ("cross-entropy",)),
+    "margin": ("loss", ("hinge", "squared-hinge")),
+    "target_scale": ("loss", ("mse",)),
+    "ghost": ("norm", ("ghost-batch",)),
+    "points": ("schedule", ("steps", "piecewise")),
+    "step_factor": ("schedule", ("steps",)),
+    **dict.fromkeys(
+        ("pct_start", "div_factor", "final_div_factor", "base_momentum", "max_momentum"),
+        ("schedule", ("one-cycle",)),
+    ),
+    "beta2": ("optimizer", tuple(_ADAM)),
+    **dict.fromkeys(
+        ("filter_lr", "filter_weight_decay"), ("learn", ("canonical", "equivariant", "pixelwise"))
+    ),
+    "theta_lr": ("learn", ("canonical", "equivariant")),
+}  # pixelwise filters have no orientation
+
 
 def _check_points(e):
     "Refuse points that no training can follow, and a learning rate that they would silently replace."
     points = _points(e)
-    if not all(math.isfinite(v) for p in points for v in p): raise ValueError(f"points must be finite numbers, got {e.points!r}")
-    if e.schedule == "piecewise" and (top := max(rate for _, rate in points)) != e.lr: raise ValueError(f"schedule=piecewise takes its learning rates from points, whose highest is {top:g}, and lr={e.lr:g} would change nothing: "
-                                                                                                        + (f"set lr={top:g}, or other points" if top > 0 else "one of them must be above 0"))
+    if not all(math.isfinite(v) for p in points for v in p):
+        raise ValueError(f"points must be finite numbers, got {e.points!r}")
+    if e.schedule == "piecewise" and (top := max(rate for _, rate in points)) != e.lr:
+        raise ValueError(
+            f"schedule=piecewise takes its learning rates from points, whose highest is {top:g}, and lr={e.lr:g} would change nothing: "
+            + (f"set lr={top:g}, or other points" if top > 0 else "one of them must be above 0")
+        )
 
-def check_settings(e:Experiment)->None:
+
+def check_settings(e: Experiment) -> None:
     "Raise `ValueError` for an unknown loss, optimiser, schedule or precision, and for a setting that would change nothing."
-    for name, known in (("loss", LOSSES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)): choose(getattr(e, name), dict.fromkeys(known), name)
-    if e.learn is not None: choose(e.learn, dict.fromkeys(_BELONGS["filter_lr"][1]), "learn")
+    for name, known in (
+        ("loss", LOSSES),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+        ("precision", PRECISIONS),
+    ):
+        choose(getattr(e, name), dict.fromkeys(known), name)
+    if e.learn is not None:
+        choose(e.learn, dict.fromkeys(_BELONGS["filter_lr"][1]), "learn")
     for name, (other, values) in _BELONGS.items():
-        if name in e.changed and getattr(e, other) not in values: raise ValueError(f"{name} goes with {other}={' or '.join(values)}, got {other}={getattr(e, other)}: leave {name} out")
-    if e.schedule in ("steps", "piecewise"): _check_points(e)
-    if e.optimizer == "nesterov" and e.momentum == 0: raise ValueError("optimizer=nesterov needs a momentum above 0")
-    if e.momentum != .9 and e.schedule == "one-cycle": raise ValueError("under one-cycle the momentum runs from max_momentum to base_momentum: set these, and leave momentum out")
-    if e.mix_beta is not None and e.mix is None: raise ValueError("mix_beta goes with mix: choose a mix, or leave mix_beta out")
-    if e.mix and e.loss not in ("cross-entropy", "mse", "cosine"): raise ValueError(f"mixed images have no single class, and {e.loss} needs one: leave mix out, or use cross-entropy")
-    if e.accumulate > e.batch_size: raise ValueError(f"accumulate must be at most batch_size, {e.batch_size}, got {e.accumulate}")
-    if e.patience and not e.validation: raise ValueError("patience needs validation images: set validation")
-    if e.new_head and not e.weights: raise ValueError("new_head goes with weights: set weights, or leave new_head out")
+        if name in e.changed and getattr(e, other) not in values:
+            raise ValueError(
+                f"{name} goes with {other}={' or '.join(values)}, got {other}={getattr(e, other)}: leave {name} out"
+            )
+    if e.schedule in ("steps", "piecewise"):
+        _check_points(e)
+    if e.optimizer == "nesterov" and e.momentum == 0:
+        raise ValueError("optimizer=nesterov needs a momentum above 0")
+    if e.momentum != 0.9 and e.schedule == "one-cycle":
+        raise ValueError(
+            "under one-cycle the momentum runs from max_momentum to base_momentum: set these, and leave momentum out"
+        )
+    if e.mix_beta is not None and e.mix is None:
+        raise ValueError("mix_beta goes with mix: choose a mix, or leave mix_beta out")
+    if e.mix and e.loss not in ("cross-entropy", "mse", "cosine"):
+        raise ValueError(
+            f"mixed images have no single class, and {e.loss} needs one: leave mix out, or use cross-entropy"
+        )
+    if e.accumulate > e.batch_size:
+        raise ValueError(
+            f"accumulate must be at most batch_size, {e.batch_size}, got {e.accumulate}"
+        )
+    if e.patience and not e.validation:
+        raise ValueError("patience needs validation images: set validation")
+    if e.new_head and not e.weights:
+        raise ValueError("new_head goes with weights: set weights, or leave new_head out")

@@ -38,131 +38,219 @@ from ..core.names import shown, split_list, unquoted
 from .optim import precision_here
 from ..runs.store import Busy, claim, failure, owned, runs_dir
 from ..runs.store import Stopped
-from .train import build_model, check, default_device, found, image_counts, own_model, run, while_unchanged
+from wavescat.training.train import (
+    build_model,
+    check,
+    default_device,
+    found,
+    image_counts,
+    own_model,
+    run,
+    while_unchanged,
+)
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-5
-_MOST_NUMBERS = 10_000 # of a list that is read
+_MOST_NUMBERS = 10_000  # of a list that is read
+
 
 def values(
-    text:str|int, # "1-20", "2,4,8", "0-5,9", 7
-)->list[int]:
+    text: str | int,  # "1-20", "2,4,8", "0-5,9", 7
+) -> list[int]:
     "The whole numbers of a list or range written as text. Raises `ValueError` for anything else, and for more than 10,000."
     numbers = []
     for part in str(text).split(","):
         ends = re.fullmatch(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?", part, re.ASCII)
-        if not ends: raise ValueError(f"expected whole numbers such as 1-20 or 2,4,8, got {shown(str(text))}")
+        if not ends:
+            raise ValueError(
+                f"expected whole numbers such as 1-20 or 2,4,8, got {shown(str(text))}"
+            )
         span = range(int(ends[1]), int(ends[2] or ends[1]) + 1)
-        if not span: raise ValueError(f"expected different whole numbers, first-last, got {shown(str(text))}")
-        if len(span) + len(numbers) > _MOST_NUMBERS: raise ValueError(f"expected at most {_MOST_NUMBERS:,} numbers, got {shown(str(text))}")
+        if not span:
+            raise ValueError(
+                f"expected different whole numbers, first-last, got {shown(str(text))}"
+            )
+        if len(span) + len(numbers) > _MOST_NUMBERS:
+            raise ValueError(f"expected at most {_MOST_NUMBERS:,} numbers, got {shown(str(text))}")
         numbers += span
-    if len(set(numbers)) < len(numbers): raise ValueError(f"expected different whole numbers, first-last, got {shown(str(text))}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"expected different whole numbers, first-last, got {shown(str(text))}")
     return numbers
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-6
-_HERE = {"model": own_model, "precision": precision_here, "weights": os.path.expanduser, "split": os.path.expanduser} # what text stands for on this machine
-_MOST = 100_000 # runs of a grid
+_HERE = {
+    "model": own_model,
+    "precision": precision_here,
+    "weights": os.path.expanduser,
+    "split": os.path.expanduser,
+}  # what text stands for on this machine
+_MOST = 100_000  # runs of a grid
+
 
 def check_number(
-    *lengths:int, # of the lists that are combined
-)->None:
+    *lengths: int,  # of the lists that are combined
+) -> None:
     "Raise `ValueError` where lists have too many combinations to be a sweep, before there is a run of each."
-    if (n := math.prod(lengths)) > _MOST: raise ValueError(f"{n:,} runs are too many for one sweep: at most {_MOST:,}")
+    if (n := math.prod(lengths)) > _MOST:
+        raise ValueError(f"{n:,} runs are too many for one sweep: at most {_MOST:,}")
+
 
 def grid(
-    **axes, # settings of `Experiment`, each one value or a list of them
-)->list[Experiment]:
+    **axes,  # settings of `Experiment`, each one value or a list of them
+) -> list[Experiment]:
     "Every combination of the listed settings; the last varies fastest. A model may be one's own, FILE.py:FUNCTION; precision=auto is bfloat16 where this machine computes it in hardware, else float32; ~ in the path of weights or of a split is the home folder. Raises `ValueError` for more than 100,000."
     lists = [v if isinstance(v, (list, tuple, range)) else [v] for v in axes.values()]
     check_number(*map(len, lists))
-    lists = [[_HERE[name](str(x)) for x in v] if name in _HERE else v for name, v in zip(axes, lists)]
+    lists = [
+        [_HERE[name](str(x)) for x in v] if name in _HERE else v for name, v in zip(axes, lists)
+    ]
     return [experiment(**dict(zip(axes, combination))) for combination in itertools.product(*lists)]
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-7
-_PATHS = ("dataset", "split", "weights", "model") # settings that may be a file or a folder
+_PATHS = ("dataset", "split", "weights", "model")  # settings that may be a file or a folder
+
 
 def _is_path(name, text):
     "Whether the text of a setting names, as it stands, what is there."
-    return name in _PATHS and os.path.exists(os.path.expanduser(re.sub(r"(?<=\.py):\w+$", "", text)))
+    return name in _PATHS and os.path.exists(
+        os.path.expanduser(re.sub(r"(?<=\.py):\w+$", "", text))
+    )
 
-def _listed(name, text)->list[str]:
+
+def _listed(name, text) -> list[str]:
     "The values of a setting written as text: listed by commas, or as ranges where they are whole numbers. What stands in double quotes isn't split."
-    if name == "classes" and '"' not in text or _is_path(name, text): return [text]     # these have commas of their own
-    whole = any(f.name == name and int in (get_args(f.type) or (f.type,)) for f in fields(Experiment))
+    if name == "classes" and '"' not in text or _is_path(name, text):
+        return [text]  # these have commas of their own
+    whole = any(
+        f.name == name and int in (get_args(f.type) or (f.type,)) for f in fields(Experiment)
+    )
     listed = []
     for part in split_list(text):
         ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", part, re.ASCII) if whole else None
-        if ends and int(ends[2]) - int(ends[1]) not in range(_MOST): raise ValueError(f"{name}={part}: expected first-last of at most {_MOST:,} numbers")
+        if ends and int(ends[2]) - int(ends[1]) not in range(_MOST):
+            raise ValueError(f"{name}={part}: expected first-last of at most {_MOST:,} numbers")
         listed += range(int(ends[1]), int(ends[2]) + 1) if ends else [unquoted(part)]
     missing = [v for v in listed if name in _PATHS and os.sep in v and not _is_path(name, v)]
-    if missing and len(listed) > 1 and '"' not in text: raise ValueError(f"{name}: there is no {missing[0]}; a value with a comma stands in double quotes: {_QUOTES}")
+    if missing and len(listed) > 1 and '"' not in text:
+        raise ValueError(
+            f"{name}: there is no {missing[0]}; a value with a comma stands in double quotes: {_QUOTES}"
+        )
     return listed
 
+
 def read_grid(
-    texts:Iterable[str], # such as L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01
-)->list[Experiment]:
+    texts: Iterable[str],  # such as L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01
+) -> list[Experiment]:
     "The grid that a command line asks for. Raises `ValueError` for what can't be read, or is there twice."
     axes = {}
     for text in texts:
         name, _, values = (part.strip() for part in text.partition("="))
-        if not (name and values): raise ValueError(f"expected SETTING=VALUE, VALUE,VALUE or FIRST-LAST, such as L=1-20 or lr=.1,.01, got {shown(text)}; a value with a comma stands in double quotes: {_QUOTES}")
-        if name in axes: raise ValueError(f"{name} is given twice; list its values with commas: {name}=VALUE,VALUE")
+        if not (name and values):
+            raise ValueError(
+                f"expected SETTING=VALUE, VALUE,VALUE or FIRST-LAST, such as L=1-20 or lr=.1,.01, got {shown(text)}; a value with a comma stands in double quotes: {_QUOTES}"
+            )
+        if name in axes:
+            raise ValueError(
+                f"{name} is given twice; list its values with commas: {name}=VALUE,VALUE"
+            )
         axes[name] = _listed(name, values)
-        experiment(**{name: axes[name][0]})                      # refuses a name before there is a grid of it
+        experiment(**{name: axes[name][0]})  # refuses a name before there is a grid of it
     check_number(*map(len, axes.values()))
     experiments = grid(**axes)
-    if len(set(experiments)) < len(experiments): raise ValueError(f"some of {' '.join(texts)} is there twice; leave it out once")
+    if len(set(experiments)) < len(experiments):
+        raise ValueError(f"some of {' '.join(texts)} is there twice; leave it out once")
     return experiments
+
 
 _QUOTES = """'classes="0,1","2,3"', 'dataset="/data/a,b"'"""
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-11
 @while_unchanged
-def _seconds_an_image(e)->float:
+def _seconds_an_image(e) -> float:
     "Time that one training image takes in a step, measured."
     device, threads = default_device(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         order = torch.channels_last if e.channels_last else torch.contiguous_format
-        with torch.random.fork_rng(): net = build_model(e).to(device, memory_format=order)
-        x = torch.zeros(16, *AUGMENTATIONS[e.augment].shape(load(e.dataset, e.size).train.shape[1:]), device=device).to(memory_format=order)
+        with torch.random.fork_rng():
+            net = build_model(e).to(device, memory_format=order)
+        x = torch.zeros(
+            16,
+            *AUGMENTATIONS[e.augment].shape(load(e.dataset, e.size).train.shape[1:]),
+            device=device,
+        ).to(memory_format=order)
         for _ in range(2):
             started = time.perf_counter()
             net(x).logsumexp(1).mean().backward()
-            next(p for p in net.parameters() if p.grad is not None).grad.sum().item()   # waits for a GPU
+            next(
+                p for p in net.parameters() if p.grad is not None
+            ).grad.sum().item()  # waits for a GPU
         return (time.perf_counter() - started) / len(x)
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
+
 
 def _seconds(e, widest):
     "Estimated time of a run: its training images, and a third of that for every image that is only looked at."
     n = image_counts(e)
     looked_at = n["validation"] * math.ceil(e.epochs / e.eval_every) + 2 * n["test"]
-    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(experiment(**{k: getattr(e, k) for k in ("dataset", "size", "augment", "model", "channels_last", *model_options(e.model))} | ({"L": widest} if widest else {})))
+    return (n["train"] * e.epochs + looked_at / 3) * _seconds_an_image(
+        experiment(
+            **{
+                k: getattr(e, k)
+                for k in (
+                    "dataset",
+                    "size",
+                    "augment",
+                    "model",
+                    "channels_last",
+                    *model_options(e.model),
+                )
+            }
+            | ({"L": widest} if widest else {})
+        )
+    )
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-12
 @looked_at_once()
 def plan(
-    experiments:Sequence[Experiment],
-    estimate:bool=False, # also how long
-)->dict:                 # runs, stored, stale, seconds (estimated computing that remains, on one process)
+    experiments: Sequence[Experiment],
+    estimate: bool = False,  # also how long
+) -> dict:  # runs, stored, stale, seconds (estimated computing that remains, on one process)
     "How much of a sweep is done. Raises as `train.check` does if any of the rest can't be run."
     results = {e: found(e) for e in dict.fromkeys(experiments)}
     todo = [e for e, r in results.items() if r is None or r["stale"]]
-    for e in todo: check(e)
-    widest = {m: max((e.L for e in todo if e.model == m and e.L), default=None) for m in {e.model for e in todo}}
-    return {"runs": len(results), "stored": len(results) - len(todo), "stale": sum(bool(r and r["stale"]) for r in results.values()),
-            "seconds": sum(_seconds(e, widest[e.model]) for e in todo) if estimate else None}
+    for e in todo:
+        check(e)
+    widest = {
+        m: max((e.L for e in todo if e.model == m and e.L), default=None)
+        for m in {e.model for e in todo}
+    }
+    return {
+        "runs": len(results),
+        "stored": len(results) - len(todo),
+        "stale": sum(bool(r and r["stale"]) for r in results.values()),
+        "seconds": sum(_seconds(e, widest[e.model]) for e in todo) if estimate else None,
+    }
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-14
-def default_workers()->int:
+def default_workers() -> int:
     "One process a CPU core that this process may use; one a GPU where there are any."
-    if default_device().type == "cuda": return torch.cuda.device_count()
-    if default_device().type != "cpu": return 1
+    if default_device().type == "cuda":
+        return torch.cuda.device_count()
+    if default_device().type != "cpu":
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-15
-_LOCAL = {"distributed.nanny.pre-spawn-environ": {}, "distributed.scheduler.allowed-failures": 3, "distributed.scheduler.worker-ttl": None, "distributed.worker.profile.enabled": False,
-          "distributed.deploy.lost-worker-timeout": "1000d"}    # or a name that is between two processes at that moment is given up
-_QUIET = 60     # above every level of logging: what fails is said by the sweep
+_LOCAL = {
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.worker-ttl": None,
+    "distributed.worker.profile.enabled": False,
+    "distributed.deploy.lost-worker-timeout": "1000d",
+}  # or a name that is between two processes at that moment is given up
+_QUIET = 60  # above every level of logging: what fails is said by the sweep
+
 
 @contextlib.contextmanager
 def _restored():
@@ -171,11 +259,14 @@ def _restored():
     kept = {k: vars(main)[k] for k in ("__file__", "__spec__") if k in vars(main)}
     vars(main).pop("__file__", None)
     main.__spec__ = None
-    try: yield
+    try:
+        yield
     finally:
         vars(main).update(kept)
         os.environ.pop("PYTHONHASHSEED", None)
-        if hash_seed is not None: os.environ["PYTHONHASHSEED"] = hash_seed
+        if hash_seed is not None:
+            os.environ["PYTHONHASHSEED"] = hash_seed
+
 
 @contextlib.contextmanager
 def _local(workers):
@@ -183,191 +274,346 @@ def _local(workers):
     import dask
     from distributed import Client, LocalCluster
     from multiprocessing import resource_tracker
-    resource_tracker.ensure_running()                    # would unblock Ctrl-C in the thread that needs it first
-    with _restored(), dask.config.set(_LOCAL), LocalCluster(n_workers=0, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                                                            silence_logs=_QUIET, memory_limit=None) as cluster:
-        if hasattr(signal, "pthread_sigmask"): cluster.loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})   # children inherit it
+
+    resource_tracker.ensure_running()  # would unblock Ctrl-C in the thread that needs it first
+    with (
+        _restored(),
+        dask.config.set(_LOCAL),
+        LocalCluster(
+            n_workers=0,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            silence_logs=_QUIET,
+            memory_limit=None,
+        ) as cluster,
+    ):
+        if hasattr(signal, "pthread_sigmask"):
+            cluster.loop.add_callback(
+                signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT}
+            )  # children inherit it
         cluster.scale(workers)
-        with Client(cluster, set_as_default=False) as client: yield client
+        with Client(cluster, set_as_default=False) as client:
+            yield client
+
 
 @contextlib.contextmanager
 def _remote(scheduler):
     "A client of a scheduler that runs: of its address, its cluster, or that client."
     from distributed import Client
-    if isinstance(scheduler, Client): yield scheduler; return
-    if isinstance(scheduler, str) and not re.fullmatch(r"(\w+://)?[^\s/]+:\d+/?", scheduler): raise ValueError(f"expected the address of a Dask scheduler that runs, such as tcp://host:8786, got {scheduler!r}")
-    try: client = Client(scheduler, set_as_default=False, timeout=10)
-    except (OSError, ValueError, TypeError) as e: raise ValueError(f"no Dask scheduler answers at {scheduler}: {type(e).__name__}; expected the address of one that runs, such as tcp://host:8786, a cluster or a client") from None
-    with client: yield client
+
+    if isinstance(scheduler, Client):
+        yield scheduler
+        return
+    if isinstance(scheduler, str) and not re.fullmatch(r"(\w+://)?[^\s/]+:\d+/?", scheduler):
+        raise ValueError(
+            f"expected the address of a Dask scheduler that runs, such as tcp://host:8786, got {scheduler!r}"
+        )
+    try:
+        client = Client(scheduler, set_as_default=False, timeout=10)
+    except (OSError, ValueError, TypeError) as e:
+        raise ValueError(
+            f"no Dask scheduler answers at {scheduler}: {type(e).__name__}; expected the address of one that runs, such as tcp://host:8786, a cluster or a client"
+        ) from None
+    with client:
+        yield client
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-17
-_alone = threading.Lock() # in a worker: a run has the process to itself
+_alone = threading.Lock()  # in a worker: a run has the process to itself
 
-def _places()->dict[str, str]:
+
+def _places() -> dict[str, str]:
     "What a worker must know to find the store, the data and one's own files."
-    return {"WAVESCAT_RUNS": str(runs_dir().absolute()), **{k: str(Path(os.path.expanduser(os.environ[k])).absolute()) for k in ("WAVESCAT_DATA", "WAVESCAT_CACHE") if os.environ.get(k)}}
+    return {
+        "WAVESCAT_RUNS": str(runs_dir().absolute()),
+        **{
+            k: str(Path(os.path.expanduser(os.environ[k])).absolute())
+            for k in ("WAVESCAT_DATA", "WAVESCAT_CACHE")
+            if os.environ.get(k)
+        },
+    }
+
 
 def _device(
-    worker, # its name: a number, or one that ends with it
-)->torch.device|None:
+    worker,  # its name: a number, or one that ends with it
+) -> torch.device | None:
     "The worker's GPU; None where there is none of CUDA's."
     number = re.search(r"\d*$", str(worker))[0]
-    return torch.device("cuda", int(number or 0) % torch.cuda.device_count()) if default_device().type == "cuda" else None
+    return (
+        torch.device("cuda", int(number or 0) % torch.cuda.device_count())
+        if default_device().type == "cuda"
+        else None
+    )
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-18
-def _work(e, code, places, folder, topic)->tuple[str, str]: # done, busy, stopped, failed or refused; and what there is to say
+def _work(
+    e, code, places, folder, topic
+) -> tuple[str, str]:  # done, busy, stopped, failed or refused; and what there is to say
     "In a worker: a run."
     from distributed import get_worker
-    worker, told = get_worker(), 0.
+
+    worker, told = get_worker(), 0.0
     key, where = worker.get_current_task(), f"worker {worker.name} at {worker.address}"
-    if code_version() != code: return "refused", f"{where} has other code of wavescat ({code_version()}, here it is {code}): install the same version there, and start its workers again"
-    if not _alone.acquire(blocking=False): return "busy", ""
+    if code_version() != code:
+        return (
+            "refused",
+            f"{where} has other code of wavescat ({code_version()}, here it is {code}): install the same version there, and start its workers again",
+        )
+    if not _alone.acquire(blocking=False):
+        return "busy", ""
+
     def tell(done, of, history=()):
         nonlocal told
-        if done and time.monotonic() - told < .5: return
+        if done and time.monotonic() - told < 0.5:
+            return
         told = time.monotonic()
         worker.log_event(topic, [e.identity, f"{done}/{of}"])
+
     def stop():
         task = worker.state.tasks.get(key)
-        return task is None or task.state == "cancelled" or worker.status.name not in ("running", "paused")
+        return (
+            task is None
+            or task.state == "cancelled"
+            or worker.status.name not in ("running", "paused")
+        )
+
     try:
         os.environ.update(places)
-        with contextlib.suppress(OSError): os.chdir(folder)      # images and weights of one's own may be named from there
+        with contextlib.suppress(OSError):
+            os.chdir(folder)  # images and weights of one's own may be named from there
         torch.set_num_threads(worker.state.nthreads)
         device = _device(worker.name)
-        if device: torch.cuda.set_device(device)
+        if device:
+            torch.cuda.set_device(device)
         tell(0, e.epochs)
         run(e, tell, device, wait=False, stop=stop)
         return "done", where
-    except Busy: return "busy", ""
-    except Stopped: return "stopped", ""
-    except Exception as error: return "failed", _one_line(error)
+    except Busy:
+        return "busy", ""
+    except Stopped:
+        return "stopped", ""
+    except Exception as error:
+        return "failed", _one_line(error)
     finally:
         worker.log_event(topic, [e.identity, ""])
         _alone.release()
 
-def _one_line(error): return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+def _one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-20
 class Failed(RuntimeError):
     "Runs failed, and all others are stored."
+
     def __init__(
         self,
-        failed:Mapping[Experiment, str],    # the error of each, in one line
-        experiments:Sequence[Experiment],   # of the whole sweep
+        failed: Mapping[Experiment, str],  # the error of each, in one line
+        experiments: Sequence[Experiment],  # of the whole sweep
     ):
         self.failed = dict(failed)
-        varied = [f.name for f in fields(Experiment) if len({getattr(e, f.name) for e in experiments}) > 1]
-        said = [" ".join([e.identity, *(f"{k}={getattr(e, k)}" for k in varied)]) + f": {error}" for e, error in failed.items()]
-        super().__init__(f"{len(said)} of {len(set(experiments))} runs failed: {'; '.join(said[:3])}{f'; and {len(said) - 3} more' if len(said) > 3 else ''}; "
-                         f"the others are stored; wavescat runs show {next(iter(failed)).identity} shows the traceback")
+        varied = [
+            f.name for f in fields(Experiment) if len({getattr(e, f.name) for e in experiments}) > 1
+        ]
+        said = [
+            " ".join([e.identity, *(f"{k}={getattr(e, k)}" for k in varied)]) + f": {error}"
+            for e, error in failed.items()
+        ]
+        super().__init__(
+            f"{len(said)} of {len(set(experiments))} runs failed: {'; '.join(said[:3])}{f'; and {len(said) - 3} more' if len(said) > 3 else ''}; "
+            f"the others are stored; wavescat runs show {next(iter(failed)).identity} shows the traceback"
+        )
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-21
 def sweep(
-    experiments:Iterable[Experiment],
-    compute:bool=True,       # False only reads the store
-    workers:int|None=None,   # processes on this machine; None takes `default_workers`
-    scheduler=None,          # a Dask scheduler that runs, whose workers compute: its address, a cluster or a client
-    strict:bool=True,        # raise `Failed`, when all others are done, if runs failed
-)->list[dict|None]:          # results in order, each as `store.stored` gives it; None where there is none
+    experiments: Iterable[Experiment],
+    compute: bool = True,  # False only reads the store
+    workers: int | None = None,  # processes on this machine; None takes `default_workers`
+    scheduler=None,  # a Dask scheduler that runs, whose workers compute: its address, a cluster or a client
+    strict: bool = True,  # raise `Failed`, when all others are done, if runs failed
+) -> list[
+    dict | None
+]:  # results in order, each as `store.stored` gives it; None where there is none
     "Results of all the experiments; what isn't stored, or was computed by other code, is computed. Finished runs are kept whatever happens; sweeps at once share the work."
     experiments = list(experiments)
     if compute:
-        if launched() > 1: raise ValueError("a sweep shares runs, accelerate shares one run, between processes: launch wavescat train, or start the sweep alone")
+        if launched() > 1:
+            raise ValueError(
+                "a sweep shares runs, accelerate shares one run, between processes: launch wavescat train, or start the sweep alone"
+            )
         with looked_at_once():
             todo = [e for e in dict.fromkeys(experiments) if not _whole(e)]
-            for e in todo: check(e)
+            for e in todo:
+                check(e)
         if todo:
-            if scheduler is None and importlib.util.find_spec("distributed") is None: failed = _one_by_one(todo)
+            if scheduler is None and importlib.util.find_spec("distributed") is None:
+                failed = _one_by_one(todo)
             else:
-                with _local(min(workers or default_workers(), len(todo))) if scheduler is None else _remote(scheduler) as client:
-                    failed = _compute(client, todo, len(set(experiments)), patience=_START if scheduler is None else math.inf)
-            if failed and strict: raise Failed(failed, experiments)
-    with looked_at_once(): return [found(e) for e in experiments]
+                with (
+                    _local(min(workers or default_workers(), len(todo)))
+                    if scheduler is None
+                    else _remote(scheduler) as client
+                ):
+                    failed = _compute(
+                        client,
+                        todo,
+                        len(set(experiments)),
+                        patience=_START if scheduler is None else math.inf,
+                    )
+            if failed and strict:
+                raise Failed(failed, experiments)
+    with looked_at_once():
+        return [found(e) for e in experiments]
 
-def _one_by_one(todo)->dict[Experiment, str]: # the error of each run that failed
+
+def _one_by_one(todo) -> dict[Experiment, str]:  # the error of each run that failed
     "Where Dask isn't installed: in this process, one after the other."
     failed = {}
     for e in tqdm(todo, unit="run"):
-        try: run(e)
-        except Exception as error: failed[e] = _one_line(error)
+        try:
+            run(e)
+        except Exception as error:
+            failed[e] = _one_line(error)
     return failed
 
-def _whole(e)->bool:
+
+def _whole(e) -> bool:
     return (result := found(e)) is not None and not result["stale"]
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-22
 class _Bar:
     "Runs done of all, time that remains, epochs of the runs under way, failures: a bar where somebody watches, a line now and then in a log."
+
     def __init__(self, done, total):
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=total, initial=done, unit="run", desc="runs", dynamic_ncols=True, file=None if self.live else open(os.devnull, "w", encoding="utf-8"))
-        self.every, self.shown, self.at = .5 if self.live else 15., time.monotonic(), done
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            unit="run",
+            desc="runs",
+            dynamic_ncols=True,
+            file=None if self.live else open(os.devnull, "w", encoding="utf-8"),
+        )
+        self.every, self.shown, self.at = 0.5 if self.live else 15.0, time.monotonic(), done
+
     def show(self, left, epochs, failed, elsewhere):
         self.bar.n = self.bar.total - left
         more = f", … {len(epochs)} runs" if len(epochs) > 8 else ""
-        said = [f"epoch {', '.join(epochs[:8])}{more}"] * bool(epochs) + [f"{elsewhere} by another sweep"] * bool(elsewhere) + [f"{failed} failed"] * bool(failed)
+        said = (
+            [f"epoch {', '.join(epochs[:8])}{more}"] * bool(epochs)
+            + [f"{elsewhere} by another sweep"] * bool(elsewhere)
+            + [f"{failed} failed"] * bool(failed)
+        )
         self.bar.set_postfix_str("; ".join(said), refresh=False)
         if time.monotonic() - self.shown > self.every or not left:
             self.shown = time.monotonic()
-            if self.live: self.bar.refresh()
-            else: print(self.bar, file=sys.stderr, flush=True)
+            if self.live:
+                self.bar.refresh()
+            else:
+                print(self.bar, file=sys.stderr, flush=True)
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-24
-_START, _SHARED, _STOP, _ANSWER = 60., 30., 3., 30. # s: for workers to start, for a result to be seen through a network's file system, for runs to stop, for a worker to say how its run ended
+_START, _SHARED, _STOP, _ANSWER = (
+    60.0,
+    30.0,
+    3.0,
+    30.0,
+)  # s: for workers to start, for a result to be seen through a network's file system, for runs to stop, for a worker to say how its run ended
 
-def _compute(client, todo, total, patience)->dict[Experiment, str]: # the error of each run that failed
+
+def _compute(
+    client, todo, total, patience
+) -> dict[Experiment, str]:  # the error of each run that failed
     "Run on the client's workers, until everything is done or has failed."
     from distributed.scheduler import KilledWorker
-    topic, told, ended, bar = f"wavescat-{uuid.uuid4().hex}", {}, queue.SimpleQueue(), _Bar(total - len(todo), total)
+
+    topic, told, ended, bar = (
+        f"wavescat-{uuid.uuid4().hex}",
+        {},
+        queue.SimpleQueue(),
+        _Bar(total - len(todo), total),
+    )
     waiting, pending, elsewhere, failed, left = collections.deque(todo), {}, {}, {}, len(todo)
     asked, said = (code_version(), _places(), os.getcwd(), topic), time.monotonic()
-    for e in todo: code_version(e)                             # as the code is now: it may be edited before the first of them is done
+    for e in todo:
+        code_version(e)  # as the code is now: it may be edited before the first of them is done
     workers = looked = 0
 
     def hear(event):
         identity, epoch = event[1]
         told.update({identity: epoch}) if epoch else told.pop(identity, None)
 
-    def answer(future)->tuple[str, str]:
+    def answer(future) -> tuple[str, str]:
         if future.status == "finished":
-            with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError): return future.result(timeout=_ANSWER)
-        if future.status in ("finished", "lost", "pending"): return "lost", ""      # its worker died before it was asked
-        if future.status != "error": return "refused", f"the scheduler at {client.scheduler.address} is gone, or doesn't know its runs any more: start it, then the same sweep"
+            with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+                return future.result(timeout=_ANSWER)
+        if future.status in ("finished", "lost", "pending"):
+            return "lost", ""  # its worker died before it was asked
+        if future.status != "error":
+            return (
+                "refused",
+                f"the scheduler at {client.scheduler.address} is gone, or doesn't know its runs any more: start it, then the same sweep",
+            )
         error = future.exception()
-        if isinstance(error, KilledWorker): return "killed", f"its worker died {error.allowed_failures + 1} times (memory? kill -9?)"
-        return "refused", f"a worker can't run this: {_one_line(error)}; wavescat must be installed there, in the same version"
+        if isinstance(error, KilledWorker):
+            return (
+                "killed",
+                f"its worker died {error.allowed_failures + 1} times (memory? kill -9?)",
+            )
+        return (
+            "refused",
+            f"a worker can't run this: {_one_line(error)}; wavescat must be installed there, in the same version",
+        )
 
     client.subscribe_topic(topic, hear)
     try:
         while left:
             now = time.monotonic()
-            if now - looked > .5 or not workers:
+            if now - looked > 0.5 or not workers:
                 looked, workers = now, len(client.nthreads())
-                if workers: said = now
-                if now - said > patience: raise RuntimeError(f"no worker process started within {patience:.0f} s: is there memory for one, and may this process listen on 127.0.0.1?")
+                if workers:
+                    said = now
+                if now - said > patience:
+                    raise RuntimeError(
+                        f"no worker process started within {patience:.0f} s: is there memory for one, and may this process listen on 127.0.0.1?"
+                    )
                 for e in [e for e, (due, _, _) in elsewhere.items() if now > due]:
                     _, last, where = elsewhere.pop(e)
-                    if _whole(e): left -= 1
-                    elif now > last: raise RuntimeError(f"{e.identity} was computed by {where} and isn't in {runs_dir()}: WAVESCAT_RUNS must be one directory that all machines share")
-                    elif where or owned(e): elsewhere[e] = (now + 1, last, where)
-                    else: waiting.append(e)
+                    if _whole(e):
+                        left -= 1
+                    elif now > last:
+                        raise RuntimeError(
+                            f"{e.identity} was computed by {where} and isn't in {runs_dir()}: WAVESCAT_RUNS must be one directory that all machines share"
+                        )
+                    elif where or owned(e):
+                        elsewhere[e] = (now + 1, last, where)
+                    else:
+                        waiting.append(e)
             while waiting and len(pending) < max(workers, 1):
                 e = waiting.popleft()
-                future = client.submit(_work, e, *asked, key=f"{e.identity}-{uuid.uuid4().hex}", pure=False)
+                future = client.submit(
+                    _work, e, *asked, key=f"{e.identity}-{uuid.uuid4().hex}", pure=False
+                )
                 pending[future] = e
                 future.add_done_callback(ended.put)
             with contextlib.suppress(queue.Empty):
-                future = ended.get(timeout=.25)
+                future = ended.get(timeout=0.25)
                 e, (how, text) = pending.pop(future), answer(future)
                 told.pop(e.identity, None)
-                if how == "refused": raise RuntimeError(text)
-                if how in ("done", "killed", "lost") and _whole(e): left -= 1
-                elif how == "done": elsewhere[e] = (now + 1, now + _SHARED, text)
-                elif how == "busy": elsewhere[e] = (now + 1, math.inf, "")
-                elif how in ("stopped", "lost"): waiting.append(e)
+                if how == "refused":
+                    raise RuntimeError(text)
+                if how in ("done", "killed", "lost") and _whole(e):
+                    left -= 1
+                elif how == "done":
+                    elsewhere[e] = (now + 1, now + _SHARED, text)
+                elif how == "busy":
+                    elsewhere[e] = (now + 1, math.inf, "")
+                elif how in ("stopped", "lost"):
+                    waiting.append(e)
                 else:
-                    if how == "killed" or failure(e) is None: _remember(e, text)
+                    if how == "killed" or failure(e) is None:
+                        _remember(e, text)
                     failed[e], left = text, left - 1
             bar.show(left, list(told.values()), len(failed), len(elsewhere))
         return failed
@@ -375,12 +621,16 @@ def _compute(client, todo, total, patience)->dict[Experiment, str]: # the error 
         with contextlib.suppress(Exception):
             client.cancel(list(pending), force=True)
             last = time.monotonic() + _STOP
-            while told and time.monotonic() < last: time.sleep(.05)     # for checkpoints
+            while told and time.monotonic() < last:
+                time.sleep(0.05)  # for checkpoints
         raise
     finally:
         bar.bar.close()
-        with contextlib.suppress(Exception): client.unsubscribe_topic(topic)
+        with contextlib.suppress(Exception):
+            client.unsubscribe_topic(topic)
+
 
 def _remember(e, text):
     "Store that a run failed, where its worker couldn't."
-    with contextlib.suppress(Exception), claim(e, wait=False): raise RuntimeError(text)
+    with contextlib.suppress(Exception), claim(e, wait=False):
+        raise RuntimeError(text)

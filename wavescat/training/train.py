@@ -48,21 +48,50 @@ from ..scattering.filters import LearnedBank
 from ..models.hybrids import MODELS, build, model_options
 from .metrics import r2, rmse, top_k
 from ..core.names import choose
-from .optim import LOSSES, autocast, check_settings, learning_rate, optimizer, set_rates
+from wavescat.training.optim import (
+    LOSSES,
+    autocast,
+    check_settings,
+    learning_rate,
+    optimizer,
+    set_rates,
+)
 from ..scattering.layer import Scattering2D
 from ..data.sources import is_here
 from ..data.splits import SPLITS, Split, split
-from ..runs.store import Stopped, claim, clear_left, experiment_of, find, load_checkpoint, publish, replace, run_dir, runs_dir, save_checkpoint, stored, tell, write_json
+from wavescat.runs.store import (
+    Stopped,
+    claim,
+    clear_left,
+    experiment_of,
+    find,
+    load_checkpoint,
+    publish,
+    replace,
+    run_dir,
+    runs_dir,
+    save_checkpoint,
+    stored,
+    tell,
+    write_json,
+)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-5
 def build_model(
-    e:Experiment,
-)->nn.Module: # (B, C, H, W) → (B, classes)
+    e: Experiment,
+) -> nn.Module:  # (B, C, H, W) → (B, classes)
     "The experiment's model, with new weights. Raises `ValueError` for an unknown model."
     data = load(e.dataset, e.size, e.classes)
     return _model(e, data.train.shape[1:], len(data.targets or data.classes))
 
-def _model(e, shape, outputs): return build(e.model, AUGMENTATIONS[e.augment].shape(tuple(shape)), outputs, **{k: getattr(e, k) for k in model_options(e.model)})
+
+def _model(e, shape, outputs):
+    return build(
+        e.model,
+        AUGMENTATIONS[e.augment].shape(tuple(shape)),
+        outputs,
+        **{k: getattr(e, k) for k in model_options(e.model)},
+    )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-chance
 def _seed(seed):
@@ -71,6 +100,7 @@ def _seed(seed):
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
+
 @contextlib.contextmanager
 def _chance(seed=None):
     """What runs inside draws random numbers of its own, from a seed where one is given.
@@ -78,105 +108,162 @@ def _chance(seed=None):
     The caller's go on afterwards as if nothing had been drawn."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
-        if seed is not None: _seed(seed)
-        try: yield
+        if seed is not None:
+            _seed(seed)
+        try:
+            yield
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-7
 def own_model(
-    name:str, # FILE.py:FUNCTION; or any other name of a model, which stays as it is
-)->str:       # for `model` of an experiment: FILE.py:FUNCTION@CHECKSUM
+    name: str,  # FILE.py:FUNCTION; or any other name of a model, which stays as it is
+) -> str:  # for `model` of an experiment: FILE.py:FUNCTION@CHECKSUM
     """A model of one's own: FUNCTION(shape, num_classes, ...) returns a module, (B, C, H, W) → (B, num_classes); further arguments are settings of `Experiment`, with the same defaults.
 
     The file may import what is installed, not what lies beside it. It is run anew for every network that is built, and what it draws by torch, NumPy or random is the same every time; what the function draws follows the seed. Raises `FileNotFoundError` or `ValueError` where that isn't so."""
     given = re.fullmatch(r"(.+\.py):(\w+)", name)
-    if not given: return name
+    if not given:
+        return name
     path = Path(os.path.expanduser(given[1]))
-    if not path.is_file(): raise FileNotFoundError(f"{path} is missing: model= takes a name ({', '.join(list(MODELS)[:3])}, …) or FILE.py:FUNCTION")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: model= takes a name ({', '.join(list(MODELS)[:3])}, …) or FILE.py:FUNCTION"
+        )
     source = path.read_bytes()
     checksum = hashlib.sha256(source).hexdigest()[:12]
     kept = runs_dir() / "models" / f"{checksum}.py"
     known = f"{path.name}:{given[2]}@{checksum}"
     _enter(known, source)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    if not kept.is_file(): replace(kept, lambda part: part.write_bytes(source))
+    if not kept.is_file():
+        replace(kept, lambda part: part.write_bytes(source))
     return known
+
 
 def _enter(name, source=None):
     "Make a model of one's own known to this process."
     own = re.fullmatch(r"(.+\.py):(\w+)@([0-9a-f]{12})", name)
-    if not own or name in MODELS: return
+    if not own or name in MODELS:
+        return
     path = runs_dir() / "models" / f"{own[3]}.py"
     if source is None:
-        try: source = path.read_bytes()
-        except OSError: raise FileNotFoundError(f"the source of model={name} isn't in {path.parent}: name the file again, model={own[1]}:{own[2]}") from None
-    if hashlib.sha256(source).hexdigest()[:12] != own[3]: raise ValueError(f"{path} was changed: it isn't what {name} was computed with; delete it and name the file again, model={own[1]}:{own[2]}")
+        try:
+            source = path.read_bytes()
+        except OSError:
+            raise FileNotFoundError(
+                f"the source of model={name} isn't in {path.parent}: name the file again, model={own[1]}:{own[2]}"
+            ) from None
+    if hashlib.sha256(source).hexdigest()[:12] != own[3]:
+        raise ValueError(
+            f"{path} was changed: it isn't what {name} was computed with; delete it and name the file again, model={own[1]}:{own[2]}"
+        )
     MODELS[name] = _built_anew(name, source)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-guard
 class _Refused(ValueError):
     "A network of one's own that can't be used; its text says why."
 
-def _in_a_line(error): return " ".join(str(error).split())[:300]
+
+def _in_a_line(error):
+    return " ".join(str(error).split())[:300]
+
 
 def _is_interrupt(error):
     "Whether somebody pressed Ctrl-C; a `raise KeyboardInterrupt` in somebody's code is an error of it."
-    if not isinstance(error, KeyboardInterrupt): return False
+    if not isinstance(error, KeyboardInterrupt):
+        return False
     place = error.__traceback__
-    while place.tb_next: place = place.tb_next
+    while place.tb_next:
+        place = place.tb_next
     return dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]] != "RAISE_VARARGS"
+
 
 @contextlib.contextmanager
 def _guarded(doing, quiet=False):
     """Somebody's own code: whatever ends it is a `ValueError` of one line that begins with `doing`.
 
     It sees no command line. What it prints goes to stderr when it is through, or nowhere if `quiet`; what it changes of this process is put back."""
-    argv, folder, threads, dtype = sys.argv, os.getcwd(), torch.get_num_threads(), torch.get_default_dtype()
+    argv, folder, threads, dtype = (
+        sys.argv,
+        os.getcwd(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+    )
     sys.argv, printed = argv[:1], io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.set_grad_enabled(torch.is_grad_enabled()): yield
-    except (_Refused, GeneratorExit, torch.OutOfMemoryError): raise
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            torch.set_grad_enabled(torch.is_grad_enabled()),
+        ):
+            yield
+    except (_Refused, GeneratorExit, torch.OutOfMemoryError):
+        raise
     except BaseException as error:
-        if _is_interrupt(error): raise
+        if _is_interrupt(error):
+            raise
         raise _Refused(f"{doing}: {_ended(error, printed.getvalue())}") from error
     else:
-        if not quiet: sys.stderr.write(printed.getvalue())
+        if not quiet:
+            sys.stderr.write(printed.getvalue())
     finally:
         sys.argv = argv
-        if os.getcwd() != folder: os.chdir(folder)
-        if torch.get_num_threads() != threads: torch.set_num_threads(threads)
+        if os.getcwd() != folder:
+            os.chdir(folder)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
+
 
 def _ended(error, printed):
     "What ended somebody's own code, in a line; of a `sys.exit` also the last that was printed, which says why."
-    if isinstance(error, KeyboardInterrupt): return "it raises KeyboardInterrupt, which ends the program"
-    if not isinstance(error, SystemExit): return f"{type(error).__name__}: {_in_a_line(error)}"
+    if isinstance(error, KeyboardInterrupt):
+        return "it raises KeyboardInterrupt, which ends the program"
+    if not isinstance(error, SystemExit):
+        return f"{type(error).__name__}: {_in_a_line(error)}"
     last = (printed.strip().splitlines() or [""])[-1]
-    return f"it ends the program, sys.exit({error.code!r}){f' after it said {last!r}' if last else ''}"
+    return (
+        f"it ends the program, sys.exit({error.code!r}){f' after it said {last!r}' if last else ''}"
+    )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-anew
 def _own_function(name, source, quiet=False):
     "The function that FILE.py:FUNCTION@CHECKSUM names, from a fresh run of its file."
     file, function, checksum = re.fullmatch(r"(.+\.py):(\w+)@([0-9a-f]{12})", name).groups()
     module = types.ModuleType(f"wavescat_model_{checksum}")
-    space = sys.modules[module.__name__] = module            # dataclasses and pickle look there
+    space = sys.modules[module.__name__] = module  # dataclasses and pickle look there
     with _guarded(f"{file} can't be read", quiet), _chance(int(checksum, 16) % 2**32):
         exec(compile(source, file, "exec"), space.__dict__)
     return getattr(space, function, None)
 
+
 def _check_signature(name, function):
     "Refuse what can't be called as FUNCTION(shape, num_classes, SETTING=ITS DEFAULT, ...)."
     file, function_name = name.rpartition("@")[0].rsplit(":", 1)
-    if not callable(function): raise ValueError(f"{file} has no function {function_name}: expected def {function_name}(shape, num_classes, ...), which returns a torch module")
-    with _guarded(f"{file}: {function_name} can't be called"): parameters = inspect.signature(function).parameters
+    if not callable(function):
+        raise ValueError(
+            f"{file} has no function {function_name}: expected def {function_name}(shape, num_classes, ...), which returns a torch module"
+        )
+    with _guarded(f"{file}: {function_name} can't be called"):
+        parameters = inspect.signature(function).parameters
     first, second, *rest = [*parameters.values(), None, None]
     rest, defaults = [p for p in rest if p], {f.name: f.default for f in fields(Experiment)}
-    if first is None or second is None or (first.name, second.name) != ("shape", "num_classes"): raise ValueError(f"{file}: {function_name} must take (shape, num_classes, ...), shape being (C, H, W) of an image")
+    if first is None or second is None or (first.name, second.name) != ("shape", "num_classes"):
+        raise ValueError(
+            f"{file}: {function_name} must take (shape, num_classes, ...), shape being (C, H, W) of an image"
+        )
     for p in rest:
-        if p.name not in defaults: raise ValueError(f"{file}: {function_name}'s {p.name} must be a setting of an experiment, such as width, L or learn")
-        if p.default != defaults[p.name]: raise ValueError(f"{file}: {function_name}'s {p.name} must have an experiment's default, {p.name}={defaults[p.name]!r}: that is what it gets where nobody says otherwise")
+        if p.name not in defaults:
+            raise ValueError(
+                f"{file}: {function_name}'s {p.name} must be a setting of an experiment, such as width, L or learn"
+            )
+        if p.default != defaults[p.name]:
+            raise ValueError(
+                f"{file}: {function_name}'s {p.name} must have an experiment's default, {p.name}={defaults[p.name]!r}: that is what it gets where nobody says otherwise"
+            )
+
 
 def _built_anew(name, source):
     """The maker of a model of one's own. The file is run anew for every network that is built.
@@ -184,135 +271,230 @@ def _built_anew(name, source):
     So what the file keeps for itself, such as a generator of random numbers, always starts alike."""
     function = _own_function(name, source)
     _check_signature(name, function)
+
     def made(shape, num_classes, **options):
         own = name.rpartition("@")[0]
         with _guarded(f"{own} doesn't work on images of shape {tuple(shape)}"):
             model = _own_function(name, source, quiet=True)(tuple(shape), num_classes, **options)
-            if not isinstance(model, nn.Module): raise _Refused(f"{own} returned {type(model).__name__}, expected a torch module")
-            if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])): _materialise(model, shape)
+            if not isinstance(model, nn.Module):
+                raise _Refused(f"{own} returned {type(model).__name__}, expected a torch module")
+            if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
+                _materialise(model, shape)
         return model
+
     made.__signature__, made.__doc__ = inspect.signature(function), function.__doc__
     return made
+
 
 def _materialise(model, shape):
     "Give lazy modules the sizes that they take from their first images."
     training = model.training
-    with torch.no_grad(): model.eval()(torch.zeros(2, *shape))
+    with torch.no_grad():
+        model.eval()(torch.zeros(2, *shape))
     model.train(training)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-8
 def split_of(
-    e:Experiment,
-)->Split:
+    e: Experiment,
+) -> Split:
     "The images that train, validate and test an experiment. Raises `ValueError` with the limits."
-    return split(load(e.dataset, e.size, e.classes), e.split, e.per_class, e.validation, e.split_seed)
+    return split(
+        load(e.dataset, e.size, e.classes), e.split, e.per_class, e.validation, e.split_seed
+    )
+
 
 def image_counts(
-    e:Experiment,
-)->dict[str, int]: # images: train, validation, test
+    e: Experiment,
+) -> dict[str, int]:  # images: train, validation, test
     "How many images train, validate and test an experiment."
     s = split_of(e)
-    return {"train": len(s.train), "validation": len(s.validation), "test": len(load(e.dataset, e.size, e.classes).test if s.test is None else s.test)}
+    return {
+        "train": len(s.train),
+        "validation": len(s.validation),
+        "test": len(load(e.dataset, e.size, e.classes).test if s.test is None else s.test),
+    }
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-9
 def found(
-    e:Experiment,
-)->dict|None: # as `experiment.stored` gives it
+    e: Experiment,
+) -> dict | None:  # as `experiment.stored` gives it
     "The stored result; stale also where one's own images, the file of the split, or the weights it starts from are no longer what it was computed with."
     result = stored(e)
-    if result and not result["stale"] and (e.dataset not in DATASETS or is_here(e.dataset) or e.split not in SPLITS or e.weights):
-        try: result["stale"] = (result["data"], result["split"], result["weights_from"]) != (load(e.dataset, e.size, e.classes).checksum, split_of(e).checksum, _weights_checksum(e))
-        except (OSError, ValueError): pass                     # the images are gone, the result isn't
+    if (
+        result
+        and not result["stale"]
+        and (e.dataset not in DATASETS or is_here(e.dataset) or e.split not in SPLITS or e.weights)
+    ):
+        try:
+            result["stale"] = (result["data"], result["split"], result["weights_from"]) != (
+                load(e.dataset, e.size, e.classes).checksum,
+                split_of(e).checksum,
+                _weights_checksum(e),
+            )
+        except (OSError, ValueError):
+            pass  # the images are gone, the result isn't
     return result
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-state
 def _file_state(path):
     "Where a file is and what changes with it; None where it isn't."
-    try: return str(place := os.path.abspath(path)), os.stat(place).st_size, os.stat(place).st_mtime_ns, os.stat(place).st_ctime_ns
-    except OSError: return None
+    try:
+        return (
+            str(place := os.path.abspath(path)),
+            os.stat(place).st_size,
+            os.stat(place).st_mtime_ns,
+            os.stat(place).st_ctime_ns,
+        )
+    except OSError:
+        return None
+
 
 def _state_of(e):
     "What lies outside an experiment and decides whether it can be run: its images, its split's file, its weights, variables."
-    try: weights = e.weights and _file_state(_weights_path(e))
-    except (OSError, ValueError): weights = object()          # equal to nothing: it is looked for anew
+    try:
+        weights = e.weights and _file_state(_weights_path(e))
+    except (OSError, ValueError):
+        weights = object()  # equal to nothing: it is looked for anew
     split_file = None if e.split in SPLITS else _file_state(os.path.expanduser(e.split))
-    return files_state(e.dataset), split_file, weights, *map(os.environ.get, ("WAVESCAT_CHECKPOINT_SECONDS", "WORLD_SIZE"))
+    return (
+        files_state(e.dataset),
+        split_file,
+        weights,
+        *map(os.environ.get, ("WAVESCAT_CHECKPOINT_SECONDS", "WORLD_SIZE")),
+    )
+
 
 def while_unchanged(
-    function:Callable, # of an experiment, and more
-)->Callable:
+    function: Callable,  # of an experiment, and more
+) -> Callable:
     """Remember what a function of an experiment gave, until something changes that it depends on.
 
     Where its images have gone, what it gave stands: running the experiment says so."""
     known = {}
+
     @functools.wraps(function)
     def asked(*args, **kw):
         asking, state = (args, *sorted(kw.items())), _state_of(args[0])
         before = known.get(asking)
-        if before is None or before[0] != state and not isinstance(state[0], Unseen): known[asking] = before = state, function(*args, **kw)
+        if before is None or before[0] != state and not isinstance(state[0], Unseen):
+            known[asking] = before = state, function(*args, **kw)
         return before[1]
+
     return asked
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-10
 @while_unchanged
 def check(
-    e:Experiment,
-    device:torch.device|None=None, # where it would be run; None takes `default_device`
-)->None:
+    e: Experiment,
+    device: torch.device | None = None,  # where it would be run; None takes `default_device`
+) -> None:
     "Raise `ValueError` or `FileNotFoundError`, in one line, if this experiment can't be run."
-    with _chance(e.seed): _check(e, device)
+    with _chance(e.seed):
+        _check(e, device)
+
 
 def _check(e, device):
     _enter(e.model)
     choose(e.augment, AUGMENTATIONS, "augment")
-    if e.mix: choose(e.mix, MIXES, "mix")
+    if e.mix:
+        choose(e.mix, MIXES, "mix")
     check_settings(e)
     split_of(e)
     data = load(e.dataset, e.size, e.classes)
-    if data.targets and (e.loss != "mse" or e.mix): raise ValueError(f"{e.dataset} has targets ({', '.join(data.targets)}), not classes: use loss=mse, and no mix")
-    if "top_k" in e.changed and data.targets: raise ValueError(f"top_k counts guesses of a class, and {e.dataset} has targets: leave top_k out")
-    if "top_k" in e.changed and e.top_k > len(data.classes) > 0: raise ValueError(f"top_k must be at most the number of classes, {len(data.classes)}, got {e.top_k}")
-    if e.target_scale != 1 and not data.targets: raise ValueError(f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out")
-    if e.norm == "ghost-batch" and e.epochs and (part := min(e.batch_size, len(split_of(e).train)) // e.accumulate) < 2 * e.ghost:
-        raise ValueError(f"norm=ghost-batch with ghost={e.ghost} needs at least two ghost batches, {2 * e.ghost} images at once, and there are {part}: it would be batch norm; lower ghost, or raise batch_size")
+    if data.targets and (e.loss != "mse" or e.mix):
+        raise ValueError(
+            f"{e.dataset} has targets ({', '.join(data.targets)}), not classes: use loss=mse, and no mix"
+        )
+    if "top_k" in e.changed and data.targets:
+        raise ValueError(
+            f"top_k counts guesses of a class, and {e.dataset} has targets: leave top_k out"
+        )
+    if "top_k" in e.changed and e.top_k > len(data.classes) > 0:
+        raise ValueError(
+            f"top_k must be at most the number of classes, {len(data.classes)}, got {e.top_k}"
+        )
+    if e.target_scale != 1 and not data.targets:
+        raise ValueError(
+            f"target_scale is for sets with targets, {e.dataset} has classes: leave target_scale out"
+        )
+    if (
+        e.norm == "ghost-batch"
+        and e.epochs
+        and (part := min(e.batch_size, len(split_of(e).train)) // e.accumulate) < 2 * e.ghost
+    ):
+        raise ValueError(
+            f"norm=ghost-batch with ghost={e.ghost} needs at least two ghost batches, {2 * e.ghost} images at once, and there are {part}: it would be batch norm; lower ghost, or raise batch_size"
+        )
     if e.engine == "kymatio" and importlib.util.find_spec("kymatio") is None:
-        raise ValueError("engine=kymatio needs kymatio: pip install kymatio==0.3.0, or use engine=wavescat")
-    if e.split.endswith(".json") and "split_seed" in e.changed: raise ValueError(f"{e.split} says which images train: leave split_seed out")
+        raise ValueError(
+            "engine=kymatio needs kymatio: pip install kymatio==0.3.0, or use engine=wavescat"
+        )
+    if e.split.endswith(".json") and "split_seed" in e.changed:
+        raise ValueError(f"{e.split} says which images train: leave split_seed out")
     options = model_options(e.model)
     for name in ("slant", "init"):
-        if name in e.changed and name in options and e.order == 0: raise ValueError(f"order=0 has no wavelets, and {name} is of them: leave {name} out")
+        if name in e.changed and name in options and e.order == 0:
+            raise ValueError(f"order=0 has no wavelets, and {name} is of them: leave {name} out")
     for name in e.changed:
-        if name not in options and any(name in model_options(m) for m in MODELS if ".py:" not in m): raise ValueError(f"{e.model} has no {name}: leave {name} out, or choose another model")
-    if ".py:" in e.model: _check_own(e, data, device or default_device())
+        if name not in options and any(name in model_options(m) for m in MODELS if ".py:" not in m):
+            raise ValueError(f"{e.model} has no {name}: leave {name} out, or choose another model")
+    if ".py:" in e.model:
+        _check_own(e, data, device or default_device())
     else:
         _check_fits(e, data)
         _check_smallest(e, data)
     seconds = os.environ.get("WAVESCAT_CHECKPOINT_SECONDS", "0")
-    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", seconds): raise ValueError(f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more")
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", seconds):
+        raise ValueError(
+            f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more"
+        )
     if e.weights:
         _check_drawn(e)
         _start_from(e, build_model(e))
 
+
 def _check_drawn(e):
     "Refuse to start where random filters that stayed fixed, which no file of weights has, would be drawn anew."
-    if e.init != "random" or e.learn: return
-    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): raise ValueError(f"weights={e.weights}: random filters that stay fixed aren't in a file of weights; start from the run that it comes from, weights=IDENTITY")
+    if e.init != "random" or e.learn:
+        return
+    if not re.fullmatch("[0-9a-f]{6,16}", e.weights):
+        raise ValueError(
+            f"weights={e.weights}: random filters that stay fixed aren't in a file of weights; start from the run that it comes from, weights=IDENTITY"
+        )
     seed = experiment_of(e.weights).seed
-    if seed != e.seed: raise ValueError(f"weights={e.weights}: its random filters stay fixed, aren't among its weights and are drawn from the seed; set seed={seed}")
+    if seed != e.seed:
+        raise ValueError(
+            f"weights={e.weights}: its random filters stay fixed, aren't among its weights and are drawn from the seed; set seed={seed}"
+        )
 
-def _check_fits(e, data): _takes_images(e.model, tuple(AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))), len(data.targets or data.classes), tuple((k, getattr(e, k)) for k in model_options(e.model)))
+
+def _check_fits(e, data):
+    _takes_images(
+        e.model,
+        tuple(AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))),
+        len(data.targets or data.classes),
+        tuple((k, getattr(e, k)) for k in model_options(e.model)),
+    )
+
 
 @functools.cache
 def _takes_images(name, shape, outputs, options):
     "Refuse images that are too small for a network, where a trial without numbers can tell; once for all seeds and settings of training."
     with torch.device("meta"), torch.random.fork_rng():
         model = build(name, shape, outputs, **dict(options)).eval()
-        if dict(options).get("engine") == "kymatio": model = build(name, shape, outputs, **dict(options) | {"engine": "wavescat"}).eval()
+        if dict(options).get("engine") == "kymatio":
+            model = build(name, shape, outputs, **dict(options) | {"engine": "wavescat"}).eval()
         for m in model.modules():
-            if isinstance(m, Scattering2D): m.forward = functools.partial(_scattered_shape, m)
-        try: model(torch.zeros(2, *shape))
-        except Exception as error:                             # a model may ask for numbers, which there are none of: that says nothing of its fit
-            if re.search("too small|can't be greater than actual input size", str(error)): raise ValueError(f"{name} can't take images as small as {shape[1]}×{shape[2]}: choose another model, or a larger size for sets that can be resized") from None
+            if isinstance(m, Scattering2D):
+                m.forward = functools.partial(_scattered_shape, m)
+        try:
+            model(torch.zeros(2, *shape))
+        except Exception as error:  # a model may ask for numbers, which there are none of: that says nothing of its fit
+            if re.search("too small|can't be greater than actual input size", str(error)):
+                raise ValueError(
+                    f"{name} can't take images as small as {shape[1]}×{shape[2]}: choose another model, or a larger size for sets that can be resized"
+                ) from None
+
 
 def _scattered_shape(S, x):
     "Coefficients without their numbers."
@@ -321,26 +503,44 @@ def _scattered_shape(S, x):
     maps = (channels * K,) if S.flat else (channels, K)
     return x.new_zeros(*before, *maps, H >> S.J, W >> S.J)
 
+
 def _check_smallest(e, data):
     "Refuse a part of a batch that is a single image where maps shrink to one pixel: batch norm has nothing to compare it with."
     n = len(split_of(e).train)
-    if 1 not in _learning_sizes(e, n, 1): return
+    if 1 not in _learning_sizes(e, n, 1):
+        return
     with torch.random.fork_rng():
         model = build_model(e).train()
-        try: model(torch.zeros(1, *AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))))
-        except ValueError: raise _one_alone(e, n) from None
+        try:
+            model(torch.zeros(1, *AUGMENTATIONS[e.augment].shape(tuple(data.train.shape[1:]))))
+        except ValueError:
+            raise _one_alone(e, n) from None
+
+
 def _one_alone(e, n):
     parts = f" in {e.accumulate} parts" if e.accumulate > 1 else ""
-    return _Refused(f"{n} images in batches of {e.batch_size}{parts} leave one image alone, and {e.model.partition('@')[0]} shrinks it to a pixel, "
-                    "which batch norm can't take: use drop_last=true or another batch_size")
+    return _Refused(
+        f"{n} images in batches of {e.batch_size}{parts} leave one image alone, and {e.model.partition('@')[0]} shrinks it to a pixel, "
+        "which batch norm can't take: use drop_last=true or another batch_size"
+    )
 
-def _learning_sizes(e, n, processes)->list[int]: # largest first
+
+def _learning_sizes(e, n, processes) -> list[int]:  # largest first
     "How many of n training images a network sees at once."
-    if e.epochs == 0: return []
-    batches = {min(n, e.batch_size)} | ({n % e.batch_size} if not (e.drop_last and n >= e.batch_size) else set()) - {0}
+    if e.epochs == 0:
+        return []
+    batches = {min(n, e.batch_size)} | (
+        {n % e.batch_size} if not (e.drop_last and n >= e.batch_size) else set()
+    ) - {0}
     parts = {len(part) for b in batches for part in torch.arange(b).chunk(e.accumulate)}
-    shares = {len(s) for p in parts for s in torch.arange(p).tensor_split(processes if p >= processes else 1)}
-    return sorted(shares - {1} | parts & {1}, reverse=True)      # one image of several is normalised with the others
+    shares = {
+        len(s)
+        for p in parts
+        for s in torch.arange(p).tensor_split(processes if p >= processes else 1)
+    }
+    return sorted(
+        shares - {1} | parts & {1}, reverse=True
+    )  # one image of several is normalised with the others
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-own
 def _check_own(e, data, device):
@@ -348,84 +548,161 @@ def _check_own(e, data, device):
     parts = split_of(e)
     tested = len(data.test if parts.test is None else parts.test)
     most = e.test_batch_size or _TEST_SIZES[device.type == "cpu"]
-    testing = {1, 2} | {size for n in (tested, len(parts.validation)) for size in (min(n, most), n % most)} - {0}
+    testing = {1, 2} | {
+        size for n in (tested, len(parts.validation)) for size in (min(n, most), n % most)
+    } - {0}
     n = len(parts.train)
-    tried = Experiment(**{"epochs": min(e.epochs, 1), "lr": 1e-6} | {k: getattr(e, k) for k in (*_TRIED, *model_options(e.model))})
-    _try_own(tried, n, tuple(_learning_sizes(e, n, launched())), tuple(sorted(testing, key=lambda size: (size != 2, size))), str(device), data.checksum)
+    tried = Experiment(
+        **{"epochs": min(e.epochs, 1), "lr": 1e-6}
+        | {k: getattr(e, k) for k in (*_TRIED, *model_options(e.model))}
+    )
+    _try_own(
+        tried,
+        n,
+        tuple(_learning_sizes(e, n, launched())),
+        tuple(sorted(testing, key=lambda size: (size != 2, size))),
+        str(device),
+        data.checksum,
+    )
 
-_TRIED = ("dataset", "size", "classes", "augment", "mix", "mix_beta", "model", "loss", "label_smoothing", "margin", "target_scale", "optimizer", "precision", "channels_last", "compile", "deterministic") # what decides whether a network works
+
+_TRIED = (
+    "dataset",
+    "size",
+    "classes",
+    "augment",
+    "mix",
+    "mix_beta",
+    "model",
+    "loss",
+    "label_smoothing",
+    "margin",
+    "target_scale",
+    "optimizer",
+    "precision",
+    "channels_last",
+    "compile",
+    "deterministic",
+)  # what decides whether a network works
+
 
 @functools.cache
 def _try_own(e, n, learning, testing, device, checksum):
     "Once for all seeds, rates and the like; again where images have another checksum."
     data, device = load(e.dataset, e.size, e.classes), torch.device(device)
-    own, shape, outputs = e.model.rpartition("@")[0], tuple(data.train.shape[1:]), len(data.targets or data.classes)
+    own, shape, outputs = (
+        e.model.rpartition("@")[0],
+        tuple(data.train.shape[1:]),
+        len(data.targets or data.classes),
+    )
+
     def build_again():
         with _chance(e.seed):
             return _model(e, shape, outputs)
+
     first, again = (_storable(own, build_again()) for _ in range(2))
     changed = [k for k in first if not _same_bits(first[k], again[k])]
     del first, again
-    if changed: raise _Refused(f"{own} starts with other weights when it is built again from the same seed ({', '.join(changed[:3])}): draw them by torch's, NumPy's or random's own functions, not by a generator without a seed")
+    if changed:
+        raise _Refused(
+            f"{own} starts with other weights when it is built again from the same seed ({', '.join(changed[:3])}): draw them by torch's, NumPy's or random's own functions, not by a generator without a seed"
+        )
     few = torch.arange(min(len(data.train), max(learning + testing))).numpy()
     try:
         with _chance(e.seed), _algorithms(e, device), _guarded(f"{own} can't be trained"):
             t = Training(e, World(device), Split(few, few[:0], few))
-            for size in testing: _try_test(t, own, outputs, size)
-            for size in learning: _try_learning(t, own, outputs, size, n)
+            for size in testing:
+                _try_test(t, own, outputs, size)
+            for size in learning:
+                _try_learning(t, own, outputs, size, n)
             _try_storing(t, own, build_again, min(max(learning + (2,)), len(few)))
-    except torch.OutOfMemoryError: return                        # the run says what to lower
+    except torch.OutOfMemoryError:
+        return  # the run says what to lower
+
 
 def _images(t, batches, size, augment=None):
     "So many images, some of them several times where there are too few."
     order = torch.arange(size) % len(batches)
     return next(iter(batches.inorder(size, augment or t.prepare, order)))
 
+
 def _so_many(t, size):
     shape = AUGMENTATIONS[t.e.augment].shape(tuple(t.data.train.shape[1:]))
-    return f"{ {1: 'one', 2: 'two'}.get(size, size)} image{'s' * (size > 1)} of shape {tuple(shape)}"
+    return (
+        f"{ {1: 'one', 2: 'two'}.get(size, size) } image{'s' * (size > 1)} of shape {tuple(shape)}"
+    )
+
 
 def _try_test(t, own, outputs, size):
     "Test on so many images at once."
     said = _so_many(t, size)
-    with _guarded(f"{own} doesn't work on {said}"), _remedy(t.e), torch.no_grad(), autocast(t.e, t.device):
+    with (
+        _guarded(f"{own} doesn't work on {said}"),
+        _remedy(t.e),
+        torch.no_grad(),
+        autocast(t.e, t.device),
+    ):
         scores = t.taught.eval()(_images(t, t.test, size)[0])
     _check_scores(scores, own, said, size, outputs, t)
+
 
 def _check_scores(scores, own, said, size, outputs, t):
     "Refuse what isn't a score for each class or target of each image."
     each = f"a score for each of {outputs} {'targets' if t.data.targets else 'classes'}"
-    if not isinstance(scores, Tensor): raise _Refused(f"{own} makes {type(scores).__name__} of {said}, expected a tensor of shape {(size, outputs)}: return the scores alone")
-    if tuple(scores.shape) != (size, outputs): raise _Refused(f"{own} makes {tuple(scores.shape)} of {said}, expected {(size, outputs)}: {each}")
-    if not scores.is_floating_point(): raise _Refused(f"{own} makes {str(scores.dtype).removeprefix('torch.')} of {said}, expected floating-point numbers: {each}")
+    if not isinstance(scores, Tensor):
+        raise _Refused(
+            f"{own} makes {type(scores).__name__} of {said}, expected a tensor of shape {(size, outputs)}: return the scores alone"
+        )
+    if tuple(scores.shape) != (size, outputs):
+        raise _Refused(
+            f"{own} makes {tuple(scores.shape)} of {said}, expected {(size, outputs)}: {each}"
+        )
+    if not scores.is_floating_point():
+        raise _Refused(
+            f"{own} makes {str(scores.dtype).removeprefix('torch.')} of {said}, expected floating-point numbers: {each}"
+        )
+
 
 def _try_learning(t, own, outputs, size, n):
     "A step on so many images at once."
     x, y = _images(t, t.train, size, lambda x: t.augment(x, t.generator))
     said = f"{_so_many(t, size)} while it learns"
     forward = t.forward
+
     def checked(x):
         scores = forward(x)
         _check_scores(scores, own, said, size, outputs, t)
-        if not scores.requires_grad: raise _Refused(f"the scores that {own} makes of {said} have no gradient: something on the way is detached, or computed under no_grad or by NumPy")
+        if not scores.requires_grad:
+            raise _Refused(
+                f"the scores that {own} makes of {said} have no gradient: something on the way is detached, or computed under no_grad or by NumPy"
+            )
         return scores
+
     t.model.train()
     try:
         t.forward = checked
-        with _guarded(f"{own} can't be trained on {said}"), _remedy(t.e): t.step(x, y)
+        with _guarded(f"{own} can't be trained on {said}"), _remedy(t.e):
+            t.step(x, y)
     except _Refused as error:
-        if size == 1 and "Expected more than 1 value per channel" in str(error): raise _one_alone(t.e, n) from None
+        if size == 1 and "Expected more than 1 value per channel" in str(error):
+            raise _one_alone(t.e, n) from None
         raise
-    finally: t.forward = forward
+    finally:
+        t.forward = forward
+
 
 @contextlib.contextmanager
 def _remedy(e):
     "Say what to do about an order of memory that the code inside can't take."
-    try: yield
+    try:
+        yield
     except RuntimeError as error:
         if e.channels_last and "view size is not compatible" in str(error):
-            raise RuntimeError("a view of channels-last memory: use flatten or reshape in place of view, or channels_last=false") from error
+            raise RuntimeError(
+                "a view of channels-last memory: use flatten or reshape in place of view, or channels_last=false"
+            ) from error
         raise
+
 
 def _try_storing(t, own, build_again, size):
     "Store the network, load it into one that is built anew, as an interrupted run does too, and compare what they say."
@@ -435,151 +712,320 @@ def _try_storing(t, own, build_again, size):
         model = build_again()
         model.load_state_dict(read_weights(_tensor_file(Path(folder), "weights")))
         _placed(model, t.e, t.device)
-        batches = t.test if isinstance(t.test, Batches) else Batches(t.data.train, t.data.train_labels, t.data.mean, t.data.std, t.device, channels_last=t.e.channels_last)
+        batches = (
+            t.test
+            if isinstance(t.test, Batches)
+            else Batches(
+                t.data.train,
+                t.data.train_labels,
+                t.data.mean,
+                t.data.std,
+                t.device,
+                channels_last=t.e.channels_last,
+            )
+        )
         images = _images(t, batches, size)[0]
-        same = {learning: _say_the_same(t, (t.model, model), images, learning) for learning in ([True, False] if t.e.epochs and size > 1 else [False])}
+        same = {
+            learning: _say_the_same(t, (t.model, model), images, learning)
+            for learning in ([True, False] if t.e.epochs and size > 1 else [False])
+        }
     for learning, equal in same.items():
-        if not equal: raise _Refused(f"{own} says something else {'while it learns, ' * learning}after it was stored and loaded: keep all that changes in parameters and buffers, and draw by torch's, NumPy's or random's own functions, not by a generator of its own")
+        if not equal:
+            raise _Refused(
+                f"{own} says something else {'while it learns, ' * learning}after it was stored and loaded: keep all that changes in parameters and buffers, and draw by torch's, NumPy's or random's own functions, not by a generator of its own"
+            )
+
 
 def _say_the_same(t, models, images, learning):
     "Whether models say the same of images, learning or tested."
     scores = []
     for model in models:
-        with _chance(0), torch.no_grad(), autocast(t.e, t.device): scores.append(model.train(learning)(images).float())
+        with _chance(0), torch.no_grad(), autocast(t.e, t.device):
+            scores.append(model.train(learning)(images).float())
     return torch.allclose(*scores, rtol=1e-2, atol=1e-3, equal_nan=True)
 
-def _storable(own, model)->dict[str, Tensor]:
+
+def _storable(own, model) -> dict[str, Tensor]:
     "The network's state, refused where a file of weights can't hold it."
-    with _guarded(f"{own} can't be stored"): state = model.state_dict()
+    with _guarded(f"{own} can't be stored"):
+        state = model.state_dict()
     for name, t in state.items():
-        what = type(t).__name__ if not isinstance(t, Tensor) else "on the meta device, without numbers" if t.is_meta else str(t.layout) if t.layout != torch.strided else "quantized" if t.is_quantized else str(t.dtype) if t.dtype in (torch.complex128, torch.complex32) else None
-        if what: raise _Refused(f"{own} can't be stored: {name} is {what.replace('torch.', '')}, and a file of weights holds plain tensors: {'return a tensor from get_extra_state' if 'extra_state' in name else 'make it one, or keep it out of the state (persistent=False)'}")
+        what = (
+            type(t).__name__
+            if not isinstance(t, Tensor)
+            else "on the meta device, without numbers"
+            if t.is_meta
+            else str(t.layout)
+            if t.layout != torch.strided
+            else "quantized"
+            if t.is_quantized
+            else str(t.dtype)
+            if t.dtype in (torch.complex128, torch.complex32)
+            else None
+        )
+        if what:
+            raise _Refused(
+                f"{own} can't be stored: {name} is {what.replace('torch.', '')}, and a file of weights holds plain tensors: {'return a tensor from get_extra_state' if 'extra_state' in name else 'make it one, or keep it out of the state (persistent=False)'}"
+            )
     for name, p in model.named_parameters():
-        if any(step == 0 and side > 1 for step, side in zip(p.stride(), p.shape)): raise _Refused(f"{own} can't be trained: {name} is expanded, several of its numbers are one in memory: use .clone()")
-    if not any(p.requires_grad for p in model.parameters()): raise _Refused(f"{own} has no parameters to learn")
+        if any(step == 0 and side > 1 for step, side in zip(p.stride(), p.shape)):
+            raise _Refused(
+                f"{own} can't be trained: {name} is expanded, several of its numbers are one in memory: use .clone()"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise _Refused(f"{own} has no parameters to learn")
     return state
+
 
 def _same_bits(a, b):
     a, b = (t.detach().resolve_conj().resolve_neg().contiguous().view(-1) for t in (a, b))
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-11
-def default_device()->torch.device:
+def default_device() -> torch.device:
     "CUDA, else Apple's, else the CPU."
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device(
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-13
 def read_weights(
-    path:Path, # .safetensors, or torch's own .pt, .pth
-)->dict[str, Tensor]: # on the CPU
+    path: Path,  # .safetensors, or torch's own .pt, .pth
+) -> dict[str, Tensor]:  # on the CPU
     "The tensors of a file of weights. Raises `ValueError` if it holds anything else, `FileNotFoundError` if it isn't there."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no weights at {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
+
             with safe_open(path, "pt") as file:
-                state, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-            state |= {name: state[kept] for name, kept in notes.items() if kept in state and name not in state}    # shared tensors, stored once
-        else: state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError: raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
-    except Exception as e: raise ValueError(f"{path} isn't a file of tensors alone ({type(e).__name__}); nothing in it was run: save the weights as safetensors") from None
+                state, notes = (
+                    {name: file.get_tensor(name) for name in file.keys()},
+                    file.metadata() or {},
+                )
+            state |= {
+                name: state[kept]
+                for name, kept in notes.items()
+                if kept in state and name not in state
+            }  # shared tensors, stored once
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
+    except Exception as e:
+        raise ValueError(
+            f"{path} isn't a file of tensors alone ({type(e).__name__}); nothing in it was run: save the weights as safetensors"
+        ) from None
     for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"{path} holds no named tensors: save a state_dict as safetensors")
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no named tensors: save a state_dict as safetensors")
     return state
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-14
-_PRETRAINED = {"resnet50": ("ResNet50_Weights", "resnet50-0676ba61.pth", renamed_weights), "resnet18-imagenet": ("ResNet18_Weights", "resnet18-f37072fd.pth", renamed_weights),
-               "alexnet-imagenet": ("AlexNet_Weights", "alexnet-owt-7be5be79.pth", renamed_alexnet)}
+_PRETRAINED = {
+    "resnet50": ("ResNet50_Weights", "resnet50-0676ba61.pth", renamed_weights),
+    "resnet18-imagenet": ("ResNet18_Weights", "resnet18-f37072fd.pth", renamed_weights),
+    "alexnet-imagenet": ("AlexNet_Weights", "alexnet-owt-7be5be79.pth", renamed_alexnet),
+}
+
 
 def pretrained(
-    model:str,           # one of `MODELS` that torchvision has too
-    file:Path|None=None, # torchvision's weights; None asks torchvision for them
-)->dict[str, Tensor]:    # under our names, with the head of ImageNet's 1,000 classes
+    model: str,  # one of `MODELS` that torchvision has too
+    file: Path | None = None,  # torchvision's weights; None asks torchvision for them
+) -> dict[str, Tensor]:  # under our names, with the head of ImageNet's 1,000 classes
     "Weights trained on ImageNet, for a run with `weights` and `new_head`. Raises `ValueError` for another model or file, or where torchvision isn't installed, `FileNotFoundError` for a file that isn't there."
     known, url, rename = choose(model, _PRETRAINED, "pre-trained model")
     if file is None:
-        if importlib.util.find_spec("torchvision") is None: raise ValueError(f"torchvision isn't installed: pip install torchvision, or get https://download.pytorch.org/models/{url} and name the file")
+        if importlib.util.find_spec("torchvision") is None:
+            raise ValueError(
+                f"torchvision isn't installed: pip install torchvision, or get https://download.pytorch.org/models/{url} and name the file"
+            )
         import torchvision
-        state = getattr(torchvision.models, known).IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    else: state = read_weights(file)
-    with torch.device("meta"): own = MODELS[model]((3, 224, 224), 1000).state_dict()
-    named = {k: torch.zeros((), dtype=torch.long) for k in own if k.endswith("num_batches_tracked")} | rename(state)     # files of before torch 0.4.1 have none
-    wrong = [k for k in {**own, **named} if k not in own or k not in named or own[k].shape != named[k].shape]
-    if wrong: raise ValueError(f"{file or 'torchvision'} doesn't hold {model}: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} missing, unknown, or of another shape")
+
+        state = getattr(torchvision.models, known).IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=True
+        )
+    else:
+        state = read_weights(file)
+    with torch.device("meta"):
+        own = MODELS[model]((3, 224, 224), 1000).state_dict()
+    named = {
+        k: torch.zeros((), dtype=torch.long) for k in own if k.endswith("num_batches_tracked")
+    } | rename(state)  # files of before torch 0.4.1 have none
+    wrong = [
+        k
+        for k in {**own, **named}
+        if k not in own or k not in named or own[k].shape != named[k].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{file or 'torchvision'} doesn't hold {model}: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} missing, unknown, or of another shape"
+        )
     return named
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-15
-def _tensor_file(directory, name): return next((p for p in (directory / f"{name}.safetensors", directory / f"{name}.pt") if p.is_file()), directory / f"{name}.safetensors")
+def _tensor_file(directory, name):
+    return next(
+        (p for p in (directory / f"{name}.safetensors", directory / f"{name}.pt") if p.is_file()),
+        directory / f"{name}.safetensors",
+    )
+
 
 def _weights_path(e):
-    if not re.fullmatch("[0-9a-f]{6,16}", e.weights): return Path(os.path.expanduser(e.weights))
+    if not re.fullmatch("[0-9a-f]{6,16}", e.weights):
+        return Path(os.path.expanduser(e.weights))
     identity, directory = find(e.weights)
-    if directory.suffix == ".work": raise ValueError(f"weights={e.weights}: run {identity} isn't whole yet, it has no weights: compute it to its end first")
+    if directory.suffix == ".work":
+        raise ValueError(
+            f"weights={e.weights}: run {identity} isn't whole yet, it has no weights: compute it to its end first"
+        )
     return _tensor_file(directory, "weights")
 
-def _weights_checksum(e): return hashlib.sha256(_weights_path(e).read_bytes()).hexdigest()[:16] if e.weights else None
+
+def _weights_checksum(e):
+    return hashlib.sha256(_weights_path(e).read_bytes()).hexdigest()[:16] if e.weights else None
+
 
 def _start_from(e, model):
     "Load the weights that an experiment starts from; raises `ValueError` where they don't fit."
     state, own = read_weights(_weights_path(e)), model.state_dict()
     _check_head(e, own)
-    if e.new_head: state = {**{k: v for k, v in state.items() if not k.startswith("head.")}, **{k: v for k, v in own.items() if k.startswith("head.")}}
-    wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
-    if wrong: raise ValueError(f"weights={e.weights} don't fit {e.model}: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} missing, unknown, or of another shape{'' if e.new_head else '; new_head=true leaves the head out'}")
+    if e.new_head:
+        state = {
+            **{k: v for k, v in state.items() if not k.startswith("head.")},
+            **{k: v for k, v in own.items() if k.startswith("head.")},
+        }
+    wrong = [
+        k
+        for k in {**own, **state}
+        if k not in own or k not in state or own[k].shape != state[k].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"weights={e.weights} don't fit {e.model}: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} missing, unknown, or of another shape{'' if e.new_head else '; new_head=true leaves the head out'}"
+        )
     model.load_state_dict(state)
+
+
 def _check_head(e, own):
     "Refuse a new head for a model that has none, or whose head is tied to the rest."
-    if not e.new_head: return
+    if not e.new_head:
+        return
     head = {k: v for k, v in own.items() if k.startswith("head.")}
-    if not head: raise ValueError(f"new_head=true: {e.model} has no head to renew, no parameters under the name head: leave new_head out")
-    tied = [k for k, v in own.items() if k not in head and any(_place(v) == _place(h) for h in head.values())]
-    if tied: raise ValueError(f"new_head=true: the head of {e.model} is tied to {tied[0]}, which would be renewed with it: leave new_head out")
+    if not head:
+        raise ValueError(
+            f"new_head=true: {e.model} has no head to renew, no parameters under the name head: leave new_head out"
+        )
+    tied = [
+        k
+        for k, v in own.items()
+        if k not in head and any(_place(v) == _place(h) for h in head.values())
+    ]
+    if tied:
+        raise ValueError(
+            f"new_head=true: the head of {e.model} is tied to {tied[0]}, which would be renewed with it: leave new_head out"
+        )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-17
 class Features:
     "What a model makes of images and never changes, computed once, in place of images."
+
     def __init__(self, front, batches, prepare, world, parts):
         self.parts = parts
-        with torch.no_grad(): self.x = world.rows(len(batches), lambda order: torch.cat([front(x) for x, _ in batches.inorder(64, prepare, order)])) if len(batches) else None
+        with torch.no_grad():
+            self.x = (
+                world.rows(
+                    len(batches),
+                    lambda order: torch.cat(
+                        [front(x) for x, _ in batches.inorder(64, prepare, order)]
+                    ),
+                )
+                if len(batches)
+                else None
+            )
         self.labels, self.device = batches.labels, batches.device
-    def __len__(self): return len(self.labels)
+
+    def __len__(self):
+        return len(self.labels)
+
     def inorder(self, batch_size, augment=None, order=None):
         order = torch.arange(len(self)) if order is None else order
         for i in order.to(self.device).split(batch_size):
-            yield (self.x, self.labels) if len(i) == len(self) and self.parts == 1 else (self.x.index_select(0, i), self.labels[i])   # a batch of all, in one part, needs no order
+            yield (
+                (self.x, self.labels)
+                if len(i) == len(self) and self.parts == 1
+                else (self.x.index_select(0, i), self.labels[i])
+            )  # a batch of all, in one part, needs no order
+
+
 class _Rest(nn.Module):
     "A model behind its front; batch norm folded, where the model knows how and one process sees the whole batch."
+
     def __init__(self, model, world):
         super().__init__()
         self.model, self.folds = model.eval(), hasattr(model, "with_moments") and world.size == 1
-    def front(self, x): return self.model.with_moments(self.model.front(x)) if self.folds else self.model.front(x)
-    def forward(self, x): return self.model.rest_with_moments(x) if self.folds else self.model.rest(x)
+
+    def front(self, x):
+        return self.model.with_moments(self.model.front(x)) if self.folds else self.model.front(x)
+
+    def forward(self, x):
+        return self.model.rest_with_moments(x) if self.folds else self.model.rest(x)
+
+
 def _placed(model, e, device):
     "The model on a device, its weights in the experiment's order of memory."
-    return model.to(device, **({"memory_format": torch.channels_last} if e.channels_last else {}))   # convolutions are faster so, on every device
+    return model.to(
+        device, **({"memory_format": torch.channels_last} if e.channels_last else {})
+    )  # convolutions are faster so, on every device
+
 
 def _fixed_front(model):
     "Whether a model of this package, as it is, has a front that never changes; in one's own, the names `front` and `rest` may mean anything."
-    front = getattr(model, "front", None) if type(model).__module__.partition(".")[0] == "wavescat" else None
-    if front is None or list(front.parameters()): return False
-    return not any(isinstance(m, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)) for m in front.modules())
+    front = (
+        getattr(model, "front", None)
+        if type(model).__module__.partition(".")[0] == "wavescat"
+        else None
+    )
+    if front is None or list(front.parameters()):
+        return False
+    return not any(
+        isinstance(m, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+        for m in front.modules()
+    )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-18
 class _Learning:
     "What learned filters were after every n-th step, from 0; n doubles whenever there are more records than `most`, or than `size` bytes hold."
+
     most, size = 512, 4 * 2**20
-    def __init__(self, model): self.bank = next((m for m in model.modules() if isinstance(m, LearnedBank)), None)
+
+    def __init__(self, model):
+        self.bank = next((m for m in model.modules() if isinstance(m, LearnedBank)), None)
+
     def note(self, seen, step):
-        if self.bank is None or step % seen["every"]: return
+        if self.bank is None or step % seen["every"]:
+            return
         seen["records"].append({"step": torch.tensor(step), **self.bank.snapshot()})
-        if len(seen["records"]) > max(16, min(self.most, self.size // sum(t.nbytes for t in seen["records"][0].values()))):
+        if len(seen["records"]) > max(
+            16, min(self.most, self.size // sum(t.nbytes for t in seen["records"][0].values()))
+        ):
             seen["every"] *= 2
             seen["records"] = seen["records"][::2]
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-18b
-def finite_gradients(model:nn.Module)->bool:
+def finite_gradients(model: nn.Module) -> bool:
     "Whether every gradient that the parameters of a model hold is finite."
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return all(bool(torch.isfinite(g).all()) for g in gradients)
@@ -587,10 +1033,12 @@ def finite_gradients(model:nn.Module)->bool:
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-19
 class Training:
     "A run on its way: model, optimiser, random numbers, place in the data, what was seen."
-    def __init__(self,
-        e:Experiment,
-        world:World,
-        parts:Split|None=None, # images that train, validate and test; None: the experiment's
+
+    def __init__(
+        self,
+        e: Experiment,
+        world: World,
+        parts: Split | None = None,  # images that train, validate and test; None: the experiment's
     ):
         device = world.device
         data, parts = load(e.dataset, e.size, e.classes), parts or split_of(e)
@@ -598,56 +1046,119 @@ class Training:
         self.augment, self.prepare = AUGMENTATIONS[e.augment]
         _seed(e.seed)
         self.model = build_model(e)
-        if e.weights: _start_from(e, self.model)
+        if e.weights:
+            _start_from(e, self.model)
         _placed(self.model, e, device)
-        def batches(images, labels, chosen=None): return Batches(images, (labels / e.target_scale).astype(np.float32) if data.targets else labels, data.mean, data.std, device, chosen, channels_last=e.channels_last)
-        self.train, self.val = (batches(data.train, data.train_labels, chosen) for chosen in (parts.train, parts.validation))
-        self.test = batches(data.test, data.test_labels) if parts.test is None else batches(data.train, data.train_labels, parts.test)
+
+        def batches(images, labels, chosen=None):
+            return Batches(
+                images,
+                (labels / e.target_scale).astype(np.float32) if data.targets else labels,
+                data.mean,
+                data.std,
+                device,
+                chosen,
+                channels_last=e.channels_last,
+            )
+
+        self.train, self.val = (
+            batches(data.train, data.train_labels, chosen)
+            for chosen in (parts.train, parts.validation)
+        )
+        self.test = (
+            batches(data.test, data.test_labels)
+            if parts.test is None
+            else batches(data.train, data.train_labels, parts.test)
+        )
         self.taught = self.model
         if _fixed_front(self.model) and e.augment == "none" and not e.mix:
             self.taught = _Rest(self.model, world)
-            self.train, self.val, self.test = (Features(self.taught.front, b, self.prepare, world, e.accumulate) for b in (self.train, self.val, self.test))
+            self.train, self.val, self.test = (
+                Features(self.taught.front, b, self.prepare, world, e.accumulate)
+                for b in (self.train, self.val, self.test)
+            )
         self.joined = world.join(self.taught, own=".py:" in e.model)
         self.forward = torch.compile(self.joined) if e.compile else self.joined
         self.optimizer = optimizer(self.model, e)
         self.scaler = torch.amp.GradScaler(device.type, enabled=e.precision == "float16")
         self.generator = torch.Generator().manual_seed(e.seed)
-        self.now = {"epoch": 0, "step": 0, "order": None, "seen": torch.zeros(2), "history": [], "best": {"score": -math.inf}, "waited": 0, "seconds": 0., "resumed": 0, "steps": 0, "learning": {"every": 1, "records": []}, "began_finite": True}
+        self.now = {
+            "epoch": 0,
+            "step": 0,
+            "order": None,
+            "seen": torch.zeros(2),
+            "history": [],
+            "best": {"score": -math.inf},
+            "waited": 0,
+            "seconds": 0.0,
+            "resumed": 0,
+            "steps": 0,
+            "learning": {"every": 1, "records": []},
+            "began_finite": True,
+        }
         self.learning = _Learning(self.model)
 
-    def state(self)->dict:
+    def state(self) -> dict:
         "Everything that the next step depends on, as tensors, numbers and text."
         cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         _, keys, *places = np.random.get_state()
-        chance = {"generator": self.generator.get_state(), "torch": torch.get_rng_state(), "cuda": cuda, "numpy": ["MT19937", keys.tolist(), *places], "python": random.getstate()}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "random": chance, "now": self.now}
+        chance = {
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+            "numpy": ["MT19937", keys.tolist(), *places],
+            "python": random.getstate(),
+        }
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": chance,
+            "now": self.now,
+        }
 
-    def load(self, state:dict)->None:
+    def load(self, state: dict) -> None:
         "Go on from a state."
-        for part in ("model", "optimizer", "scaler"): getattr(self, part).load_state_dict(state[part])
+        for part in ("model", "optimizer", "scaler"):
+            getattr(self, part).load_state_dict(state[part])
         self.generator.set_state(state["random"]["generator"])
         torch.set_rng_state(state["random"]["torch"])
         np.random.set_state(tuple(state["random"]["numpy"]))
         random.setstate(state["random"]["python"])
-        if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
         self.now = {**state["now"], "resumed": state["now"]["resumed"] + 1}
 
-    def step(self, x:Tensor, y:Tensor)->None:
+    def step(self, x: Tensor, y: Tensor) -> None:
         "One step of the optimiser on images (B, C, H, W) and their labels; the batch is computed in parts if so asked."
         e, target = self.e, y
-        if e.mix: x, target = MIXES[e.mix](x, y, len(self.data.classes), self.generator, *([] if e.mix_beta is None else [e.mix_beta]))
+        if e.mix:
+            x, target = MIXES[e.mix](
+                x,
+                y,
+                len(self.data.classes),
+                self.generator,
+                *([] if e.mix_beta is None else [e.mix_beta]),
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        seen, parts = torch.zeros(2, device=self.device), list(zip(x.chunk(e.accumulate), target.chunk(e.accumulate), y.chunk(e.accumulate)))
+        seen, parts = (
+            torch.zeros(2, device=self.device),
+            list(zip(x.chunk(e.accumulate), target.chunk(e.accumulate), y.chunk(e.accumulate))),
+        )
         for i, part in enumerate(parts):
             (xs, ts, ys), count = self.world.share(*part)
             with self.world.alone(self.joined) if i + 1 < len(parts) else contextlib.nullcontext():
-                with self.world.shared_forward(self.joined, e.compile), autocast(e, self.device): scores = self.forward(xs)
+                with self.world.shared_forward(self.joined, e.compile), autocast(e, self.device):
+                    scores = self.forward(xs)
                 loss = LOSSES[e.loss](scores.float(), ts, e)
                 self.scaler.scale(loss * (count / len(x))).backward()
             seen[0] += loss.detach() * count
-            if not self.data.targets: seen[1] += (scores.detach().argmax(1) == ys).sum() * (count / len(xs))
+            if not self.data.targets:
+                seen[1] += (scores.detach().argmax(1) == ys).sum() * (count / len(xs))
         self.now["seen"] = self.now["seen"].to(self.device) + self.world.mean(seen)
-        if self.now["steps"] == 0 and not self.scaler.is_enabled():     # which begins with infinite ones
+        if (
+            self.now["steps"] == 0 and not self.scaler.is_enabled()
+        ):  # which begins with infinite ones
             self.now["began_finite"] = finite_gradients(self.model)
         if e.clip:
             self.scaler.unscale_(self.optimizer)
@@ -655,219 +1166,438 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def epoch(self, between:Callable[[], None])->dict: # the epoch's record
+    def epoch(self, between: Callable[[], None]) -> dict:  # the epoch's record
         "The rest of an epoch; `between` is called after every step."
         e, now = self.e, self.now
         if now["order"] is None:
             now["order"] = torch.randperm(len(self.train), generator=self.generator)
-            if e.drop_last and len(self.train) >= e.batch_size: now["order"] = now["order"][:len(self.train) // e.batch_size * e.batch_size]
+            if e.drop_last and len(self.train) >= e.batch_size:
+                now["order"] = now["order"][: len(self.train) // e.batch_size * e.batch_size]
         steps = math.ceil(len(now["order"]) / e.batch_size)
         self.model.train()
-        for x, y in self.train.inorder(e.batch_size, lambda x: self.augment(x, self.generator), now["order"][now["step"] * e.batch_size:]):
+        for x, y in self.train.inorder(
+            e.batch_size,
+            lambda x: self.augment(x, self.generator),
+            now["order"][now["step"] * e.batch_size :],
+        ):
             set_rates(self.optimizer, e, now["epoch"], now["step"], steps)
             self.step(x, y)
             now["step"] += 1
             now["steps"] += 1
             self.learning.note(now["learning"], now["steps"])
-            if now["step"] < steps: between()
+            if now["step"] < steps:
+                between()
         n = len(now["order"])
         loss, hits = (v / n for v in now["seen"].tolist())
-        record = {"epoch": now["epoch"] + 1, "lr": learning_rate(e, now["epoch"], 0, steps), "train_loss": loss, **({} if self.data.targets else {"train_accuracy": 100 * hits})}
+        record = {
+            "epoch": now["epoch"] + 1,
+            "lr": learning_rate(e, now["epoch"], 0, steps),
+            "train_loss": loss,
+            **({} if self.data.targets else {"train_accuracy": 100 * hits}),
+        }
         now |= {"epoch": now["epoch"] + 1, "step": 0, "order": None, "seen": torch.zeros(2)}
         return record
 
-    def scores(self, batches, prefix:str)->tuple[dict, Tensor]: # numbers, and scores (N, classes or targets) in the targets' unit
+    def scores(
+        self, batches, prefix: str
+    ) -> tuple[dict, Tensor]:  # numbers, and scores (N, classes or targets) in the targets' unit
         "What is counted on the predictions of some images."
-        out, labels = predict(self.taught, batches, self.prepare, lambda: autocast(self.e, self.device), self.world, self.e.test_batch_size)
+        out, labels = predict(
+            self.taught,
+            batches,
+            self.prepare,
+            lambda: autocast(self.e, self.device),
+            self.world,
+            self.e.test_batch_size,
+        )
         loss = LOSSES[self.e.loss](out, labels, self.e).item()
-        if not self.data.targets: return {f"{prefix}_loss": loss, f"{prefix}_accuracy": top_k(out, labels), f"{prefix}_top_k": top_k(out, labels, min(self.e.top_k, out.shape[1]))}, out
+        if not self.data.targets:
+            return {
+                f"{prefix}_loss": loss,
+                f"{prefix}_accuracy": top_k(out, labels),
+                f"{prefix}_top_k": top_k(out, labels, min(self.e.top_k, out.shape[1])),
+            }, out
         out, labels = out * self.e.target_scale, labels * self.e.target_scale
-        return {f"{prefix}_loss": loss, f"{prefix}_rmse": dict(zip(self.data.targets, rmse(out, labels))), f"{prefix}_r2": dict(zip(self.data.targets, r2(out, labels)))}, out
+        return {
+            f"{prefix}_loss": loss,
+            f"{prefix}_rmse": dict(zip(self.data.targets, rmse(out, labels))),
+            f"{prefix}_r2": dict(zip(self.data.targets, r2(out, labels))),
+        }, out
 
-    def weights(self)->dict: return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-    def finite(self)->bool: return all(bool(torch.isfinite(v).all()) for v in self.model.state_dict().values() if v.is_floating_point() or v.is_complex())
+    def weights(self) -> dict:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def finite(self) -> bool:
+        return all(
+            bool(torch.isfinite(v).all())
+            for v in self.model.state_dict().values()
+            if v.is_floating_point() or v.is_complex()
+        )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-20
-_TEST_SIZES = (1000, 64) # images at a time: on a GPU, on a CPU
+_TEST_SIZES = (1000, 64)  # images at a time: on a GPU, on a CPU
+
 
 @torch.no_grad()
-def predict(model, batches, prepare=None, context=contextlib.nullcontext, world=None, batch_size=None)->tuple[Tensor, Tensor]: # scores (N, classes) and labels (N,), on the CPU
+def predict(
+    model, batches, prepare=None, context=contextlib.nullcontext, world=None, batch_size=None
+) -> tuple[Tensor, Tensor]:  # scores (N, classes) and labels (N,), on the CPU
     "Scores of every image, in order, after `prepare`; `batch_size` at a time, or what stays in a CPU's cache, or fills a GPU."
     model.eval()
     batch_size = batch_size or _TEST_SIZES[batches.device.type == "cpu"]
+
     def scores(order):
         def score(x):
-            with context(): return model(x).float()
+            with context():
+                return model(x).float()
+
         return torch.cat([score(x) for x, _ in batches.inorder(batch_size, prepare, order)])
-    with _chance(0): return (world or World(batches.device)).rows(len(batches), scores, batch_size).cpu(), batches.labels.cpu()    # one's own network may draw numbers
+
+    with _chance(0):
+        return (world or World(batches.device)).rows(
+            len(batches), scores, batch_size
+        ).cpu(), batches.labels.cpu()  # one's own network may draw numbers
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-22
 class Fitted(NamedTuple):
     "What `fit` returns."
-    model:nn.Module          # the best, by validation
-    history:list[dict]       # a record an epoch
-    numbers:dict
-    predictions:Tensor|None  # for the test images: classes (N,), or targets (N, T); None if the run diverged
-    learning:list[dict[str, Tensor]] # `LearnedBank.snapshot` of learned filters, and the step, in order
+
+    model: nn.Module  # the best, by validation
+    history: list[dict]  # a record an epoch
+    numbers: dict
+    predictions: (
+        Tensor | None
+    )  # for the test images: classes (N,), or targets (N, T); None if the run diverged
+    learning: list[
+        dict[str, Tensor]
+    ]  # `LearnedBank.snapshot` of learned filters, and the step, in order
+
 
 @looked_at_once()
 def fit(
-    e:Experiment,
-    world:World,
-    progress:Callable[[int, int, list[dict]], None]|None=None, # called after every epoch with epochs done, of how many, and their records
-    work:Path|None=None,                           # where checkpoints are kept; None keeps none
-    stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`
-)->Fitted:
+    e: Experiment,
+    world: World,
+    progress: Callable[[int, int, list[dict]], None]
+    | None = None,  # called after every epoch with epochs done, of how many, and their records
+    work: Path | None = None,  # where checkpoints are kept; None keeps none
+    stop: Callable[[], bool]
+    | None = None,  # asked now and then; if true the run ends with `Stopped`
+) -> Fitted:
     "Train and test, from the checkpoint if there is one; publishes nothing."
     with _chance(), _algorithms(e, world.device):
         t = Training(e, world)
-        made_with = {"code": code_version(e), "data": t.data.checksum, "split": split_of(e).checksum, "weights": _weights_checksum(e)}
+        made_with = {
+            "code": code_version(e),
+            "data": t.data.checksum,
+            "split": split_of(e).checksum,
+            "weights": _weights_checksum(e),
+        }
         kept = world.lead(lambda: load_checkpoint(work) if work else None)
-        if kept and kept.get("made_with") == made_with: t.load(kept)
+        if kept and kept.get("made_with") == made_with:
+            t.load(kept)
         now, keeper = t.now, _Keeper(t, work, stop, made_with)
-        if progress and now["epoch"]: progress(now["epoch"], e.epochs, now["history"])
-        if not now["learning"]["records"]: t.learning.note(now["learning"], 0)
+        if progress and now["epoch"]:
+            progress(now["epoch"], e.epochs, now["history"])
+        if not now["learning"]["records"]:
+            t.learning.note(now["learning"], 0)
         while now["epoch"] < e.epochs and not (e.patience and now["waited"] >= e.patience):
-            if now["step"] == 0: now["good"] = t.weights()      # kept with a checkpoint too
+            if now["step"] == 0:
+                now["good"] = t.weights()  # kept with a checkpoint too
             record = t.epoch(keeper)
             last = now["epoch"] == e.epochs
-            if e.validation and (last or now["epoch"] % e.eval_every == 0): record |= t.scores(t.val, "val")[0]
-            if not (math.isfinite(record["train_loss"]) and math.isfinite(record.get("val_loss", 0.)) and t.finite()):
+            if e.validation and (last or now["epoch"] % e.eval_every == 0):
+                record |= t.scores(t.val, "val")[0]
+            if not (
+                math.isfinite(record["train_loss"])
+                and math.isfinite(record.get("val_loss", 0.0))
+                and t.finite()
+            ):
                 t.model.load_state_dict(now["good"])
-                return Fitted(t.model, [*now["history"], record], {"status": "diverged", "diverged_epoch": now["epoch"], "best_epoch": now["epoch"] - 1, "began_finite": now["began_finite"], **_NOTHING, "trained": now["seconds"], "resumed": now["resumed"]}, None, now["learning"]["records"])
+                return Fitted(
+                    t.model,
+                    [*now["history"], record],
+                    {
+                        "status": "diverged",
+                        "diverged_epoch": now["epoch"],
+                        "best_epoch": now["epoch"] - 1,
+                        "began_finite": now["began_finite"],
+                        **_NOTHING,
+                        "trained": now["seconds"],
+                        "resumed": now["resumed"],
+                    },
+                    None,
+                    now["learning"]["records"],
+                )
             now["history"].append(record)
-            score = -record["val_loss"] if t.data.targets and "val_loss" in record else record.get("val_accuracy", 0. if last and not e.validation else None)
+            score = (
+                -record["val_loss"]
+                if t.data.targets and "val_loss" in record
+                else record.get("val_accuracy", 0.0 if last and not e.validation else None)
+            )
             if score is not None:
                 better = score > now["best"]["score"]
                 now["waited"] = 0 if better else now["waited"] + 1
-                if better: now["best"] = {"score": score, "epoch": now["epoch"], "state": t.weights()}
-            if progress: progress(now["epoch"], e.epochs, now["history"])
-            if now["epoch"] < e.epochs: keeper()
+                if better:
+                    now["best"] = {"score": score, "epoch": now["epoch"], "state": t.weights()}
+            if progress:
+                progress(now["epoch"], e.epochs, now["history"])
+            if now["epoch"] < e.epochs:
+                keeper()
         keeper.save(last=True)
         best, record = now["best"], now["history"][-1] if now["history"] else {}
-        numbers = {"status": "done", "best_epoch": best.get("epoch", 0), "epochs_run": now["epoch"], "val_accuracy": best["score"] if e.validation and not t.data.targets and best.get("epoch") else None, "train_loss": record.get("train_loss"), "train_accuracy": record.get("train_accuracy")}
+        numbers = {
+            "status": "done",
+            "best_epoch": best.get("epoch", 0),
+            "epochs_run": now["epoch"],
+            "val_accuracy": best["score"]
+            if e.validation and not t.data.targets and best.get("epoch")
+            else None,
+            "train_loss": record.get("train_loss"),
+            "train_accuracy": record.get("train_accuracy"),
+        }
         found, out = t.scores(t.test, "last_test")
         numbers |= found | {k.removeprefix("last_"): v for k, v in found.items()}
         if best.get("epoch", now["epoch"]) < now["epoch"]:
             t.model.load_state_dict(best["state"])
             found, out = t.scores(t.test, "test")
         numbers |= {**found, "trained": now["seconds"], "resumed": now["resumed"]}
-        return Fitted(t.model, now["history"], numbers, out if t.data.targets else out.argmax(1), now["learning"]["records"])
+        return Fitted(
+            t.model,
+            now["history"],
+            numbers,
+            out if t.data.targets else out.argmax(1),
+            now["learning"]["records"],
+        )
 
-_NOTHING = dict.fromkeys(("epochs_run", "val_accuracy", "train_loss", "train_accuracy", "last_test_loss", "last_test_accuracy", "test_loss", "test_accuracy"))
+
+_NOTHING = dict.fromkeys(
+    (
+        "epochs_run",
+        "val_accuracy",
+        "train_loss",
+        "train_accuracy",
+        "last_test_loss",
+        "last_test_accuracy",
+        "test_loss",
+        "test_accuracy",
+    )
+)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-23
 class _Keeper:
     "Keeps a checkpoint now and then, so that it costs at most a fiftieth of the time; `$WAVESCAT_CHECKPOINT_SECONDS` sets how often instead. A disk that is full doesn't end a run."
+
     def __init__(self, training, work, stop, made_with):
-        self.training, self.work, self.stop, self.made_with, self.cost = training, work, stop, made_with, 0.
+        self.training, self.work, self.stop, self.made_with, self.cost = (
+            training,
+            work,
+            stop,
+            made_with,
+            0.0,
+        )
         self.asked = self.kept = self.began = time.monotonic()
-        self.before, self.every, self.warned = training.now["seconds"], os.environ.get("WAVESCAT_CHECKPOINT_SECONDS"), False
+        self.before, self.every, self.warned = (
+            training.now["seconds"],
+            os.environ.get("WAVESCAT_CHECKPOINT_SECONDS"),
+            False,
+        )
 
     def __call__(self):
         now = time.monotonic()
-        if self.stop and now - self.asked > (.2 if self.every is None else float(self.every)):
+        if self.stop and now - self.asked > (0.2 if self.every is None else float(self.every)):
             self.asked = now
-            if self.stop(): self.save(); raise Stopped("stopped; the same run goes on from its checkpoint")
-        if now - self.kept >= (max(10., 50 * self.cost) if self.every is None else float(self.every)): self.save()
+            if self.stop():
+                self.save()
+                raise Stopped("stopped; the same run goes on from its checkpoint")
+        if now - self.kept >= (
+            max(10.0, 50 * self.cost) if self.every is None else float(self.every)
+        ):
+            self.save()
 
     def save(self, last=False):
         now = time.monotonic()
         self.training.now["seconds"] = self.before + now - self.began
-        if not self.work or last and not self.cost and self.every is None: return     # a short run needs none
-        try: save_checkpoint(self.work, {**self.training.state(), "made_with": self.made_with})
+        if not self.work or last and not self.cost and self.every is None:
+            return  # a short run needs none
+        try:
+            save_checkpoint(self.work, {**self.training.state(), "made_with": self.made_with})
         except OSError as e:
-            if not self.warned: print(f"wavescat: no checkpoint could be kept ({e.strerror or e}); the run goes on", file=sys.stderr)
+            if not self.warned:
+                print(
+                    f"wavescat: no checkpoint could be kept ({e.strerror or e}); the run goes on",
+                    file=sys.stderr,
+                )
             self.warned = True
-        self.kept = time.monotonic(); self.cost = self.kept - now
+        self.kept = time.monotonic()
+        self.cost = self.kept - now
+
 
 @contextlib.contextmanager
 def _algorithms(e, device):
     "On a GPU: algorithms that give the same bits every time, or the fastest ones."
-    if device.type != "cuda": yield; return
+    if device.type != "cuda":
+        yield
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
     torch.use_deterministic_algorithms(e.deterministic)
-    torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = not e.deterministic, False
-    try: yield
+    torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = (
+        not e.deterministic,
+        False,
+    )
+    try:
+        yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        _, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = before
+        _, torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = (
+            before
+        )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-25
-def _provenance(e:Experiment, world, seconds)->dict:
+def _provenance(e: Experiment, world, seconds) -> dict:
     "Where, when and with what a result was computed."
+
     def version(p):
-        try: return importlib.metadata.version(p)
-        except importlib.metadata.PackageNotFoundError: return None
-    packages = ["torch", "numpy", "pillow", *(["scikit-image"] if e.dataset in ("textures", "mixtures") else []), *(["kymatio"] if e.engine == "kymatio" else [])]
+        try:
+            return importlib.metadata.version(p)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    packages = [
+        "torch",
+        "numpy",
+        "pillow",
+        *(["scikit-image"] if e.dataset in ("textures", "mixtures") else []),
+        *(["kymatio"] if e.engine == "kymatio" else []),
+    ]
     name = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.machine()
-    return {"code": code_version(e), "packages": {p: version(p) for p in packages}, "python": platform.python_version(), "data": load(e.dataset, e.size, e.classes).checksum, "split": split_of(e).checksum, "weights_from": _weights_checksum(e),
-            "device": f"{world.device.type} ({name})", "threads": torch.get_num_threads(), "processes": world.size, "precision": e.precision,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 2)}
+    return {
+        "code": code_version(e),
+        "packages": {p: version(p) for p in packages},
+        "python": platform.python_version(),
+        "data": load(e.dataset, e.size, e.classes).checksum,
+        "split": split_of(e).checksum,
+        "weights_from": _weights_checksum(e),
+        "device": f"{world.device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+        "precision": e.precision,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+    }
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-26
-def _save_model(e:Experiment, model:nn.Module, directory)->None:
+def _save_model(e: Experiment, model: nn.Module, directory) -> None:
     "Weights, and beside them what a model must know of its images."
     data = load(e.dataset, e.size, e.classes)
-    write_json(directory / "images.json", {"shape": list(data.train.shape[1:]), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes or ()), "targets": list(data.targets or ()), "white": data.white})
+    write_json(
+        directory / "images.json",
+        {
+            "shape": list(data.train.shape[1:]),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": list(data.classes or ()),
+            "targets": list(data.targets or ()),
+            "white": data.white,
+        },
+    )
     _save_tensors(model.state_dict(), directory / "weights")
+
 
 def _save_tensors(tensors, path):
     "As safetensors, or by torch where that isn't installed."
     kept, tied = _each_once(tensors)
-    try: from safetensors.torch import save_file
-    except ImportError: torch.save(kept | {name: kept[first] for name, first in tied.items()}, path.with_suffix(".pt"))
-    else: save_file(kept, path.with_suffix(".safetensors"), tied or None)      # as safetensors' own save_model notes them
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        torch.save(
+            kept | {name: kept[first] for name, first in tied.items()}, path.with_suffix(".pt")
+        )
+    else:
+        save_file(
+            kept, path.with_suffix(".safetensors"), tied or None
+        )  # as safetensors' own save_model notes them
 
-def _place(t): return t.device, t.data_ptr(), t.dtype, t.shape, t.stride()
 
-def _each_once(tensors)->tuple[dict[str, Tensor], dict[str, str]]:
+def _place(t):
+    return t.device, t.data_ptr(), t.dtype, t.shape, t.stride()
+
+
+def _each_once(tensors) -> tuple[dict[str, Tensor], dict[str, str]]:
     "Copies of tensors, a shared one under its first name only; its other names, and the first of each."
     kept, tied, first = {}, {}, {}
     for name, t in tensors.items():
         known = first.setdefault(_place(t), name) if t.numel() else name
-        if known != name: tied[name] = known
-        else: kept[name] = t.detach().resolve_conj().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        if known != name:
+            tied[name] = known
+        else:
+            kept[name] = (
+                t.detach()
+                .resolve_conj()
+                .resolve_neg()
+                .to("cpu", copy=True, memory_format=torch.contiguous_format)
+            )
     return kept, tied
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-27
 def load_model(
-    e:Experiment,
-)->nn.Module: # in evaluation mode, on the CPU
+    e: Experiment,
+) -> nn.Module:  # in evaluation mode, on the CPU
     "The stored model of an experiment, without its data set; loading runs no code from the file of weights, of a model of one's own that of its source. Raises `FileNotFoundError` if it isn't stored."
     _enter(e.model)
-    state, images = read_weights(_tensor_file(run_dir(e), "weights")), json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
-    with _chance(e.seed):                                      # random filters that stayed fixed aren't among the weights: they are drawn as they were
+    state, images = (
+        read_weights(_tensor_file(run_dir(e), "weights")),
+        json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8")),
+    )
+    with _chance(
+        e.seed
+    ):  # random filters that stayed fixed aren't among the weights: they are drawn as they were
         model = _model(e, images["shape"], len(images["targets"] or images["classes"]))
     model.load_state_dict(state)
     return model.eval()
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-28
 def learning(
-    e:Experiment,
-)->dict[str, Tensor]: # "step" (T,), and by name the parameters (T, …) and norms of gradients (T,)
+    e: Experiment,
+) -> dict[
+    str, Tensor
+]:  # "step" (T,), and by name the parameters (T, …) and norms of gradients (T,)
     "What a stored run recorded of its filters while they learned. Raises `ValueError` where they were fixed, `FileNotFoundError` if the run isn't stored."
     path = _tensor_file(run_dir(e), "learning")
-    if not run_dir(e).is_dir(): raise FileNotFoundError(f"{e.identity} isn't stored, or isn't whole yet: compute it to its end first")
-    if not path.is_file(): raise ValueError(f"{e.identity} recorded no filters{'' if e.learn else ', they are fixed'}: choose a run with learn=")
+    if not run_dir(e).is_dir():
+        raise FileNotFoundError(
+            f"{e.identity} isn't stored, or isn't whole yet: compute it to its end first"
+        )
+    if not path.is_file():
+        raise ValueError(
+            f"{e.identity} recorded no filters{'' if e.learn else ', they are fixed'}: choose a run with learn="
+        )
     return read_weights(path)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-29
 def run(
-    e:Experiment,
-    progress:Callable[[int, int, list[dict]], None]|None=None, # called after every epoch with epochs done, of how many, and their records
-    device:torch.device|None=None,                 # None takes `default_device`
-    again:bool=False,                              # compute even if a result of this code is stored
-    wait:bool=True,                                # for another process that computes this run; False raises `store.Busy`
-    stop:Callable[[], bool]|None=None,             # asked now and then; if true the run ends with `Stopped`, its checkpoint kept
-)->dict:                                           # the result, as `experiment.stored` gives it
+    e: Experiment,
+    progress: Callable[[int, int, list[dict]], None]
+    | None = None,  # called after every epoch with epochs done, of how many, and their records
+    device: torch.device | None = None,  # None takes `default_device`
+    again: bool = False,  # compute even if a result of this code is stored
+    wait: bool = True,  # for another process that computes this run; False raises `store.Busy`
+    stop: Callable[[], bool]
+    | None = None,  # asked now and then; if true the run ends with `Stopped`, its checkpoint kept
+) -> dict:  # the result, as `experiment.stored` gives it
     "The result of an experiment: from the store, or computed and stored, from its checkpoint if it was interrupted. Raises as `check` does."
     w, asked = world(device or default_device()), time.time()
     if w.size > 1:
-        atexit.unregister(leave)                               # not a second time
+        atexit.unregister(leave)  # not a second time
         atexit.register(leave)
-        if stop: raise ValueError(f"{w.size} processes compute one run together, and none of them can stop it: interrupt them")
+        if stop:
+            raise ValueError(
+                f"{w.size} processes compute one run together, and none of them can stop it: interrupt them"
+            )
     result = w.lead(lambda: found(e))
     if result and not result["stale"] and not again:
         w.lead(lambda: clear_left(e))
@@ -876,69 +1606,142 @@ def run(
     with contextlib.ExitStack() as until:
         work = w.lead(lambda: until.enter_context(claim(e, wait and w.size == 1)))
         result = w.lead(lambda: found(e))
-        if result and not result["stale"] and not (again and run_dir(e).stat().st_mtime < asked): return result    # somebody else was first
+        if result and not result["stale"] and not (again and run_dir(e).stat().st_mtime < asked):
+            return result  # somebody else was first
+
         def told(done, of, history):
             tell(work, done, of)
-            if progress: progress(done, of, history)
+            if progress:
+                progress(done, of, history)
+
         started = time.perf_counter()
-        try: model, history, numbers, predictions, learnt = fit(e, w, *([] if w.rank else [told, work, stop]))
+        try:
+            model, history, numbers, predictions, learnt = fit(
+                e, w, *([] if w.rank else [told, work, stop])
+            )
         except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size or test_batch_size ({str(error).splitlines()[0]})") from None
-        except SystemExit as error: raise RuntimeError(f"{e.model.partition('@')[0]} ended the program in the middle of its run, sys.exit({error.code!r})") from error
+            raise torch.OutOfMemoryError(
+                f"{w.device} has too little memory for batch_size={e.batch_size} at width={e.width} in {e.precision}: raise accumulate to {2 * e.accumulate}, use precision=bfloat16, or lower batch_size or test_batch_size ({str(error).splitlines()[0]})"
+            ) from None
+        except SystemExit as error:
+            raise RuntimeError(
+                f"{e.model.partition('@')[0]} ended the program in the middle of its run, sys.exit({error.code!r})"
+            ) from error
         seconds = max(time.perf_counter() - started, numbers.pop("trained"))
-        result = {"experiment": asdict(e), "identity": e.identity, **numbers, "parameters": parameter_count(model), **_provenance(e, w, seconds)}
+        result = {
+            "experiment": asdict(e),
+            "identity": e.identity,
+            **numbers,
+            "parameters": parameter_count(model),
+            **_provenance(e, w, seconds),
+        }
+
         def save(directory):
             _save_model(e, model, directory)
-            if learnt: _save_tensors({name: torch.stack([r[name] for r in learnt]) for name in learnt[0]}, directory / "learning")
-            if predictions is not None: np.save(directory / "predictions.npy", predictions.numpy().astype(np.float32 if predictions.is_floating_point() else np.uint16))
+            if learnt:
+                _save_tensors(
+                    {name: torch.stack([r[name] for r in learnt]) for name in learnt[0]},
+                    directory / "learning",
+                )
+            if predictions is not None:
+                np.save(
+                    directory / "predictions.npy",
+                    predictions.numpy().astype(
+                        np.float32 if predictions.is_floating_point() else np.uint16
+                    ),
+                )
+
         def published():
             publish(e, result, history, save)
             return found(e)
+
         return w.lead(published)
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-31
 def classify(
-    run:str,                    # identity of a stored run, or its first letters
-    paths:Sequence[str|Path],   # images
-    device:torch.device|None=None, # None takes `default_device`
-)->tuple[list[str], Tensor, bool]: # names of classes or targets (K,); probabilities of the classes, or targets, (N, K); whether they are probabilities
+    run: str,  # identity of a stored run, or its first letters
+    paths: Sequence[str | Path],  # images
+    device: torch.device | None = None,  # None takes `default_device`
+) -> tuple[
+    list[str], Tensor, bool
+]:  # names of classes or targets (K,); probabilities of the classes, or targets, (N, K); whether they are probabilities
     "What a stored model makes of images, read as those of its set were: squashed or stretched to the same size. Raises `ValueError` for a run or an image that can't be read."
     e, model, images, batches = prepared(run, paths, device)
-    scores, _ = predict(model, batches, AUGMENTATIONS[e.augment].evaluate, lambda: autocast(e, batches.device), batch_size=e.test_batch_size)
-    if not torch.isfinite(scores).all(): raise ValueError(f"what run {e.identity} says of these images isn't finite: did it diverge? choose another run")
-    if images["targets"]: return images["targets"], scores * e.target_scale, False
+    scores, _ = predict(
+        model,
+        batches,
+        AUGMENTATIONS[e.augment].evaluate,
+        lambda: autocast(e, batches.device),
+        batch_size=e.test_batch_size,
+    )
+    if not torch.isfinite(scores).all():
+        raise ValueError(
+            f"what run {e.identity} says of these images isn't finite: did it diverge? choose another run"
+        )
+    if images["targets"]:
+        return images["targets"], scores * e.target_scale, False
     return images["classes"], scores.softmax(1), True
 
+
 def prepared(
-    run:str,                    # identity of a stored run, or its first letters
-    paths:Sequence[str|Path],   # images
-    device:torch.device|None=None, # None takes `default_device`
-)->tuple[Experiment, nn.Module, dict, Batches]: # the run's experiment and model, what that knows of its images, and these images as `Batches`
+    run: str,  # identity of a stored run, or its first letters
+    paths: Sequence[str | Path],  # images
+    device: torch.device | None = None,  # None takes `default_device`
+) -> tuple[
+    Experiment, nn.Module, dict, Batches
+]:  # the run's experiment and model, what that knows of its images, and these images as `Batches`
     "A stored model and images, read as those of its set were. Raises as `classify` does."
     from PIL import Image
+
     e, device = experiment_of(run), device or default_device()
-    if not run_dir(e).is_dir(): raise ValueError(f"{e.identity} isn't whole yet, it has no model: compute it to its end first (wavescat runs show {e.identity})")
-    model, images = load_model(e).to(device), json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
+    if not run_dir(e).is_dir():
+        raise ValueError(
+            f"{e.identity} isn't whole yet, it has no model: compute it to its end first (wavescat runs show {e.identity})"
+        )
+    model, images = (
+        load_model(e).to(device),
+        json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8")),
+    )
     C, H, W = images["shape"]
+
     def read(path):
-        try: content = Path(path).read_bytes()
-        except OSError as error: raise ValueError(f"no image could be read at {path}: {error.strerror}") from None
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"no image could be read at {path}: {error.strerror}") from None
         pixels = decode(content, Path(path), (H, W), images.get("white") or None)
-        return pixels if C == 3 else np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
-    return e, model, images, Batches(np.stack([read(p) for p in paths]), np.zeros(len(paths), np.int64), images["mean"], images["std"], device, channels_last=e.channels_last)
+        return (
+            pixels
+            if C == 3
+            else np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
+        )
+
+    return (
+        e,
+        model,
+        images,
+        Batches(
+            np.stack([read(p) for p in paths]),
+            np.zeros(len(paths), np.int64),
+            images["mean"],
+            images["std"],
+            device,
+            channels_last=e.channels_last,
+        ),
+    )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-32
 def test_predictions(
-    e:Experiment,
-)->np.ndarray: # (N,) int64, or targets (N, T) float32
+    e: Experiment,
+) -> np.ndarray:  # (N,) int64, or targets (N, T) float32
     "What the stored model of an experiment said of each test image."
     said = np.load(run_dir(e) / "predictions.npy")
     return said.astype(np.int64) if said.ndim == 1 else said
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-33
 def test_labels(
-    e:Experiment,
-)->np.ndarray: # (N,) int64, or targets (N, T) float32
+    e: Experiment,
+) -> np.ndarray:  # (N,) int64, or targets (N, T) float32
     "What each test image of an experiment shows."
     data, parts = load(e.dataset, e.size, e.classes), split_of(e)
     return data.test_labels if parts.test is None else data.train_labels[parts.test]
