@@ -42,8 +42,7 @@ def test_a_stored_run_is_computed_again(name, tmp_path, monkeypatch, one_thread)
     e = experiment(**stored["settings"])
     assert e.identity == stored["identity"]
     result = run(e)
-    for key in ("status", "best_epoch"):
-        assert result[key] == stored["result"][key]
+    assert result["status"] == stored["result"]["status"]
     tolerance = 0.05 if "bfloat16" in name else 0.01
     for key in ("train_loss", "test_loss"):
         assert result[key] == pytest.approx(stored["result"][key], rel=tolerance)
