@@ -155,10 +155,10 @@ def _class_entries(source, node):
     bases = ", ".join(map(ast.unparse, node.bases))
     signature = f"class {_call(node.name, texts)}" + (f" # {bases}" if bases else "")
     yield Entry(node.name, signature, ast.get_docstring(node) or "", rows)
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
-            if item.name != "extra_repr":
-                yield _function_entry(source, item, node.name)
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    for method in methods:
+        if not method.name.startswith("_") and method.name != "extra_repr":
+            yield _function_entry(source, method, node.name)
 
 # %% ../../nbs/lib/09_apps/20_site_entries.ipynb #site-entries-14
 def entries(
