@@ -42,8 +42,9 @@ $(READY): requirements.lock
 readme: $(READY)
 	$(BIN)/python -c 'from pathlib import Path; from wavescat.studies.render import readme; readme(Path("reports"), Path("README.md"))'
 
-# notebooks cleaned, package exported from them
+# notebooks, tests and tools formatted; notebooks cleaned; the package exported from them
 export: $(READY)
+	$(BIN)/ruff format nbs tests tools
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
 
