@@ -285,7 +285,7 @@ def test_light_and_dark(tab, address):
     page = tab(color_scheme="light")
     page.goto(address + page_of("filter_bank"))
     luminance = """() => {
-  const canvas = document.createElement("canvas").getContext("2d")
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true })
   const grey = colour => {
     canvas.fillStyle = colour
     canvas.fillRect(0, 0, 1, 1)
