@@ -26,7 +26,16 @@ CHROMIUM = next(
     (p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))),
     None,
 )
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def wavescat(*args, store, cwd=ROOT, env=None, **kw):
@@ -43,13 +52,13 @@ def wavescat(*args, store, cwd=ROOT, env=None, **kw):
 
 
 def pytest_make_parametrize_id(val, argname):
-    "Bytes don't name a test: an archive holds the time when it was made, and both processes must collect the same names."
+    "Bytes don't name a test: an archive holds its time, and both processes must collect one name."
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "Processes share the tests: those that need the smoke studies stay together, notebooks go one by one, the others file by file."
+    "Tests that need the smoke studies stay together; notebooks go one by one, others by file."
     from xdist.scheduler import LoadScopeScheduling
 
     def needing(path):

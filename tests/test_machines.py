@@ -1,4 +1,4 @@
-"""Machines as they are: hardened ones, another kernel called python3, odd names of folders, terminals that show few letters, folders that can only be read."""
+"""Machines as they are: hardened, with odd names of folders, terminals of few letters, read-only folders."""
 
 import ast
 import json
@@ -25,7 +25,8 @@ def hardened(real):
     return hash
 made = hashlib.new
 def new(name, *args, usedforsecurity=True, **kw):
-    if usedforsecurity and name.lower() in ("md5", "sha1"): raise ValueError("[digital envelope routines] unsupported")
+    if usedforsecurity and name.lower() in ("md5", "sha1"):
+        raise ValueError("[digital envelope routines] unsupported")
     return made(name, *args, usedforsecurity=usedforsecurity, **kw)
 hashlib.new, hashlib.md5, hashlib.sha1 = new, hardened(hashlib.md5), hardened(hashlib.sha1)
 """
@@ -62,7 +63,12 @@ def test_where_md5_is_forbidden(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (tmp_path / "x").write_bytes(b"abc")
-    code = "from wavescat.data.sources import check_file; from pathlib import Path; import sys; check_file(Path(sys.argv[1]), 'md5:900150983cd24fb0d6963f7d28e17f72', '')"
+    code = """
+import sys
+from pathlib import Path
+from wavescat.data.sources import check_file
+check_file(Path(sys.argv[1]), 'md5:900150983cd24fb0d6963f7d28e17f72', '')
+"""
     assert (
         subprocess.run(
             [sys.executable, "-c", code, tmp_path / "x"], env={**os.environ, **env}
@@ -137,11 +143,14 @@ def test_another_kernel_called_python3(tmp_path):
     "code, says",
     [
         (
-            "import sys; sys.modules['papermill'] = None; import importlib.util as u; f = u.find_spec; u.find_spec = lambda m, *a: None if m == 'papermill' else f(m, *a)",
+            "import sys; sys.modules['papermill'] = None; import importlib.util as u; f = u.find_spec\n"
+            "u.find_spec = lambda m, *a: None if m == 'papermill' else f(m, *a)",
             "pages can't be made without papermill",
         ),
         (
-            "import ipykernel.kernelspec as k; d = k.get_kernel_dict; k.get_kernel_dict = lambda *a, **kw: d(*a, **kw) | {'argv': ['/bin/false', '{connection_file}']}",
+            "import ipykernel.kernelspec as k; d = k.get_kernel_dict\n"
+            "argv = ['/bin/false', '{connection_file}']\n"
+            "k.get_kernel_dict = lambda *a, **kw: d(*a, **kw) | {'argv': argv}",
             "starts no Jupyter kernel",
         ),
     ],
@@ -190,7 +199,7 @@ def test_a_terminal_that_shows_ascii_only(tmp_path):
 
 
 def test_a_name_that_is_no_text(tmp_path):
-    "A folder whose name isn't UTF-8: a run is trained on it, listed and shown; a study, whose page can't hold it, says so."
+    "A folder whose name isn't UTF-8: runs work; a study, whose page can't hold the name, says so."
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/leaves\xff"))
     try:
         _images(folder, n=6)
@@ -396,7 +405,15 @@ def test_a_store_that_can_only_be_read(tmp_path, smoke):
     import shutil
 
     shutil.copytree(smoke[1], tmp_path / "s")
-    code = "import os; real = os.access; os.access = lambda p, m, **kw: real(p, m, **kw) and not (m & os.W_OK and str(p).endswith('/s')); from wavescat.apps.cli import main; main()"
+    code = """
+import os
+real = os.access
+def access(path, mode, **kw):
+    return real(path, mode, **kw) and not (mode & os.W_OK and str(path).endswith('/s'))
+os.access = access
+from wavescat.apps.cli import main
+main()
+"""
     for args in (
         ["report", "variance", "--preset", "smoke", "--reports", tmp_path / "r"],
         ["runs", "list"],

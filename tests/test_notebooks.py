@@ -14,7 +14,12 @@ NOTEBOOKS = sorted(
     for p in (ROOT / "nbs" / folder).rglob("*.ipynb")
     if ".ipynb_checkpoints" not in p.parts
 )
-CODE = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), verbose=False)[0])"
+CODE = """
+import sys
+from pathlib import Path
+from nbdev.test import test_nb
+sys.exit(not test_nb(Path(sys.argv[1]), verbose=False)[0])
+"""
 
 
 def _execute(path):
