@@ -622,7 +622,7 @@ def test_weights_from_elsewhere(tmp_path):
     from PIL import Image
     from safetensors.torch import load_file
     import torch
-    from wavescat.models.hybrids import build
+    from wavescat.models.registry import build
 
     torch.manual_seed(0)
     own = build("resnet18-imagenet", (3, 224, 224), 1000).state_dict()

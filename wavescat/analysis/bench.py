@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 
-from ..models.backbones import left_as_it_was
+from ..models.inspection import evaluation_mode
 from ..runs.experiment import Experiment
 from ..runs.code import code_version
 from ..runs.store import runs_dir
@@ -258,7 +258,7 @@ def flops(
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
-    with left_as_it_was(model), FlopCounterMode(display=False) as counted:
+    with evaluation_mode(model), FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, *shape, device=device))
     return counted.get_total_flops()
 

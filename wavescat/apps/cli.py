@@ -1214,10 +1214,11 @@ def list_(
     "List studies, presets, data sets, models, settings of an experiment and the names that they take; or a study's parameters."
     from dataclasses import fields
     from wavescat.data.augment import AUGMENTATIONS, MIXES
-    from wavescat.models.backbones import CONVOLUTIONS, NORMS
+    from wavescat.models.wytiny import CONVOLUTIONS
+    from wavescat.models.norms import NORMS
     from wavescat.data.imageset import DATASETS
     from wavescat.runs.experiment import Experiment
-    from wavescat.models.hybrids import MODELS
+    from wavescat.models.registry import MODELS
     from wavescat.core.names import choose
     from wavescat.training.optim import LOSSES, OPTIMIZERS, PRECISIONS, SCHEDULES
     from wavescat.studies.presets import parameters, presets, protocols, resolve, study_names

@@ -513,7 +513,7 @@ def arms(
     text: str,  # "resnet18, scatresnet18 L:8 learn:canonical"
 ) -> dict[str, dict[str, object]]:  # title → settings of `Experiment`
     "The models that a study compares, of the package or one's own, FILE.py:FUNCTION, the file being one of the studies' if there is none here. Raises `ValueError` for one that is there twice, or an unknown name."
-    from wavescat.models.hybrids import MODELS
+    from wavescat.models.registry import MODELS
     from wavescat.training.train import own_model
 
     found = {}

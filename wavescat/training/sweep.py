@@ -33,7 +33,7 @@ from ..data.imageset import load, looked_at_once
 from .distributed import launched
 from ..runs.experiment import Experiment, experiment
 from ..runs.code import code_version
-from ..models.hybrids import model_options
+from ..models.registry import model_options
 from ..core.names import shown, split_list, unquoted
 from .optim import precision_here
 from ..runs.store import Busy, claim, failure, owned, runs_dir

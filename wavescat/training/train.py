@@ -38,14 +38,16 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import AUGMENTATIONS, MIXES
-from ..models.backbones import parameter_count, renamed_alexnet, renamed_weights
+from ..models.inspection import parameter_count
+from ..models.alexnet import renamed_alexnet
+from ..models.resnet import renamed_weights
 from ..data.batches import Batches
 from ..data.imageset import DATASETS, Unseen, decode, files_state, load, looked_at_once
 from .distributed import World, launched, leave, world
 from ..runs.experiment import Experiment
 from ..runs.code import code_version
 from ..scattering.filters import LearnedBank
-from ..models.hybrids import MODELS, build, model_options
+from ..models.registry import MODELS, build, model_options
 from .metrics import r2, rmse, top_k
 from ..core.names import choose
 from wavescat.training.optim import (
