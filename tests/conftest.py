@@ -94,8 +94,8 @@ def _figures_closed():
 def _own_networks_forgotten():
     "Each test begins with the package's models only."
     yield
-    if "wavescat.models.hybrids" in sys.modules:
-        models = sys.modules["wavescat.models.hybrids"].MODELS
+    if "wavescat.models.registry" in sys.modules:
+        models = sys.modules["wavescat.models.registry"].MODELS
         for name in [m for m in models if "@" in m]:
             del models[name]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
+
 import wavescat.data.imageset as data
 import wavescat.data.sources as sources
 from wavescat.data.sources import Known, fetch, source_folder, unpack
@@ -752,7 +753,7 @@ def test_a_colour_that_never_changes(tmp_path):
 
 def test_large_images_train_narrow_models(tmp_path):
     "torch's own 1×1 convolution with stride crashed here, in a process of its own."
-    code = "import torch; from wavescat.models.backbones import ResNet18; m = ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\nfor _ in range(3): m(torch.randn(8, 3, 100, 100).to(memory_format=torch.channels_last)).sum().backward()"
+    code = "import torch; from wavescat.models.resnet import ResNet18; m = ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\nfor _ in range(3): m(torch.randn(8, 3, 100, 100).to(memory_format=torch.channels_last)).sum().backward()"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

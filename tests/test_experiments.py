@@ -1,13 +1,17 @@
 "What an experiment is, and which code computes it."
 
-import ast, sys
+import ast
+import sys
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
+
 import wavescat
-from wavescat.runs import code
 from wavescat.data.imageset import load
-from wavescat.training.distributed import World
+from wavescat.runs import code
 from wavescat.runs.experiment import experiment
+from wavescat.training.distributed import World
 from wavescat.training.train import fit
 
 SMALL = dict(per_class=2, width=2, epochs=2, batch_size=8, lr=0.01, validation=8)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from wavescat.models.backbones import architecture
 from wavescat.analysis.bench import flops
 from wavescat.analysis.explain import (
     METHODS,
@@ -20,7 +19,8 @@ from wavescat.analysis.explain import (
     layers,
     path_attribution,
 )
-from wavescat.models.hybrids import MODELS
+from wavescat.models.inspection import architecture
+from wavescat.models.registry import MODELS
 
 
 def _images(*shape):

@@ -1,4 +1,4 @@
-"""The networks that `wavescat.models.hybrids.MODELS` names: how they start, and what sizes they take."""
+"""The networks that `wavescat.models.registry.MODELS` names: how they start, and what sizes they take."""
 
 import itertools
 import re
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from wavescat.models.backbones import DenseNet
-from wavescat.models.hybrids import MODELS, build, model_options
+from wavescat.models.densenet import DenseNet
+from wavescat.models.registry import MODELS, build, model_options
 from wavescat.training.train import _takes_images
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 import wavescat.data.imageset as data
 from wavescat.apps.demos import grey_square
 from wavescat.runs.experiment import experiment
+from wavescat.runs.store import run_dir
 from wavescat.training import train
 from wavescat.training.train import classify, prepared, run, split_of
-from wavescat.runs.store import run_dir
 
 CPU = torch.device("cpu")
 

@@ -279,10 +279,11 @@ def test_stale_results_are_left_out_until_computed_again(smoke, tmp_path):
 
 def test_two_seeds_for_two_things(tmp_path):
     "split_seed changes the images and not the weights; seed the weights and not the images."
-    from wavescat.runs.experiment import experiment
+    import torch
+
     from wavescat.data.imageset import load
     from wavescat.data.splits import stratified
-    import torch
+    from wavescat.runs.experiment import experiment
     from wavescat.training.train import build_model
 
     labels = load("textures").train_labels

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from wavescat.models.registry import MODELS, build, model_options
+from wavescat.runs.experiment import Experiment, experiment
 from wavescat.training import train
 from wavescat.training.distributed import World
-from wavescat.runs.experiment import Experiment, experiment
-from wavescat.models.hybrids import MODELS, build, model_options
 from wavescat.training.train import check, fit
 
 ROOT = Path(__file__).resolve().parent.parent

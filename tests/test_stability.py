@@ -237,7 +237,7 @@ def test_shifts_around_the_torus():
 
 
 def test_features_of_a_network():
-    from wavescat.models.hybrids import build
+    from wavescat.models.registry import build
 
     model = build("scatresnet18", (1, 16, 16), 3, width=2, L=2).eval()
     x = torch.rand(5, 1, 16, 16)

@@ -260,8 +260,9 @@ def test_runs_that_fail(start, store):
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
     "It has computed its run, and can't say so any more: the run is found in the store."
-    import wavescat.training.sweep
     from distributed import LocalCluster
+
+    import wavescat.training.sweep
 
     died = []
 

@@ -83,6 +83,7 @@ def test_wytiny_and_alexnet_pages(smoke):
 def test_every_published_option(tmp_path, monkeypatch):
     "Data set and folder, classes, loss, margin, regularisation, optimiser, its rate and momentum, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
     from typer.testing import CliRunner
+
     from wavescat.apps.cli import app
 
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA"):
@@ -343,13 +344,14 @@ def test_alexnet_is_fine_tuned(tmp_path):
     "Weights under torchvision's names become a file of ours, which a run starts from, at 224 pixels; without a file or torchvision a line says what to do."
     import torch
     from safetensors.torch import save_file
-    from wavescat.models.backbones import _ALEXNET
-    from wavescat.models.hybrids import build
+
+    from wavescat.models.alexnet import TORCHVISION_ALEXNET
+    from wavescat.models.registry import build
 
     torch.manual_seed(0)
     theirs = {
         f"{t}.{k[len(o) + 1 :]}": v
-        for t, o in _ALEXNET.items()
+        for t, o in TORCHVISION_ALEXNET.items()
         for k, v in build("alexnet-imagenet", (3, 224, 224), 1000).state_dict().items()
         if k.startswith(f"{o}.")
     }
@@ -478,8 +480,9 @@ def test_settings_that_would_change_nothing(settings, said):
 def test_parameters_of_every_backbone():
     "At 64×64 and 200 classes. On plain pixels: torchvision's counts for 1,000 classes with the head exchanged (ResNet-18's stem is 3×3 in place of 7×7); behind a front: the same but for what the first convolution takes, 51 or 48 maps."
     import torch
-    from wavescat.models.backbones import parameter_count
-    from wavescat.models.hybrids import build
+
+    from wavescat.models.inspection import parameter_count
+    from wavescat.models.registry import build
 
     def count(name, **options):
         return parameter_count(build(name, (3, 64, 64), 200, **options))
@@ -516,9 +519,10 @@ def test_parameters_of_every_backbone():
 def test_mnist_by_command(tmp_path, monkeypatch):
     "The linear machine on MNIST's four files, trained, then loaded and evaluated."
     import matplotlib.pyplot as plt
-    import wavescat.data.imageset
     from test_data import _mnist
     from typer.testing import CliRunner
+
+    import wavescat.data.imageset
     from wavescat.apps.cli import app
     from wavescat.training.optim import precision_here
 
@@ -568,6 +572,7 @@ def test_mnist_by_command(tmp_path, monkeypatch):
 def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     "A page says of how many images a run saw some: of the whole set, not of those that happen to be here."
     from test_data import _tiny
+
     from wavescat.data.imageset import load
     from wavescat.studies.presets import trained_on
 
@@ -649,7 +654,8 @@ def test_networks_learn_by_deterministic_operations():
     "On a GPU, runs are deterministic unless asked otherwise, and torch refuses some operations there: none is on any model's way back."
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from wavescat.models.hybrids import MODELS, build, model_options
+
+    from wavescat.models.registry import MODELS, build, model_options
 
     refused = (
         "adaptive_avg_pool",

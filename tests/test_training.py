@@ -471,6 +471,7 @@ def test_predict(trained, tmp_path):
     "Training images of the embedded set, written as files, get the classes that the stored model gives them; the data set isn't asked for."
     import numpy as np
     from PIL import Image
+
     from wavescat.data.imageset import load
 
     store, (run, *_) = trained
@@ -594,8 +595,8 @@ def test_rm(trained, tmp_path):
 def test_every_published_protocol_can_be_said():
     "As settings that an experiment knows and that go together; numbers of PROTOCOLS in the papers."
     from wavescat.runs.experiment import experiment
-    from wavescat.training.optim import check_settings, learning_rate
     from wavescat.studies.presets import protocol, protocols
+    from wavescat.training.optim import check_settings, learning_rate
 
     made = {name: experiment(**protocol(name)) for name in protocols()}
     for e in made.values():
@@ -619,10 +620,11 @@ def test_every_published_protocol_can_be_said():
 
 def test_weights_from_elsewhere(tmp_path):
     "torchvision's names become ours, and a run starts from them with a new head; another file, or none, is refused and nothing is written."
+    import torch
     from PIL import Image
     from safetensors.torch import load_file
-    import torch
-    from wavescat.models.hybrids import build
+
+    from wavescat.models.registry import build
 
     torch.manual_seed(0)
     own = build("resnet18-imagenet", (3, 224, 224), 1000).state_dict()

@@ -14,19 +14,7 @@ from PIL import Image
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
 
-from wavescat.scattering import filters
-from wavescat.runs.experiment import experiment
-from wavescat.scattering.filters import (
-    LEARN,
-    FilterBank,
-    LearnedBank,
-    filter_bank,
-    fourier_bank,
-    random_frame,
-)
 from wavescat.figures.plots import save
-from wavescat.scattering.layer import Scattering2D
-from wavescat.training.train import load_model, run
 from wavescat.figures.visualise import (
     PARTS,
     Recorder,
@@ -41,6 +29,18 @@ from wavescat.figures.visualise import (
     parameter_curves,
     recorded,
 )
+from wavescat.runs.experiment import experiment
+from wavescat.scattering import filters
+from wavescat.scattering.filters import (
+    LEARN,
+    FilterBank,
+    LearnedBank,
+    filter_bank,
+    fourier_bank,
+    random_frame,
+)
+from wavescat.scattering.layer import Scattering2D
+from wavescat.training.train import load_model, run
 
 
 def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=0.03, **kw):
@@ -112,6 +112,7 @@ def test_orientations_are_modulo_pi():
 def test_the_assignment_is_optimal(seed):
     "No other pairing of a small bank is cheaper."
     from itertools import permutations
+
     from wavescat.figures.visualise import morlet_distances
 
     a, b = random_frame(1, 5, seed), random_frame(1, 5, seed + 100)

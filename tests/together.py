@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wavescat.models.backbones import GhostBatchNorm2d
+from wavescat.models.norms import GhostBatchNorm2d
+from wavescat.models.registry import MODELS, build, model_options
 from wavescat.training.distributed import World
-from wavescat.models.hybrids import MODELS, build, model_options
 
 TINY = {"width": 2, "widen": 1, "L": 2}
 BATCHES = ((5, 2), (3, 1), (1, 1))  # images, and parts that they are computed in

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from wavescat.models.backbones import field_means
+from wavescat.models.blocks import field_means
 from wavescat.scattering import Scattering2D
 
 

@@ -21,13 +21,12 @@ from datetime import datetime, timezone
 import torch
 from torch import nn
 
-
-from ..models.backbones import left_as_it_was
-from ..runs.experiment import Experiment
+from ..core.names import choose
+from ..models.inspection import evaluation_mode
 from ..runs.code import code_version
+from ..runs.experiment import Experiment
 from ..runs.store import runs_dir
 from ..scattering.fast import Chunk
-from ..core.names import choose
 from ..scattering.layer import Scattering2D, kymatio_scattering
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-5
@@ -258,7 +257,7 @@ def flops(
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
-    with left_as_it_was(model), FlopCounterMode(display=False) as counted:
+    with evaluation_mode(model), FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, *shape, device=device))
     return counted.get_total_flops()
 

@@ -490,6 +490,7 @@ def _pixelated(x, share):
 
 def _jpeg(x, quality):
     import io
+
     import numpy as np
     from PIL import Image
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..models.backbones import left_as_it_was
-from ..training.metrics import class_numbers
 from ..core.names import choose
+from ..models.inspection import evaluation_mode
+from ..training.metrics import class_numbers
 
 # %% ../../nbs/lib/06_analysis/04_explain.ipynb #25-explain-5
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def layers(
     "The layers whose outputs are maps. Raises `ValueError` for a model that has none, or doesn't take these images."
     found, x = {}, _check_images(x)
     with (
-        left_as_it_was(model),
+        evaluation_mode(model),
         torch.no_grad(),
         _hooked(
             {
@@ -125,7 +125,7 @@ def default_layer(model: nn.Module, x: Tensor) -> str:
         return names[0]
     with (
         torch.inference_mode(False),
-        left_as_it_was(model),
+        evaluation_mode(model),
         torch.enable_grad(),
         _hooked({n: modules[n] for n in names}, lambda n, out: seen.update({n: out})),
     ):
@@ -227,7 +227,7 @@ def gradcam(
 
     with (
         torch.inference_mode(False),
-        left_as_it_was(model),
+        evaluation_mode(model),
         torch.enable_grad(),
         _hooked({name: module}, hook),
     ):
@@ -311,7 +311,7 @@ def guided_backpropagation(
     target: int | Tensor | None = None,  # class, or classes (B,); None: what the model says
 ) -> Tensor:  # (B, C, H, W)
     "The gradient of a score to the pixels through ReLUs that pass positive gradients only."
-    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), _Guided():
+    with torch.inference_mode(False), evaluation_mode(model), torch.enable_grad(), _Guided():
         x = _check_images(x).detach().clone().requires_grad_()
         scores = _scores(model, x)
         (g,) = _gradients(scores.gather(1, _targets(scores, target)[:, None]).sum(), [x])
@@ -353,7 +353,7 @@ def coefficients(
     name, module = _scattering(model)
     seen = []
     with (
-        left_as_it_was(model),
+        evaluation_mode(model),
         torch.no_grad(),
         _hooked({name: module}, lambda _, out: seen.append(out)),
     ):
@@ -399,7 +399,7 @@ def _integrated_gradients(model, x, target, baseline, steps):
             scores = _scores(model, x)
         return scores if classes is None else scores.gather(1, classes[:, None])[:, 0]
 
-    with left_as_it_was(model):
+    with evaluation_mode(model):
         with torch.no_grad():
             classes = _targets(score(c), target)
             apart = score(c, classes) - score(b, classes)

@@ -22,19 +22,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from PIL import Image, ImageEnhance, ImageOps
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.batches import Batches
 from .bench import measured
-from ..data.imageset import load
-from ..training.distributed import World
-from ..runs.experiment import Experiment, experiment
 from ..core.names import choose
-from ..training.optim import autocast, fast_bfloat16, optimizer
+from ..data.batches import Batches
+from ..data.imageset import load
+from ..runs.experiment import Experiment, experiment
 from ..scattering.layer import kymatio_scattering
+from ..training.distributed import World
+from ..training.optim import autocast, fast_bfloat16, optimizer
 from ..training.sweep import sweep
 from ..training.train import Training, build_model, check
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.names import choose
 from ..data.imageset import PHOTOGRAPHS, decode
 from ..scattering.filters import FilterBank, Morlets, littlewood_paley, morlet, turned
-from ..core.names import choose
 from ..scattering.layer import Scattering2D
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-6

@@ -13,7 +13,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping
 
-from .site_entries import Entry, entries
+from .site_entries import Entry
 from .site_text import Site, prose
 
 # %% ../../nbs/lib/09_apps/22_site_cells.ipynb #site-cells-4

@@ -27,8 +27,9 @@ from .tracking_actions import log_to_mlflow
 from ..core.names import choose
 from ..data.augment import AUGMENTATIONS, MIXES
 from ..data.imageset import DATASETS
-from ..models.backbones import CONVOLUTIONS, NORMS
-from ..models.hybrids import MODELS
+from ..models.norms import NORMS
+from ..models.registry import MODELS
+from ..models.wytiny import CONVOLUTIONS
 from ..runs.experiment import Experiment
 from ..runs.store import project_dir, runs_dir
 from ..studies.pages import make_pages, measures_machine

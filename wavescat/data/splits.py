@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .imageset import ImageSet
 from ..core.names import choose
+from .imageset import ImageSet
 
 # %% ../../nbs/lib/02_data/02_splits.ipynb #09-splits-5
 class Split(NamedTuple):

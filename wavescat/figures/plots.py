@@ -26,9 +26,9 @@ import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from ..scattering.filters import filter_bank, orientations
-from ..core.names import choose
 from ..analysis.stats import summary
+from ..core.names import choose
+from ..scattering.filters import filter_bank, orientations
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-3
 COLOURS = sns.color_palette("colorblind")

@@ -14,8 +14,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ..analysis.explain import branches, class_errors, default_layer, gradcam
-from ..analysis.explain import most_and_least, ties
+from wavescat.analysis.explain import (
+    branches,
+    class_errors,
+    default_layer,
+    gradcam,
+    most_and_least,
+    ties,
+)
 from ..core.names import choose
 from ..data.augment import AUGMENTATIONS
 from ..data.imageset import load

@@ -31,6 +31,8 @@ from scipy.optimize import linear_sum_assignment
 from skimage.color import lab2rgb
 from torch import Tensor, nn
 
+from ..core.names import choose
+from .plots import COLOURS, MARKERS, bare, figure, write_whole
 from ..runs.experiment import Experiment
 from wavescat.scattering.filters import (
     FilterBank,
@@ -41,11 +43,9 @@ from wavescat.scattering.filters import (
     tight_frame,
 )
 from ..scattering.filters import littlewood_paley as littlewood_paley_sum
-from ..core.names import choose
-from .plots import COLOURS, MARKERS, bare, figure, write_whole
 from ..scattering.layer import Scattering2D
-from ..training.train import learning, load_model
 from ..scattering.transform import Path as CoefficientPath
+from ..training.train import learning, load_model
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-5
 class _Seen(NamedTuple):

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import torch
 
-from .experiment import Experiment
-from .code import code_version
 from ..core.names import printable, shown, split_list, unknown, unquoted
+from .code import code_version
+from .experiment import Experiment
 
 # %% ../../nbs/lib/04_runs/02_store.ipynb #15-store-5
 def project_dir() -> Path | None:

@@ -29,8 +29,8 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from .experiment import Experiment
 from ..core.names import printable
+from .experiment import Experiment
 from .store import runs, runs_dir, write_json
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-5

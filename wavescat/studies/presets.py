@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..runs.experiment import Experiment, read_value
 from ..core.names import choose, shown, split_list, unknown, unquoted
 from ..data.sources import SOURCES, is_here
+from ..runs.experiment import Experiment, read_value
 from ..runs.store import project_dir
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-5
@@ -513,7 +513,7 @@ def arms(
     text: str,  # "resnet18, scatresnet18 L:8 learn:canonical"
 ) -> dict[str, dict[str, object]]:  # title → settings of `Experiment`
     "The models that a study compares, of the package or one's own, FILE.py:FUNCTION, the file being one of the studies' if there is none here. Raises `ValueError` for one that is there twice, or an unknown name."
-    from wavescat.models.hybrids import MODELS
+    from wavescat.models.registry import MODELS
     from wavescat.training.train import own_model
 
     found = {}
@@ -606,6 +606,7 @@ def tested(
 ) -> Tested:
     "The stored run of an experiment, tested again. Raises `FileNotFoundError` if it isn't stored, `ValueError` for one with targets instead of classes."
     import torch
+
     from wavescat.data.augment import AUGMENTATIONS
     from wavescat.data.batches import Batches
     from wavescat.data.imageset import load

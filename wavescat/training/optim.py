@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runs.experiment import Experiment
 from ..core.names import choose
+from ..runs.experiment import Experiment
 from ..scattering.layer import Scattering2D
 
 # %% ../../nbs/lib/05_training/01_optim.ipynb #17-optim-5

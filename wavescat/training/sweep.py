@@ -28,16 +28,15 @@ from typing import get_args
 import torch
 from tqdm import tqdm
 
+from ..core.names import shown, split_list, unquoted
 from ..data.augment import AUGMENTATIONS
 from ..data.imageset import load, looked_at_once
-from .distributed import launched
-from ..runs.experiment import Experiment, experiment
+from ..models.registry import model_options
 from ..runs.code import code_version
-from ..models.hybrids import model_options
-from ..core.names import shown, split_list, unquoted
+from ..runs.experiment import Experiment, experiment
+from ..runs.store import Busy, Stopped, claim, failure, owned, runs_dir
+from .distributed import launched
 from .optim import precision_here
-from ..runs.store import Busy, claim, failure, owned, runs_dir
-from ..runs.store import Stopped
 from wavescat.training.train import (
     build_model,
     check,
@@ -271,9 +270,10 @@ def _restored():
 @contextlib.contextmanager
 def _local(workers):
     "A client of a cluster of processes on this machine, which ends with it."
+    from multiprocessing import resource_tracker
+
     import dask
     from distributed import Client, LocalCluster
-    from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # would unblock Ctrl-C in the thread that needs it first
     with (

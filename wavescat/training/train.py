@@ -37,28 +37,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.names import choose
 from ..data.augment import AUGMENTATIONS, MIXES
-from ..models.backbones import parameter_count, renamed_alexnet, renamed_weights
 from ..data.batches import Batches
 from ..data.imageset import DATASETS, Unseen, decode, files_state, load, looked_at_once
-from .distributed import World, launched, leave, world
-from ..runs.experiment import Experiment
-from ..runs.code import code_version
-from ..scattering.filters import LearnedBank
-from ..models.hybrids import MODELS, build, model_options
-from .metrics import r2, rmse, top_k
-from ..core.names import choose
-from wavescat.training.optim import (
-    LOSSES,
-    autocast,
-    check_settings,
-    learning_rate,
-    optimizer,
-    set_rates,
-)
-from ..scattering.layer import Scattering2D
 from ..data.sources import is_here
 from ..data.splits import SPLITS, Split, split
+from ..models.alexnet import renamed_alexnet
+from ..models.inspection import parameter_count
+from ..models.registry import MODELS, build, model_options
+from ..models.resnet import renamed_weights
+from ..runs.code import code_version
+from ..runs.experiment import Experiment
 from wavescat.runs.store import (
     Stopped,
     claim,
@@ -74,6 +64,18 @@ from wavescat.runs.store import (
     stored,
     tell,
     write_json,
+)
+from ..scattering.filters import LearnedBank
+from ..scattering.layer import Scattering2D
+from .distributed import World, launched, leave, world
+from .metrics import r2, rmse, top_k
+from wavescat.training.optim import (
+    LOSSES,
+    autocast,
+    check_settings,
+    learning_rate,
+    optimizer,
+    set_rates,
 )
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-5
