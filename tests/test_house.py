@@ -168,7 +168,7 @@ def test_the_public_names():
 
 def test_computing_needs_little():
     "A bare machine with torch can compute: no notebook tools, no plotting, no oracle."
-    code = "import sys, wavescat.training.train; print(*[m for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'requests', 'filelock', 'joblib', 'PIL', 'typer', 'platformdirs') if m in sys.modules])"
+    code = "import sys, wavescat.training.run; print(*[m for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'papermill', 'kymatio', 'matplotlib', 'pandas', 'nbconvert', 'IPython', 'scipy', 'safetensors', 'pooch', 'requests', 'filelock', 'joblib', 'PIL', 'typer', 'platformdirs') if m in sys.modules])"
     assert _run(sys.executable, "-c", code).stdout.split() == []
 
 
@@ -179,7 +179,8 @@ import sys
 for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'safetensors', 'pooch', 'joblib', 'platformdirs', 'pandas', 'matplotlib', 'kymatio', 'papermill', 'tqdm', 'statsmodels', 'typer', 'IPython', 'nbformat'): sys.modules[m] = None
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import run_dir
-from wavescat.training.train import load_model, run
+from wavescat.training.inference import load_model
+from wavescat.training.run import run
 e = experiment(model='scatresnet18', L=2, width=2, per_class=2, epochs=1, batch_size=8)
 r = run(e)
 assert r['test_accuracy'] > 0 and (run_dir(e) / 'weights.pt').is_file() and not load_model(e).training

@@ -26,7 +26,8 @@ from wavescat.scattering.filters import (
 )
 from wavescat.figures.plots import save
 from wavescat.scattering.layer import Scattering2D
-from wavescat.training.train import load_model, run
+from wavescat.training.inference import load_model
+from wavescat.training.run import run
 from wavescat.figures.visualise import (
     PARTS,
     Recorder,
@@ -404,5 +405,5 @@ def test_what_can_t_be_is_refused(tmp_path):
 
 def test_the_room_is_light():
     "Training doesn't know it: nothing that computes brings in drawing."
-    code = "import sys, wavescat.training.train; assert not {'wavescat.figures.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
+    code = "import sys, wavescat.training.run; assert not {'wavescat.figures.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0

@@ -207,7 +207,9 @@ def epoch_times(
                 "augment=none: coefficients of fixed filters are computed once, outside any epoch; time runs with an augmentation"
             )
     from wavescat.training.distributed import World
-    from wavescat.training.train import Training, check, default_device
+    from wavescat.training.trainer import Training
+    from wavescat.training.checks import check
+    from wavescat.training.distributed import default_device
 
     def measure():
         for e in experiments.values():

@@ -33,10 +33,13 @@ from ..data.imageset import load
 from ..training.distributed import World
 from ..runs.experiment import Experiment, experiment
 from ..core.names import choose
-from ..training.optim import autocast, fast_bfloat16, optimizer
+from ..training.precision import autocast, fast_bfloat16
+from ..training.optimizers import optimizer
 from ..scattering.layer import kymatio_scattering
 from ..training.sweep import sweep
-from ..training.train import Training, build_model, check
+from ..training.trainer import Training
+from ..training.task import build_model
+from ..training.checks import check
 
 # %% ../../nbs/lib/06_analysis/03_throughput.ipynb #23-throughput-5
 CLASSES = 10  # of the images that are measured with

@@ -135,10 +135,10 @@ def _complain(what):
     "Say what went wrong, once a machine where several processes were launched."
     speaks = True
     if "WORLD_SIZE" in os.environ:
-        from wavescat.training.distributed import leads
+        from wavescat.training.distributed import is_main_process
 
         with contextlib.suppress(ValueError):
-            speaks = leads(local=True)
+            speaks = is_main_process(local=True)
     if speaks:
         print(f"wavescat: {what}", file=sys.stderr)
 
@@ -512,11 +512,12 @@ def train(
     from tqdm import tqdm
     from wavescat.runs.store import history_of, run_dir, runs_dir
     from wavescat.training.sweep import grid
-    from wavescat.training.train import check, run
-    from wavescat.training.distributed import leads
+    from wavescat.training.checks import check
+    from wavescat.training.run import run
+    from wavescat.training.distributed import is_main_process
 
     with _refusing():
-        speaks = leads()  # of the processes that accelerate launched
+        speaks = is_main_process()  # of the processes that accelerate launched
         if copy is not None and not Path(os.path.expanduser(f"{copy}x")).parent.is_dir():
             raise ValueError(f"the folder of --copy {copy} doesn't exist: make it first")
         settings = {**_settings(protocol), **_pairs(parameter)}
@@ -615,7 +616,8 @@ def _draw_errors(e, file):
     from wavescat.analysis import explain
     from wavescat.figures import pictures
     from wavescat.data.imageset import load
-    from wavescat.training.train import split_of, test_labels, test_predictions
+    from wavescat.training.task import split_of, test_labels
+    from wavescat.training.inference import test_predictions
 
     d, parts, labels = load(e.dataset, e.size, e.classes), split_of(e), test_labels(e)
     images = d.test if parts.test is None else d.train[parts.test]
@@ -745,7 +747,7 @@ def predict(
     ] = None,
 ):
     "Classify images with the model of a stored run."
-    from wavescat.training.train import classify
+    from wavescat.training.inference import classify
 
     with _refusing():
         for option, value in (("--layer", layer), ("--target", target)):
@@ -795,7 +797,7 @@ def weights(
 ):
     "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
     from wavescat.runs.store import replace
-    from wavescat.training.train import pretrained
+    from wavescat.training.weights import pretrained
 
     with _refusing():
         if out.suffix != ".safetensors":
@@ -818,7 +820,7 @@ def _draw_gradcam(run, images, file, layer, target):
     from wavescat.analysis.explain import branches, default_layer
     from wavescat.analysis.explain import gradcam as maps_of
     from wavescat.core.names import choose
-    from wavescat.training.train import prepared
+    from wavescat.training.inference import prepared
     from wavescat.figures.pictures import heat_maps
 
     e, model, info, batches = prepared(run, images)
@@ -1219,7 +1221,10 @@ def list_(
     from wavescat.runs.experiment import Experiment
     from wavescat.models.hybrids import MODELS
     from wavescat.core.names import choose
-    from wavescat.training.optim import LOSSES, OPTIMIZERS, PRECISIONS, SCHEDULES
+    from wavescat.training.losses import LOSSES
+    from wavescat.training.optimizers import OPTIMIZERS
+    from wavescat.training.precision import PRECISIONS
+    from wavescat.training.schedules import SCHEDULES
     from wavescat.studies.presets import parameters, presets, protocols, resolve, study_names
 
     with _refusing():

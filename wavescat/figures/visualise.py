@@ -44,7 +44,7 @@ from ..scattering.filters import littlewood_paley as littlewood_paley_sum
 from ..core.names import choose
 from .plots import COLOURS, MARKERS, bare, figure, write_whole
 from ..scattering.layer import Scattering2D
-from ..training.train import learning, load_model
+from ..training.inference import learning, load_model
 from ..scattering.transform import Path as CoefficientPath
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-5
