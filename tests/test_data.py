@@ -563,7 +563,7 @@ def test_biomass():
     )
     assert [len(p) for p in split(d, validation=2)] == [6, 2, 2]
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import check
+    from wavescat.training.checks import check
 
     with pytest.raises(ValueError, match="has targets .*use loss=mse"):
         check(experiment(dataset="csiro-biomass", model="resnet18", validation=2))
@@ -591,7 +591,7 @@ def test_own_folder_with_test_images(tmp_path):
     d = data.load(str(tmp_path / "own"))
     assert d.train.shape == (10, 3, 16, 16) and d.test_labels.tolist() == [0, 0, 1, 1]
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import run
+    from wavescat.training.run import run
 
     os.environ["WAVESCAT_RUNS"] = str(tmp_path / "runs")
     e = experiment(
@@ -603,7 +603,7 @@ def test_own_folder_with_test_images(tmp_path):
         epochs=1,
         batch_size=4,
     )
-    from wavescat.training.train import found
+    from wavescat.training.results import cached_result
 
     try:
         r = run(e)
@@ -611,18 +611,18 @@ def test_own_folder_with_test_images(tmp_path):
             r["split"].startswith("sha256:")
             and r["data"] == d.checksum
             and 0 <= r["test_accuracy"] <= 100
-            and not found(e)["stale"]
+            and not cached_result(e)["stale"]
         )
         _image(tmp_path / "own" / "train" / "cat" / "0.png", 16)
         data.load.cache_clear()
-        assert found(e)["stale"]  # other images: the result is no longer this experiment's
+        assert cached_result(e)["stale"]  # other images: the result is no longer this experiment's
     finally:
         del os.environ["WAVESCAT_RUNS"]
 
 
 def test_a_crop_larger_than_the_images():
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import check
+    from wavescat.training.checks import check
 
     with pytest.raises(ValueError, match="images of 32×32 are too small for a crop of 128×128"):
         check(experiment(model="resnet18", augment="parametric-kth"))
@@ -1076,7 +1076,8 @@ def test_a_run_keeps_the_order_it_was_trained_in(tmp_path, monkeypatch):
     "Trained on classes sorted as text: the run is stale, and what it says keeps its names."
     from wavescat.runs.experiment import experiment
     from wavescat.studies.presets import tested
-    from wavescat.training.train import found, run
+    from wavescat.training.results import cached_result
+    from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
     for c in ("1", "2", "10"):
@@ -1097,7 +1098,7 @@ def test_a_run_keeps_the_order_it_was_trained_in(tmp_path, monkeypatch):
         assert data.load(e.dataset).classes == ("1", "10", "2")
     data.load.cache_clear()
     shutil.rmtree(data.cache_dir())
-    assert data.load(e.dataset).classes == ("1", "2", "10") and found(e)["stale"]
+    assert data.load(e.dataset).classes == ("1", "2", "10") and cached_result(e)["stale"]
     with pytest.raises(ValueError, match="was trained on the classes 1, 10, 2.*compute it again"):
         tested(e)
 

@@ -216,7 +216,7 @@ def test_the_others_are_left_before_python_ends(tmp_path):
 import atexit
 import torch
 from wavescat.runs.experiment import experiment
-from wavescat.training.train import run
+from wavescat.training.run import run
 run(experiment(**dict(s.split("=") for s in {[*BASE, *RUNS["fixed front"]]!r}[1::2])))
 assert torch.distributed.is_initialized()
 atexit._run_exitfuncs()

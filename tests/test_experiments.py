@@ -12,7 +12,7 @@ from wavescat.data.imageset import load
 from wavescat.runs import code
 from wavescat.runs.experiment import experiment
 from wavescat.training.distributed import World
-from wavescat.training.train import fit
+from wavescat.training.loop import fit
 
 SMALL = dict(per_class=2, width=2, epochs=2, batch_size=8, lr=0.01, validation=8)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from wavescat.models.densenet import DenseNet
 from wavescat.models.registry import MODELS, build, model_options
-from wavescat.training.train import _takes_images
+from wavescat.training.checks import check_image_size
 
 
 @pytest.mark.parametrize("name", ["wrn-16", "resnet50"])
@@ -62,7 +62,7 @@ def test_the_check_takes_what_the_network_takes():
     wrong = []
     for name, side, options in _combinations():
         shape = (3, side, side)
-        refused = _problem(lambda: _takes_images(name, shape, 4, tuple(options.items())))
+        refused = _problem(lambda: check_image_size(name, shape, 4, tuple(options.items())))
 
         def computed():
             with torch.no_grad():
@@ -82,4 +82,4 @@ def test_maps_that_scattering_makes_too_small_are_refused(name, side, J):
     with pytest.raises(
         ValueError, match=re.escape(f"{name} can't take images as small as {side}×{side}")
     ):
-        _takes_images(name, (3, side, side), 4, options)
+        check_image_size(name, (3, side, side), 4, options)

@@ -13,7 +13,11 @@ from conftest import ROOT, wavescat
 
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import Stopped, run_dir
-from wavescat.training.train import check, load_model, own_model, read_weights, run
+from wavescat.training.checks import check
+from wavescat.training.inference import load_model
+from wavescat.training.own_networks import own_model
+from wavescat.training.run import run
+from wavescat.training.tensors import read_weights
 
 CPU = torch.device("cpu")
 SMALL = dict(per_class=2, epochs=2, batch_size=8, lr=0.01, augment="none")
@@ -74,7 +78,7 @@ REFUSED = {
         HEAD
         + "import argparse\na = argparse.ArgumentParser()\na.add_argument('--depth', required=True)\na.parse_args()\n",
         {},
-        "it ends the program, sys.exit(2) after it said",
+        "it ends the program, sys.exit(2) after it printed",
     ),
     "interrupts": (
         HEAD + "raise KeyboardInterrupt\n",
@@ -114,12 +118,12 @@ REFUSED = {
         {},
         "mine.py:net makes tuple of two images of shape (1, 32, 32), expected a tensor of shape (2, 8): return the scores alone",
     ),
-    "two outputs while it learns": (
+    "two outputs while it is trained": (
         _network(forward=f"y = {SCORES}\nreturn (y, y) if self.training else y"),
         {},
-        "mine.py:net makes tuple of 8 images of shape (1, 32, 32) while it learns, expected a tensor of shape (8, 8): return the scores alone",
+        "mine.py:net makes tuple of 8 images of shape (1, 32, 32) while it is trained, expected a tensor of shape (8, 8): return the scores alone",
     ),
-    "named outputs while it learns": (
+    "named outputs while it is trained": (
         _network(forward=f"y = {SCORES}\nreturn {{'out': y}} if self.training else y"),
         {},
         "mine.py:net makes dict of 8 images",
@@ -157,7 +161,7 @@ REFUSED = {
             forward=f"assert not self.training or len(x) == 6, 'batches of 6'\nreturn {SCORES}"
         ),
         dict(batch_size=6),
-        "mine.py:net can't be trained on 4 images of shape (1, 32, 32) while it learns: AssertionError: batches of 6",
+        "mine.py:net can't be trained on 4 images of shape (1, 32, 32) while it is trained: AssertionError: batches of 6",
     ),
     "the last images tested": (
         _network(forward=f"assert len(x) != 5, 'five'\nreturn {SCORES}"),
@@ -177,17 +181,17 @@ REFUSED = {
     "no gradient": (
         _network(forward=f"with torch.no_grad(): return {SCORES}"),
         {},
-        "the scores that mine.py:net makes of 8 images of shape (1, 32, 32) while it learns have no gradient",
+        "the scores that mine.py:net makes of 8 images of shape (1, 32, 32) while it is trained have no gradient",
     ),
-    "fails while it learns": (
+    "fails while it is trained": (
         _network(forward=f"return {SCORES} if not self.training else self.nothing(x)"),
         {},
-        "mine.py:net can't be trained on 8 images of shape (1, 32, 32) while it learns: AttributeError",
+        "mine.py:net can't be trained on 8 images of shape (1, 32, 32) while it is trained: AttributeError",
     ),
     "fails on the way back": (
         _network(forward=f"y = {SCORES}.exp()\nz = y * 2\ny.add_(1)\nreturn z + y"),
         {},
-        "while it learns: RuntimeError: one of the variables needed for gradient computation",
+        "while it is trained: RuntimeError: one of the variables needed for gradient computation",
     ),
     "nothing to learn": (
         _network("pass", "return x.flatten(1)[:, :8]"),
@@ -249,7 +253,7 @@ REFUSED = {
             f"return {SCORES} * (self.chance.random() if self.training else 1)",
         ),
         {},
-        "mine.py:net says something else while it learns, after it was stored and loaded",
+        "mine.py:net says something else while it is trained, after it was stored and loaded",
     ),
     "a generator without a seed": (
         _network(
@@ -306,7 +310,7 @@ SWEEP = ["sweep", *(f"{k}={v}" for k, v in SMALL.items()), "model=mine.py:net", 
         ("exits", TRAIN),
         ("reads the command line", SWEEP),
         ("interrupts", TRAIN),
-        ("two outputs while it learns", SWEEP),
+        ("two outputs while it is trained", SWEEP),
     ],
 )
 def test_the_command_refuses_it_in_a_line(name, command, tmp_path):
@@ -394,7 +398,7 @@ WORKS = {
         LINEAR + "\nself.f = torch.tensor(np.random.randn(num_classes), dtype=torch.float32)",
         f"return {SCORES} * self.f",
     ),
-    "by NumPy while it learns": _network(
+    "by NumPy while it is trained": _network(
         forward=f"y = {SCORES}\nreturn y * float(1 + .5 * np.random.randn() + random.random() + torch.rand(())) if self.training else y"
     ),
     "by a generator of its file": _network(
@@ -543,12 +547,12 @@ def test_a_new_head_of_tied_weights(own):
 
 
 def test_interrupted_it_goes_on_with_the_same_numbers(own, tmp_path, monkeypatch):
-    "What NumPy, random and torch draw while it learns is kept with the checkpoint."
+    "What NumPy, random and torch draw while it is trained is kept with the checkpoint."
     monkeypatch.setenv("WAVESCAT_CHECKPOINT_SECONDS", "0")
     kept = []
     for at in (None, 3):
         monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / f"runs{at}"))
-        e, asked = own(WORKS["by NumPy while it learns"], epochs=4), []
+        e, asked = own(WORKS["by NumPy while it is trained"], epochs=4), []
         monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / f"runs{at}"))
         if at:
             with pytest.raises(Stopped):
@@ -574,8 +578,8 @@ def test_a_network_that_views_its_maps(own, tmp_path):
 
     from wavescat.data.imageset import load
     from wavescat.studies.presets import tested
+    from wavescat.training.inference import classify, test_predictions
     from wavescat.training.sweep import plan
-    from wavescat.training.train import classify, test_predictions
 
     e = own(VIEW, channels_last=False)
     assert plan([e], estimate=True)["seconds"] > 0
@@ -621,11 +625,11 @@ def test_what_a_file_prints_leaves_the_output_alone(tmp_path):
 
 def test_a_seed_is_tried_once(own):
     "Another seed or learning rate needs no other trial."
-    from wavescat.training.train import _try_own
+    from wavescat.training.trial import try_own_network
 
     e = own(WORKS["tied weights"])
     check(e, CPU)
-    before = _try_own.cache_info().misses
+    before = try_own_network.cache_info().misses
     check(
         experiment(
             **{
@@ -638,7 +642,7 @@ def test_a_seed_is_tried_once(own):
         ),
         CPU,
     )
-    assert _try_own.cache_info().misses == before
+    assert try_own_network.cache_info().misses == before
 
 
 def test_settings_that_a_network_takes(own):

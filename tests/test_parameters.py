@@ -179,7 +179,7 @@ def test_what_no_study_can_do_is_refused_at_once(study, given, says):
     started = time.monotonic()
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         for e in experiments_of(study, resolve(study, "smoke", chosen)):
-            from wavescat.training.train import check
+            from wavescat.training.checks import check
 
             check(e)
     assert (

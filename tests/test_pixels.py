@@ -16,8 +16,12 @@ import wavescat.data.imageset as data
 from wavescat.apps.demos import grey_square
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import run_dir
-from wavescat.training import train
-from wavescat.training.train import classify, prepared, run, split_of
+from wavescat.training.checks import check
+from wavescat.training.inference import classify, prepared, test_predictions
+from wavescat.training.results import cached_result
+from wavescat.training.run import run
+from wavescat.training.task import build_model, split_of, test_labels
+from wavescat.training.tensors import save_tensors
 
 CPU = torch.device("cpu")
 
@@ -170,7 +174,7 @@ def test_predict_gives_the_stored_predictions(tmp_path, form, sizes, size, colou
     )
     run(e, device=CPU)
     names, values, classes = classify(e.identity, _test_files(e), CPU)
-    stored = train.test_predictions(e)
+    stored = test_predictions(e)
     if form is _targets:
         assert not classes and names == ["height", "weight"]
         np.testing.assert_allclose(values.numpy(), stored, rtol=1e-5, atol=1e-6)
@@ -216,8 +220,8 @@ def test_the_command_and_gradcam_see_whole_images(tmp_path):
         for line in done.stdout.splitlines()
         if line.startswith(str(tmp_path / "own"))
     ]
-    assert called == ["ab"[k] for k in train.test_predictions(e)] and result["test_accuracy"] == 100
-    assert called == ["ab"[k] for k in train.test_labels(e)]
+    assert called == ["ab"[k] for k in test_predictions(e)] and result["test_accuracy"] == 100
+    assert called == ["ab"[k] for k in test_labels(e)]
 
 
 def _mixed(folder, n=6):
@@ -251,7 +255,7 @@ def test_predict_reads_every_kind_of_file_as_training_did(tmp_path):
     )
     run(e, device=CPU)
     _, values, _ = classify(e.identity, _test_files(e), CPU)
-    assert values.argmax(1).tolist() == train.test_predictions(e).tolist()
+    assert values.argmax(1).tolist() == test_predictions(e).tolist()
     _, _, images, batches = prepared(e.identity, _test_files(e), CPU)
     assert (
         batches.images.numpy() == data.load(str(path), 16).train[split_of(e).test]
@@ -396,9 +400,9 @@ def test_predict_on_files_of_published_sets(tmp_path, name, size):
     d = data.load(name, size)
     assert (batches.images.numpy() == (d.test if part is None else d.train[part])).all()
     if classes:
-        assert values.argmax(1).tolist() == train.test_predictions(e).tolist()
+        assert values.argmax(1).tolist() == test_predictions(e).tolist()
     else:
-        np.testing.assert_allclose(values.numpy(), train.test_predictions(e), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values.numpy(), test_predictions(e), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------ files as people have them
@@ -775,7 +779,8 @@ def test_labels_swapped_in_a_csv(tmp_path):
     assert data.load(str(path)).train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     write("y", "x")
     assert (
-        data.load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0] and train.found(e)["stale"]
+        data.load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0]
+        and cached_result(e)["stale"]
     )
     assert run(e, device=CPU)["data"] == data.load(str(path)).checksum != one["data"]
 
@@ -859,14 +864,14 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
         lr=1e-4,
         per_class=4,
     )
-    train.check(e)
+    check(e)
     for i in range(1, 6):
         (own / "a" / f"{i}.bmp").unlink()
     with pytest.raises(ValueError, match="class a has 1 image"):
-        train.check(e)
+        check(e)
     for i in range(1, 6):
         _grey(own / "a" / f"{i}.bmp", 50 + i)
-    train.check(e)
+    check(e)
     from wavescat.data.splits import Split, save_split
 
     d, place = data.load(str(own)), tmp_path / "split.json"
@@ -880,13 +885,13 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
         lr=1e-4,
         split=str(place),
     )
-    train.check(e)
+    check(e)
     place.write_text("{}")
     with pytest.raises(ValueError, match="is no split"):
-        train.check(e)
+        check(e)
     weights = tmp_path / "w.safetensors"
     save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
-    train._save_tensors(train.build_model(e).state_dict(), tmp_path / "w")
+    save_tensors(build_model(e).state_dict(), tmp_path / "w")
     e = experiment(
         dataset=str(own),
         model="linear",
@@ -895,10 +900,10 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
         split=str(place),
         weights=str(weights),
     )
-    train.check(e)
+    check(e)
     weights.write_bytes(b"none")
     with pytest.raises(ValueError, match="isn't a file of tensors alone"):
-        train.check(e)
+        check(e)
 
 
 def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
@@ -936,6 +941,6 @@ def test_predict_on_grey_images_of_an_embedded_set(tmp_path):
         files.append(tmp_path / f"{i}.png")
         Image.fromarray(image[0]).save(files[-1])
     _, values, _ = classify(e.identity, files, CPU)
-    assert values.argmax(1).tolist() == train.test_predictions(e)[::20].tolist()
+    assert values.argmax(1).tolist() == test_predictions(e)[::20].tolist()
     _, _, _, batches = prepared(e.identity, files, CPU)
     assert (batches.images.numpy() == images).all()

@@ -284,7 +284,7 @@ def test_two_seeds_for_two_things(tmp_path):
     from wavescat.data.imageset import load
     from wavescat.data.splits import stratified
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import build_model
+    from wavescat.training.task import build_model
 
     labels = load("textures").train_labels
     images = {s: set(stratified(labels, 5, 16, s)[0]) for s in (1, 2)}

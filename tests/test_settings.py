@@ -9,9 +9,13 @@ import torch
 
 from wavescat.models.registry import MODELS, build, model_options
 from wavescat.runs.experiment import Experiment, experiment
-from wavescat.training import train
+from wavescat.training import trainer
+from wavescat.training.checks import check
 from wavescat.training.distributed import World
-from wavescat.training.train import check, fit
+from wavescat.training.loop import fit
+from wavescat.training.randomness import algorithms
+from wavescat.training.task import Task, build_model
+from wavescat.training.tensors import save_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -123,43 +127,58 @@ def _bytes(tensors):
     return {k: v.contiguous().numpy().tobytes() for k, v in tensors.items()}
 
 
-def _seen(e, monkeypatch):
-    "What can be seen of a run: what the network was given, what it is, and what came out."
-    inputs, memory, compiled, made = [], set(), [], train.build_model
+class Watched:
+    "What a run does, noted while it is computed."
 
-    def build_model(e):
-        def note(module, args):
-            (x,) = args
-            inputs.append((module.training, tuple(x.shape)))
-            memory.add(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+    def __init__(self, monkeypatch):
+        self.inputs, self.memory, self.compiled, self.steps = [], set(), [], []
+        build_model, step = trainer.build_model, trainer.Training.step
 
-        model = made(e)
-        model.register_forward_pre_hook(note)
-        return model
+        def build(e):
+            model = build_model(e)
+            model.register_forward_pre_hook(self.note_input)
+            return model
 
-    monkeypatch.setattr(train, "build_model", build_model)
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(True) or model)
-    taken, step = [], train.Training.step
-    monkeypatch.setattr(
-        train.Training, "step", lambda self, x, y: taken.append(len(x)) or step(self, x, y)
-    )
+        def noted_step(training, x, y):
+            self.steps.append(len(x))
+            return step(training, x, y)
+
+        def compiled(model):
+            self.compiled.append(True)
+            return model
+
+        monkeypatch.setattr(trainer, "build_model", build)
+        monkeypatch.setattr(trainer.Training, "step", noted_step)
+        monkeypatch.setattr(torch, "compile", compiled)
+
+    def note_input(self, module, args):
+        (x,) = args
+        self.inputs.append((module.training, tuple(x.shape)))
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        self.memory.add(last and not x.is_contiguous())
+
+
+def _observe(e, monkeypatch):
+    "What can be seen of a run: what the network gets, what it is, and what comes out."
+    watched = Watched(monkeypatch)
     fitted = fit(e, World(CPU))
-    with train._algorithms(e, torch.device("cuda")):
+    with algorithms(e, torch.device("cuda")):
         gpu = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     monkeypatch.undo()
     state = fitted.model.state_dict()
+    numbers = {k: v for k, v in fitted.numbers.items() if k not in ("trained", "resumed")}
     return {
-        "inputs": inputs,
-        "memory": memory,
-        "compiled": compiled,
+        "inputs": watched.inputs,
+        "memory": watched.memory,
+        "compiled": watched.compiled,
         "on a GPU": gpu,
-        "steps": taken,
+        "steps": watched.steps,
         "shapes": {k: v.shape for k, v in state.items()},
         "weights": _bytes(state),
         "history": fitted.history,
-        "numbers": {k: v for k, v in fitted.numbers.items() if k not in ("trained", "resumed")},
+        "numbers": numbers,
         "predictions": fitted.predictions.numpy().tobytes(),
-        "data": train.load(e.dataset, e.size, e.classes).checksum,
+        "data": Task(e).data.checksum,
     }
 
 
@@ -174,20 +193,18 @@ def test_a_setting_has_an_effect(field, folder, tmp_path, monkeypatch):
     file = tmp_path / "w.safetensors"
     if "FILE" in (settings.get("weights"), other):
         torch.manual_seed(5)
-        start = train.build_model(
-            experiment(**{k: v for k, v in settings.items() if k != "weights"})
-        )
-        train._save_tensors(start.state_dict(), tmp_path / "w")
-    seen = []
+        start = build_model(experiment(**{k: v for k, v in settings.items() if k != "weights"}))
+        save_tensors(start.state_dict(), tmp_path / "w")
+    observed = []
     for value in (one, other):
         asked = {k: str(file) if v == "FILE" else v for k, v in {**settings, field: value}.items()}
         if field == "dataset" and value == "textures":
             asked["loss"] = "cross-entropy"
         e = experiment(**asked)
         check(e, CPU)
-        seen.append(_seen(e, monkeypatch))
-    assert seen[0][differs] != seen[1][differs]
-    assert any(isinstance(v, bytes) and v for v in seen[0]["weights"].values())
+        observed.append(_observe(e, monkeypatch))
+    assert observed[0][differs] != observed[1][differs]
+    assert any(isinstance(v, bytes) and v for v in observed[0]["weights"].values())
 
 
 @pytest.mark.parametrize(
@@ -243,7 +260,7 @@ def test_a_setting_without_effect_is_refused(settings, said):
 def test_a_split_of_a_file_has_no_seed(tmp_path):
     from wavescat.data.imageset import load
     from wavescat.data.splits import save_split
-    from wavescat.training.train import split_of
+    from wavescat.training.task import split_of
 
     e = experiment(model="linear", per_class=2, epochs=2, batch_size=8)
     save_split(split_of(e), load("textures"), tmp_path / "s.json")
@@ -308,7 +325,7 @@ def _stored(found):
 
 def test_experiments_of_the_reports_are_as_they_were():
     "Each has the identity that it is stored under, and its settings go together still."
-    from wavescat.training.optim import check_settings
+    from wavescat.training.settings import check_settings
 
     known = {
         identity: settings

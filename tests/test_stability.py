@@ -287,7 +287,7 @@ def trained(tmp_path_factory):
     "A tiny stored run, in a store of its own."
     from wavescat.runs.experiment import experiment
     from wavescat.runs.store import run_dir
-    from wavescat.training.train import run
+    from wavescat.training.run import run
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WAVESCAT_RUNS", str(tmp_path_factory.mktemp("runs")))

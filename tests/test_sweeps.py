@@ -18,8 +18,9 @@ from conftest import ROOT
 
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import failure, owned, run_dir, runs, work_dir
+from wavescat.training.checks import check
+from wavescat.training.results import cached_result
 from wavescat.training.sweep import Failed, grid, read_grid, sweep
-from wavescat.training.train import check, found
 
 SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=0.01)
 SCRIPT = """
@@ -30,13 +31,13 @@ try: sweep(read_grid(settings), workers=workers, scheduler=scheduler)
 except KeyboardInterrupt: sys.exit(130)
 """
 IN_WORKERS = """
-import os, signal, wavescat.training.train
-def watched(e, *args, fit=wavescat.training.train.fit, **kw):
+import os, signal, wavescat.training.run
+def watched(e, *args, fit=wavescat.training.run.fit, **kw):
     with open(os.environ["SAID"], "a") as f: f.write(e.identity + "\\n")
     if e.seed == 13: os.kill(os.getpid(), signal.SIGKILL)
     if e.seed == 14: raise MemoryError("no room")
     return fit(e, *args, **kw)
-if wavescat.train.fit.__name__ != "watched": wavescat.training.train.fit = watched         # Dask reads this more than once
+if wavescat.training.run.fit.__name__ != "watched": wavescat.training.run.fit = watched         # Dask reads this more than once
 """
 
 
@@ -196,7 +197,7 @@ def test_killed_workers_change_nothing(start, store, cluster, tmp_path, monkeypa
     monkeypatch.setenv("WAVESCAT_RUNS", str(store))
     for e, r in zip(es, results):
         assert r["status"] == "done" and all(
-            found(e)[k] == r[k]
+            cached_result(e)[k] == r[k]
             for k in ("test_accuracy", "test_loss", "train_loss", "best_epoch", "threads")
         )
         assert (
@@ -233,7 +234,10 @@ def test_code_that_is_edited_meanwhile(start, store, tmp_path):
         f.write("\nassert True\n")
     assert process.wait(timeout=90) == 0, process.stderr.read()
     assert (
-        len({r["code"] for r in map(found, read_grid(texts(epochs=30, seed="0-1").split()))}) == 1
+        len(
+            {r["code"] for r in map(cached_result, read_grid(texts(epochs=30, seed="0-1").split()))}
+        )
+        == 1
     )
 
 

@@ -294,7 +294,8 @@ def test_epochs_are_said_as_they_end(tmp_path):
 def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
     "However many images are scored at once, the predictions stay the same: batch norm goes by its stored statistics."
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import run, test_predictions
+    from wavescat.training.inference import test_predictions
+    from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     small = dict(
@@ -457,7 +458,7 @@ def test_what_the_studies_refuse(study, parameters, said, tmp_path):
 def test_settings_that_would_change_nothing(settings, said):
     "A learning rate that points replace, ghost batches as large as the batch and the like are refused."
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import check
+    from wavescat.training.checks import check
 
     with pytest.raises(ValueError, match=re.escape(said)):
         check(experiment(**{**dict(model="linear", per_class=2, epochs=9), **settings}))
@@ -524,7 +525,7 @@ def test_mnist_by_command(tmp_path, monkeypatch):
 
     import wavescat.data.imageset
     from wavescat.apps.cli import app
-    from wavescat.training.optim import precision_here
+    from wavescat.training.precision import precision_here
 
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -613,7 +614,7 @@ def test_float16_stopped_and_gone_on_with(tmp_path, monkeypatch):
     "Float16 with its scaled loss: it learns, and from a checkpoint it ends where it would have ended, to the last bit."
     from wavescat.runs.experiment import experiment
     from wavescat.runs.store import Stopped, run_dir
-    from wavescat.training.train import run
+    from wavescat.training.run import run
 
     e, files = (
         experiment(
@@ -743,7 +744,7 @@ def test_other_images_of_the_same_name(tmp_path):
 def test_ghost_batches_may_be_shared_by_processes(monkeypatch):
     "What they compute then is compared in test_distributed."
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import check
+    from wavescat.training.checks import check
 
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
@@ -753,7 +754,8 @@ def test_ghost_batches_may_be_shared_by_processes(monkeypatch):
 def test_a_model_that_asks_for_numbers_is_no_misfit(tmp_path, monkeypatch):
     "The trial without numbers refuses what is too small, and nothing else."
     from wavescat.runs.experiment import experiment
-    from wavescat.training.train import check, own_model
+    from wavescat.training.checks import check
+    from wavescat.training.own_networks import own_model
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
     (tmp_path / "mine.py").write_text(

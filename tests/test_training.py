@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
     code = """
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import claim
-from wavescat.training.train import run
+from wavescat.training.run import run
 base = dict(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=2)
 for options in (dict(), dict(seed=1), dict(lr=1e30)): print(run(experiment(**{**base, **options}))["identity"])
 e = experiment(**{**base, "seed": 9})
@@ -59,7 +59,7 @@ except RuntimeError: print(e.identity)
 def test_killed_while_it_cleared_up(trained, monkeypatch):
     "A result that is stored, beside what its run left on the way: the next who asks clears it away, unless it is newer, of somebody who computes it again."
     from wavescat.runs.store import experiment_of, run_dir, work_dir
-    from wavescat.training.train import run
+    from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(trained[0]))
     e = experiment_of(trained[1][0])
@@ -82,7 +82,8 @@ import os, random, signal, sys, time
 import torch
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import work_dir
-from wavescat.training.train import check, run
+from wavescat.training.checks import check
+from wavescat.training.run import run
 e = experiment(model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8, precision=sys.argv[1], mix="mixup")
 torch.set_num_threads(1)
 check(e)                                       # reads the images before the children do
@@ -170,7 +171,8 @@ def test_diverged_after_an_interruption_keeps_the_same_weights(tmp_path):
 import sys, torch
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import Stopped
-from wavescat.training.train import load_model, run
+from wavescat.training.inference import load_model
+from wavescat.training.run import run
 torch.set_num_threads(1)
 e = experiment(model="scatresnet18", L=2, width=2, per_class=8, batch_size=8, epochs=3, lr=1e9)
 asked = 0
@@ -211,7 +213,7 @@ def test_stopped_is_not_failed_and_an_old_failure_is_forgotten(tmp_path):
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import claim, failure, runs
 from wavescat.runs.store import Stopped
-from wavescat.training.train import run
+from wavescat.training.run import run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 try:
     with claim(e): raise OSError("disk")
@@ -233,11 +235,15 @@ def test_a_head_on_cached_features_in_parts(tmp_path):
 import torch
 from wavescat.training.distributed import World
 from wavescat.runs.experiment import experiment
-from wavescat.training.train import Training
+from wavescat.training.trainer import Training
 from wavescat.data.batches import Batches
 e = experiment(model="scattering-linear", L=4, order=1, per_class=10, augment="none", batch_size=128, epochs=3, lr=.01, accumulate=8)
 cached, plain = (Training(e, World(torch.device("cpu"))) for _ in range(2))
-plain.train, plain.forward = Batches(plain.data.train, plain.data.train_labels, plain.data.mean, plain.data.std, "cpu", __import__("wavescat.training.train").train.split_of(e).train), plain.model
+data = plain.data
+plain.forward = plain.model
+plain.train = Batches(
+    data.train, data.train_labels, data.mean, data.std, "cpu", plain.task.split.train
+)
 for _ in range(3): print(*(round(t.epoch(lambda: None)["train_loss"], 3) for t in (cached, plain)))
 """
     done = _python(code, tmp_path)
@@ -295,7 +301,7 @@ import torch
 from wavescat.runs.experiment import experiment
 from wavescat.runs.store import load_checkpoint, work_dir
 from wavescat.runs.store import Stopped
-from wavescat.training.train import run
+from wavescat.training.run import run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 def stop():
     try: run(e, stop=lambda: True)
@@ -314,12 +320,17 @@ assert r["resumed"] == 0 and r["status"] == "done"
 
 def test_out_of_memory_says_what_to_lower(tmp_path):
     code = """
-import torch, wavescat.training.train as t
+import torch
 from wavescat.runs.experiment import experiment
-def full(*a, **kw): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-t.Training.step = full
-try: t.run(experiment(width=2, per_class=2, epochs=1))
-except torch.OutOfMemoryError as e: print(e)
+from wavescat.training.run import run
+from wavescat.training.trainer import Training
+def step(*a, **kw):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+Training.step = step
+try:
+    run(experiment(width=2, per_class=2, epochs=1))
+except torch.OutOfMemoryError as error:
+    print(error)
 """
     done = _python(code, tmp_path)
     assert (
@@ -596,7 +607,8 @@ def test_every_published_protocol_can_be_said():
     "As settings that an experiment knows and that go together; numbers of PROTOCOLS in the papers."
     from wavescat.runs.experiment import experiment
     from wavescat.studies.presets import protocol, protocols
-    from wavescat.training.optim import check_settings, learning_rate
+    from wavescat.training.schedules import learning_rate
+    from wavescat.training.settings import check_settings
 
     made = {name: experiment(**protocol(name)) for name in protocols()}
     for e in made.values():
@@ -727,7 +739,7 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
     from wavescat.runs.experiment import experiment
     from wavescat.runs.store import run_dir
     from wavescat.studies.presets import tested
-    from wavescat.training.train import run
+    from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     e = experiment(
@@ -760,7 +772,8 @@ def test_random_filters_that_stayed_fixed_are_not_drawn_anew(tmp_path, monkeypat
 
     from wavescat.runs.experiment import experiment
     from wavescat.runs.store import run_dir
-    from wavescat.training.train import check, run
+    from wavescat.training.checks import check
+    from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     options = dict(

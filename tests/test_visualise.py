@@ -40,7 +40,8 @@ from wavescat.scattering.filters import (
     random_frame,
 )
 from wavescat.scattering.layer import Scattering2D
-from wavescat.training.train import load_model, run
+from wavescat.training.inference import load_model
+from wavescat.training.run import run
 
 
 def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=0.03, **kw):
@@ -405,5 +406,5 @@ def test_what_can_t_be_is_refused(tmp_path):
 
 def test_the_room_is_light():
     "Training doesn't know it: nothing that computes brings in drawing."
-    code = "import sys, wavescat.training.train; assert not {'wavescat.figures.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
+    code = "import sys, wavescat.training.run; assert not {'wavescat.figures.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0

@@ -1,6 +1,9 @@
-"""A program for test_distributed.py: trains every registered model, and some of one's own, in the processes
-that it is started in, and stores what came of it. Arguments: where to, which models (all, if none is named)."""
+"""A program for test_distributed.py: trains every model in the processes that it is started in.
 
+Also trained are networks with every kind of norm and draw. Each process stores its numbers.
+Arguments: where to store them; which models (all if none is named)."""
+
+import contextlib
 import os
 import sys
 import traceback
@@ -12,7 +15,15 @@ from torch import nn
 
 from wavescat.models.norms import GhostBatchNorm2d
 from wavescat.models.registry import MODELS, build, model_options
-from wavescat.training.distributed import World
+from wavescat.training.distributed import (
+    World,
+    distribute,
+    gather,
+    mean_over_processes,
+    shard,
+    without_sync,
+)
+from wavescat.training.shared_forward import shared_forward
 
 TINY = {"width": 2, "widen": 1, "L": 2}
 BATCHES = ((5, 2), (3, 1), (1, 1))  # images, and parts that they are computed in
@@ -20,8 +31,8 @@ BATCHES = ((5, 2), (3, 1), (1, 1))  # images, and parts that they are computed i
 
 def registered(name):
     side = 64 if "alexnet" in name else 32
-    kept = {k: v for k, v in TINY.items() if k in model_options(name)}
-    return lambda: build(name, (3, side, side), 4, **kept), torch.randn(5, 3, side, side)
+    options = {k: v for k, v in TINY.items() if k in model_options(name)}
+    return lambda: build(name, (3, side, side), 4, **options), torch.randn(5, 3, side, side)
 
 
 def normed(norm, sides=2, before=None):
@@ -33,7 +44,7 @@ def normed(norm, sides=2, before=None):
 
 
 class OwnForward(nn.BatchNorm2d):
-    "One's own norm: by the mean of absolute values."
+    "A norm with a forward of its own: by the mean of absolute values."
 
     def forward(self, x):
         if not self.training:
@@ -42,14 +53,14 @@ class OwnForward(nn.BatchNorm2d):
 
 
 class Named(nn.BatchNorm2d):
-    "One's own class that changes nothing of the computation."
+    "A class of its own that changes nothing of the computation."
 
     def also(self):
         return 2.0
 
 
 class Function(nn.Module):
-    "A linear layer, some layers beside it, and one's own function of images and these."
+    "A linear layer, some layers beside it, and a function of images and these."
 
     def __init__(self, function, **layers):
         super().__init__()
@@ -141,6 +152,30 @@ _followed = one(followed)
 OWN["own buffers"] = (lambda: with_buffers(_followed[0]()), _followed[1])
 
 
+def step(world, model, joined, images, parts):
+    "Loss and gradients of a step that is computed in parts; None where norms can't take one pixel."
+    labels = torch.arange(len(images)) % 4
+    loss = torch.zeros(())
+    chunks = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))
+    try:
+        for i, chunk in enumerate(chunks):
+            (x, y), count = shard(world, *chunk)
+            more = i + 1 < len(chunks)
+            with without_sync(world, joined) if more else contextlib.nullcontext():
+                with shared_forward(world, joined):
+                    scores = joined(x)
+                part = F.cross_entropy(scores, y)
+                (part * (count / len(images))).backward()
+            loss = loss + part.detach() * count
+    except ValueError as error:  # one image of one pixel, in a batch norm
+        if "more than 1 value" not in str(error):
+            raise
+        return None
+    numbers = {"loss": mean_over_processes(world, loss) / len(images)}
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    return numbers | {k: g.clone() for k, g in gradients.items()}
+
+
 def trained(world, make, images, own):
     "Losses and gradients of some steps, then the state and the scores."
     torch.manual_seed(0)
@@ -149,40 +184,23 @@ def trained(world, make, images, own):
     if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         model.eval()(images)
     model.train()
-    labels = torch.arange(len(images)) % 4
-    joined, optimizer = (
-        world.join(model, own=own),
-        torch.optim.SGD(model.parameters(), 0.01, momentum=0.9),
-    )
+    joined = distribute(world, model, unknown=own)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     out = {}
-    for step, (size, parts) in enumerate(BATCHES):
+    for k, (size, parts) in enumerate(BATCHES):
         optimizer.zero_grad()
-        loss = torch.zeros(())
-        chunks = list(zip(images[:size].chunk(parts), labels[:size].chunk(parts)))
-        try:
-            for i, chunk in enumerate(chunks):
-                (x, y), count = world.share(*chunk)
-                with world.alone(joined) if i + 1 < len(chunks) else torch.enable_grad():
-                    with world.shared_forward(joined):
-                        scores = joined(x)
-                    part = F.cross_entropy(scores, y)
-                    (part * (count / size)).backward()
-                loss = loss + part.detach() * count
-        except ValueError as error:  # one image of one pixel, in a batch norm
-            if "more than 1 value" not in str(error):
-                raise
-            continue
-        out[f"{step} loss"] = world.mean(loss) / size
-        out |= {
-            f"{step} {k}": p.grad.clone() for k, p in model.named_parameters() if p.grad is not None
-        }
-        optimizer.step()
+        numbers = step(world, model, joined, images[:size], parts)
+        if numbers is not None:
+            out |= {f"{k} {name}": v for name, v in numbers.items()}
+            optimizer.step()
     out |= {k: v.clone() for k, v in model.state_dict().items()}
     model.eval()
+
+    def scores(indices):
+        return torch.cat([model(images[j]) for j in indices.split(3)])
+
     with torch.no_grad():
-        out["scores"] = world.rows(
-            5, lambda i: torch.cat([model(images[j]) for j in i.split(3)]), 3
-        )
+        out["scores"] = gather(world, len(images), scores, 3)
     out["next random numbers"] = torch.rand(3)
     return out
 
@@ -199,7 +217,7 @@ def main(to, *names):
     }
     for name in (k for k in cases if not names or k.split()[0] in names):
         make, images, own = cases[name]
-        if "TELL" in os.environ:
+        if "VERBOSE" in os.environ:
             print(rank, name, file=sys.stderr, flush=True)
         torch.manual_seed(2)
         try:

@@ -14,8 +14,8 @@ _PUBLIC = {
     "ScatteringTransformer": "scattering.estimators",
     "Experiment": "runs.experiment",
     "experiment": "runs.experiment",
-    "run": "training.train",
-    "load_model": "training.train",
+    "run": "training.run",
+    "load_model": "training.inference",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -205,8 +205,9 @@ def epoch_times(
             raise ValueError(
                 "augment=none: coefficients of fixed filters are computed once, outside any epoch; time runs with an augmentation"
             )
-    from wavescat.training.distributed import World
-    from wavescat.training.train import Training, check, default_device
+    from wavescat.training.checks import check
+    from wavescat.training.distributed import World, default_device
+    from wavescat.training.trainer import Training
 
     def measure():
         for e in experiments.values():

@@ -33,10 +33,13 @@ from ..data.batches import Batches
 from ..data.imageset import load
 from ..runs.experiment import Experiment, experiment
 from ..scattering.layer import kymatio_scattering
+from ..training.checks import check
 from ..training.distributed import World
-from ..training.optim import autocast, fast_bfloat16, optimizer
+from ..training.optimizers import optimizer
+from ..training.precision import autocast, fast_bfloat16
 from ..training.sweep import sweep
-from ..training.train import Training, build_model, check
+from ..training.task import build_model
+from ..training.trainer import Training
 
 # %% ../../nbs/lib/06_analysis/03_throughput.ipynb #23-throughput-5
 CLASSES = 10  # of the images that are measured with

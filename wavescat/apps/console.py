@@ -23,10 +23,10 @@ def complain(
     "Print what went wrong, once on each machine where several processes were launched."
     is_main = True
     if "WORLD_SIZE" in os.environ:
-        from wavescat.training.distributed import leads
+        from wavescat.training.distributed import is_main_process
 
         with contextlib.suppress(ValueError):
-            is_main = leads(local=True)
+            is_main = is_main_process(local=True)
     if is_main:
         print(f"wavescat: {what}", file=sys.stderr)
 

@@ -42,7 +42,10 @@ from wavescat.studies.presets import (
     study_names,
 )
 from ..studies.render import check_kernel, index
-from ..training.optim import LOSSES, OPTIMIZERS, PRECISIONS, SCHEDULES
+from ..training.losses import LOSSES
+from ..training.optimizers import OPTIMIZERS
+from ..training.precision import PRECISIONS
+from ..training.schedules import SCHEDULES
 from ..training.sweep import default_workers, plan, sweep
 
 # %% ../../nbs/lib/09_apps/13_study_actions.ipynb #study-actions-4

@@ -32,9 +32,12 @@ from ..figures.run import check_class_errors, draw_class_errors, draw_gradcam
 from ..runs.experiment import Experiment
 from ..runs.store import history_of, replace, run_dir, runs_dir
 from ..studies.presets import protocol as read_protocol
-from ..training.distributed import leads
+from ..training.checks import check
+from ..training.distributed import is_main_process
+from ..training.inference import classify
+from ..training.run import run
 from ..training.sweep import default_workers, grid, plan, read_grid, sweep
-from ..training.train import check, classify, pretrained, run
+from ..training.weights import pretrained
 
 # %% ../../nbs/lib/09_apps/14_train_actions.ipynb #train-actions-4
 def protocol_settings(
@@ -161,7 +164,7 @@ def train_one(
 ) -> None:
     "Train one experiment; print and store its result."
     with refusing():
-        is_main = leads()
+        is_main = is_main_process()
         (e,) = grid(**{**protocol_settings(protocol), **read_pairs(settings)})
         check(e)
         check_outputs(outputs, e)

@@ -30,7 +30,8 @@ from .plots import curves, format_of, save
 from .visualise import before_after, parameter_curves, recorded
 from ..runs.experiment import Experiment
 from ..runs.store import experiment_of, runs_dir
-from ..training.train import prepared, split_of, test_labels, test_predictions
+from ..training.inference import prepared, test_predictions
+from ..training.task import split_of, test_labels
 
 # %% ../../nbs/lib/07_figures/30_run.ipynb #figures-run-4
 CURVES = {  # key of the history → label

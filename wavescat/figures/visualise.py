@@ -45,7 +45,7 @@ from wavescat.scattering.filters import (
 from ..scattering.filters import littlewood_paley as littlewood_paley_sum
 from ..scattering.layer import Scattering2D
 from ..scattering.transform import Path as CoefficientPath
-from ..training.train import learning, load_model
+from ..training.inference import learning, load_model
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-5
 class _Seen(NamedTuple):

@@ -514,7 +514,7 @@ def arms(
 ) -> dict[str, dict[str, object]]:  # title → settings of `Experiment`
     "The models that a study compares, of the package or one's own, FILE.py:FUNCTION, the file being one of the studies' if there is none here. Raises `ValueError` for one that is there twice, or an unknown name."
     from wavescat.models.registry import MODELS
-    from wavescat.training.train import own_model
+    from wavescat.training.own_networks import own_model
 
     found = {}
     for part in split_list(text):
@@ -611,7 +611,8 @@ def tested(
     from wavescat.data.batches import Batches
     from wavescat.data.imageset import load
     from wavescat.runs.store import run_dir
-    from wavescat.training.train import load_model, predict, split_of
+    from wavescat.training.inference import load_model, predict
+    from wavescat.training.task import split_of
 
     data, parts, model, prepare = (
         load(e.dataset, e.size, e.classes),

@@ -35,18 +35,13 @@ from ..models.registry import model_options
 from ..runs.code import code_version
 from ..runs.experiment import Experiment, experiment
 from ..runs.store import Busy, Stopped, claim, failure, owned, runs_dir
-from .distributed import launched
-from .optim import precision_here
-from wavescat.training.train import (
-    build_model,
-    check,
-    default_device,
-    found,
-    image_counts,
-    own_model,
-    run,
-    while_unchanged,
-)
+from .checks import check
+from .distributed import default_device, launched
+from .own_networks import own_model
+from .precision import precision_here
+from .results import cached_result, cached_while_unchanged
+from .run import run
+from .task import build_model, image_counts
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-5
 _MOST_NUMBERS = 10_000  # of a list that is read
@@ -163,7 +158,7 @@ def read_grid(
 _QUOTES = """'classes="0,1","2,3"', 'dataset="/data/a,b"'"""
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-11
-@while_unchanged
+@cached_while_unchanged
 def _seconds_an_image(e) -> float:
     "Time that one training image takes in a step, measured."
     device, threads = default_device(), torch.get_num_threads()
@@ -216,7 +211,7 @@ def plan(
     estimate: bool = False,  # also how long
 ) -> dict:  # runs, stored, stale, seconds (estimated computing that remains, on one process)
     "How much of a sweep is done. Raises as `train.check` does if any of the rest can't be run."
-    results = {e: found(e) for e in dict.fromkeys(experiments)}
+    results = {e: cached_result(e) for e in dict.fromkeys(experiments)}
     todo = [e for e, r in results.items() if r is None or r["stale"]]
     for e in todo:
         check(e)
@@ -464,7 +459,7 @@ def sweep(
             if failed and strict:
                 raise Failed(failed, experiments)
     with looked_at_once():
-        return [found(e) for e in experiments]
+        return [cached_result(e) for e in experiments]
 
 
 def _one_by_one(todo) -> dict[Experiment, str]:  # the error of each run that failed
@@ -479,7 +474,7 @@ def _one_by_one(todo) -> dict[Experiment, str]:  # the error of each run that fa
 
 
 def _whole(e) -> bool:
-    return (result := found(e)) is not None and not result["stale"]
+    return (result := cached_result(e)) is not None and not result["stale"]
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-22
 class _Bar:
