@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..runs.experiment import Experiment, read_value
+from ..runs.experiment import Experiment
+from ..runs.values import read_value
 from ..core.names import choose, shown, split_list, unknown, unquoted
 from ..data.sources import SOURCES, is_here
 from ..runs.store import project_dir
