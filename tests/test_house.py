@@ -178,7 +178,7 @@ def test_a_run_with_torch_alone(tmp_path):
 import sys
 for m in ('mlflow', 'dask', 'distributed', 'accelerate', 'safetensors', 'pooch', 'joblib', 'platformdirs', 'pandas', 'matplotlib', 'kymatio', 'papermill', 'tqdm', 'statsmodels', 'typer', 'IPython', 'nbformat'): sys.modules[m] = None
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import run_dir
+from wavescat.runs.paths import run_dir
 from wavescat.training.train import load_model, run
 e = experiment(model='scatresnet18', L=2, width=2, per_class=2, epochs=1, batch_size=8)
 r = run(e)

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, wavescat
 
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import run_dir
-from wavescat.runs.store import Stopped
+from wavescat.runs.paths import run_dir
+from wavescat.runs.lock import Stopped
 from wavescat.training.train import check, load_model, own_model, read_weights, run
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from wavescat.apps.demos import grey_square
 from wavescat.runs.experiment import experiment
 from wavescat.training import train
 from wavescat.training.train import classify, prepared, run, split_of
-from wavescat.runs.store import run_dir
+from wavescat.runs.paths import run_dir
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,10 @@ import pytest
 from conftest import ROOT
 
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import failure, owned, run_dir, runs, work_dir
+from wavescat.runs.progress import failure
+from wavescat.runs.lock import is_claimed
+from wavescat.runs.paths import run_dir, work_dir
+from wavescat.runs.query import runs
 from wavescat.training.sweep import Failed, grid, read_grid, sweep
 from wavescat.training.train import check, found
 
@@ -382,7 +385,7 @@ def test_ctrl_c(whom, start, store):
         True,
         False,
         False,
-    ] and not any(map(owned, es))
+    ] and not any(map(is_claimed, es))
 
 
 def test_a_parent_that_is_killed_leaves_no_workers(start, store):
@@ -410,7 +413,7 @@ def test_a_cluster_stays_when_the_sweep_ends(how, start, store, cluster):
     )
     process.send_signal(how)
     process.communicate(timeout=15)
-    until(lambda: not any(map(owned, es)), 10)
+    until(lambda: not any(map(is_claimed, es)), 10)
     assert (
         all((work_dir(e) / "checkpoint.pt").exists() for e in es)
         and len(cluster.scheduler_info["workers"]) == 2

@@ -25,7 +25,7 @@ from torch import nn
 from ..models.backbones import left_as_it_was
 from ..runs.experiment import Experiment
 from ..runs.code import code_version
-from ..runs.store import runs_dir
+from ..runs.paths import runs_dir
 from ..scattering.fast import Chunk
 from ..core.names import choose
 from ..scattering.layer import Scattering2D, kymatio_scattering

@@ -146,7 +146,7 @@ def _complain(what):
 @contextlib.contextmanager
 def _failing():
     "A run that fails: one line, exit status 1; the traceback on request."
-    from wavescat.runs.store import Busy
+    from wavescat.runs.lock import Busy
     from wavescat.training.sweep import Failed
 
     try:
@@ -207,7 +207,7 @@ def _learning(directory):
     "Filters of a run that learned them: before and after, and their curves."
     if not any(directory.glob("learning.*")):
         return {}
-    from wavescat.runs.store import experiment_of
+    from wavescat.runs.query import experiment_of
     from wavescat.figures.visualise import before_after, parameter_curves, recorded
 
     r = recorded(experiment_of(directory.name))
@@ -218,7 +218,7 @@ def _stability(directory):
     "The figure of the study stability, where that was asked about this run."
     import numpy as np
     from wavescat.figures.pictures import stability
-    from wavescat.runs.store import runs_dir
+    from wavescat.runs.paths import runs_dir
 
     records = [
         json.loads(p.read_text(encoding="utf-8")) for p in (runs_dir() / "bench").glob("*.json")
@@ -287,7 +287,7 @@ def _writable(place, setting):
 
 def _reports(folder, computes=True):
     "Where pages go; refuses it, or a store that runs shall go to, that can't be written to, before anything is computed."
-    from wavescat.runs.store import project_dir, runs_dir
+    from wavescat.runs.paths import project_dir, runs_dir
 
     folder = _writable(folder or (project_dir() or Path.cwd()) / "reports", "--reports")
     if computes:
@@ -510,7 +510,8 @@ def train(
     "Train one experiment: wavescat train -p model=scatresnet18 -p L=8 -p per_class=10 -p epochs=20. Killed, the same command goes on from its checkpoint. With -p weights=FILE -p epochs=0 it only evaluates. On several GPUs or machines: accelerate launch -m wavescat.apps.cli train …"
     import torch
     from tqdm import tqdm
-    from wavescat.runs.store import history_of, run_dir, runs_dir
+    from wavescat.runs.store import history_of
+    from wavescat.runs.paths import run_dir, runs_dir
     from wavescat.training.sweep import grid
     from wavescat.training.train import check, run
     from wavescat.training.distributed import leads
@@ -677,7 +678,7 @@ def sweep(
     runs: Store = None,
 ):
     "Compute a grid of experiments: wavescat sweep model=scatresnet18 L=2,4,8 seed=0-5 per_class=10. What is stored is skipped, what was interrupted goes on."
-    from wavescat.runs.store import runs_dir
+    from wavescat.runs.paths import runs_dir
     from wavescat.training.sweep import default_workers, plan, read_grid
     from wavescat.training.sweep import sweep as compute
 
@@ -794,7 +795,7 @@ def weights(
     ] = None,
 ):
     "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
-    from wavescat.runs.store import replace
+    from wavescat.core.files import replace_file
     from wavescat.training.train import pretrained
 
     with _refusing():
@@ -805,7 +806,7 @@ def weights(
         from safetensors.torch import save_file
 
         found = {k: v.contiguous() for k, v in pretrained(model, file).items()}
-        replace(out, lambda part: save_file(found, part))
+        replace_file(out, lambda part: save_file(found, part))
     print(
         f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true{' -p size=224' if model.endswith('-imagenet') else ''} -p lr=0.001 …"
     )
@@ -908,7 +909,9 @@ def runs_list(
     ] = False,
 ):
     "List runs, the newest last."
-    from wavescat.runs.store import runs, runs_dir, table
+    from wavescat.runs.query import runs
+    from wavescat.runs.paths import runs_dir
+    from wavescat.runs.query import table
 
     with _refusing():
         rows = runs(where)
@@ -938,7 +941,7 @@ def runs_list(
 @runs_app.command()
 def show(run: Annotated[str, typer.Argument(help="Identity, or its first letters.")]):
     "Show a run: settings, numbers, where it is; of a failed one the traceback."
-    from wavescat.runs.store import find, runs
+    from wavescat.runs.query import find, runs
 
     with _refusing():
         identity, directory = find(run)
@@ -963,7 +966,7 @@ def show(run: Annotated[str, typer.Argument(help="Identity, or its first letters
 @runs_app.command()
 def compare(run: Runs):
     "Compare runs: what they differ in, and their numbers."
-    from wavescat.runs.store import find, runs
+    from wavescat.runs.query import find, runs
 
     with _refusing():
         rows = [runs([f"identity={find(r)[0]}"])[0] for r in run]
@@ -997,7 +1000,9 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ):
     "Remove runs from the store, and what there is of them in progress; never one that is being computed."
-    from wavescat.runs.store import Busy, find, remove, runs
+    from wavescat.runs.lock import Busy
+    from wavescat.runs.query import find, runs
+    from wavescat.runs.remove import remove
 
     with _refusing():
         if bool(run) == bool(where):
@@ -1042,7 +1047,7 @@ def runs_film(
     ] = ["fourier", "real", "imaginary"],
 ):
     "Film the filters of a run while they learned: Fourier transform, real and imaginary part."
-    from wavescat.runs.store import experiment_of
+    from wavescat.runs.query import experiment_of
     from wavescat.figures.visualise import film, recorded
 
     with _refusing():

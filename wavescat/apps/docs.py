@@ -26,7 +26,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ..studies.render import set_mathematics
-from ..runs.store import project_dir
+from ..runs.paths import project_dir
 from ..studies.presets import parameters, presets, resolve
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-4

@@ -27,7 +27,7 @@ from ..runs.experiment import Experiment
 from ..runs.values import read_value
 from ..core.names import choose, shown, split_list, unknown, unquoted
 from ..data.sources import SOURCES, is_here
-from ..runs.store import project_dir
+from ..runs.paths import project_dir
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-5
 def studies_dir() -> Path:
@@ -610,7 +610,7 @@ def tested(
     from wavescat.data.augment import AUGMENTATIONS
     from wavescat.data.batches import Batches
     from wavescat.data.imageset import load
-    from wavescat.runs.store import run_dir
+    from wavescat.runs.paths import run_dir
     from wavescat.training.train import load_model, predict, split_of
 
     data, parts, model, prepare = (

@@ -36,8 +36,11 @@ from ..runs.code import code_version
 from ..models.hybrids import model_options
 from ..core.names import shown, split_list, unquoted
 from .optim import precision_here
-from ..runs.store import Busy, claim, failure, owned, runs_dir
-from ..runs.store import Stopped
+from ..runs.lock import Busy, claim
+from ..runs.progress import failure
+from ..runs.lock import is_claimed
+from ..runs.paths import runs_dir
+from ..runs.lock import Stopped
 from wavescat.training.train import (
     build_model,
     check,
@@ -586,7 +589,7 @@ def _compute(
                         raise RuntimeError(
                             f"{e.identity} was computed by {where} and isn't in {runs_dir()}: WAVESCAT_RUNS must be one directory that all machines share"
                         )
-                    elif where or owned(e):
+                    elif where or is_claimed(e):
                         elsewhere[e] = (now + 1, last, where)
                     else:
                         waiting.append(e)

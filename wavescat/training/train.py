@@ -59,22 +59,15 @@ from wavescat.training.optim import (
 from ..scattering.layer import Scattering2D
 from ..data.sources import is_here
 from ..data.splits import SPLITS, Split, split
-from wavescat.runs.store import (
-    Stopped,
-    claim,
-    clear_left,
-    experiment_of,
-    find,
-    load_checkpoint,
-    publish,
-    replace,
-    run_dir,
-    runs_dir,
-    save_checkpoint,
-    stored,
-    tell,
-    write_json,
-)
+from ..runs.lock import Stopped, claim
+from ..runs.remove import remove_leftovers
+from ..runs.store import publish, stored
+from ..core.files import replace_file
+from ..runs.progress import write_progress
+from ..runs.query import experiment_of, find
+from ..runs.checkpoint import load_checkpoint, save_checkpoint
+from ..runs.paths import run_dir, runs_dir
+from ..core.files import write_json
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-5
 def build_model(
@@ -138,7 +131,7 @@ def own_model(
     _enter(known, source)
     kept.parent.mkdir(parents=True, exist_ok=True)
     if not kept.is_file():
-        replace(kept, lambda part: part.write_bytes(source))
+        replace_file(kept, lambda part: part.write_bytes(source))
     return known
 
 
@@ -1600,7 +1593,7 @@ def run(
             )
     result = w.lead(lambda: found(e))
     if result and not result["stale"] and not again:
-        w.lead(lambda: clear_left(e))
+        w.lead(lambda: remove_leftovers(e))
         return result
     check(e, w.device)
     with contextlib.ExitStack() as until:
@@ -1610,7 +1603,7 @@ def run(
             return result  # somebody else was first
 
         def told(done, of, history):
-            tell(work, done, of)
+            write_progress(work, done, of)
             if progress:
                 progress(done, of, history)
 
