@@ -914,7 +914,7 @@ def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
     for _ in range(5):
         data.load(str(own))
     assert len(looks) == 6
-    from wavescat.training.sweep import plan
+    from wavescat.training.plan import plan
 
     looks.clear()
     plan(

@@ -169,7 +169,8 @@ def _mirror():
     "Log finished runs to the MLflow server that MLFLOW_TRACKING_URI names; one that can't be reached is said and loses nothing."
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return
-    from wavescat.runs.tracking import Unreachable, mirror
+    from wavescat.runs.mlflow_address import Unreachable
+    from wavescat.runs.tracking import mirror
 
     try:
         mirror(_figures)
@@ -305,7 +306,7 @@ def _chosen(studies, preset, given, estimate=False):
     "The studies asked for with their parameters, all their experiments, the plan of each and of all; refuses what can't be run."
     from wavescat.core.names import choose
     from wavescat.studies.presets import experiments_of, resolve, study_names
-    from wavescat.training.sweep import plan
+    from wavescat.training.plan import plan
 
     names = study_names() if not studies or "all" in studies else studies
     for name in names:
@@ -382,7 +383,8 @@ def run(
 ):
     "Run studies: compute what isn't stored, and write their pages."
     from wavescat.studies.render import check_kernel
-    from wavescat.training.sweep import default_workers, sweep
+    from wavescat.training.worker import default_workers
+    from wavescat.training.sweep import sweep
 
     with _refusing():
         chosen, experiments, plans, total = _chosen(
@@ -512,7 +514,7 @@ def train(
     from tqdm import tqdm
     from wavescat.runs.store import history_of
     from wavescat.runs.paths import run_dir, runs_dir
-    from wavescat.training.sweep import grid
+    from wavescat.training.grid import grid
     from wavescat.training.train import check, run
     from wavescat.training.distributed import leads
 
@@ -679,7 +681,9 @@ def sweep(
 ):
     "Compute a grid of experiments: wavescat sweep model=scatresnet18 L=2,4,8 seed=0-5 per_class=10. What is stored is skipped, what was interrupted goes on."
     from wavescat.runs.paths import runs_dir
-    from wavescat.training.sweep import default_workers, plan, read_grid
+    from wavescat.training.worker import default_workers
+    from wavescat.training.plan import plan
+    from wavescat.training.grid import read_grid
     from wavescat.training.sweep import sweep as compute
 
     with _refusing():
@@ -1057,7 +1061,8 @@ def runs_film(
 @runs_app.command("log")
 def runs_log():
     "Log runs to MLflow that aren't there yet: at MLFLOW_TRACKING_URI, or in a SQLite file in the store."
-    from wavescat.runs.tracking import Unreachable, mirror, uri
+    from wavescat.runs.mlflow_address import Unreachable, uri
+    from wavescat.runs.tracking import mirror
 
     with _refusing():
         try:
@@ -1081,7 +1086,8 @@ def ui(
     ] = 5000,
 ):
     "Log the runs to MLflow and open it on localhost, until Ctrl-C."
-    from wavescat.runs.tracking import Unreachable, serve
+    from wavescat.runs.mlflow_address import Unreachable
+    from wavescat.runs.mlflow_server import serve
 
     with _refusing():
         try:
