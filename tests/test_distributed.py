@@ -187,7 +187,7 @@ def test_a_run_that_another_process_computes_is_left_alone(tmp_path):
     code = f"""
 import os, subprocess, sys
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import claim
+from wavescat.runs.lock import claim
 settings = {[*BASE, *RUNS["fixed front"]]!r}
 with claim(experiment(**dict(s.split("=") for s in settings[1::2]))):
     done = subprocess.run({LAUNCH!r} + ["-m", "wavescat.apps.cli", "train", *settings], capture_output=True, text=True, timeout=200)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wavescat import experiment, run
-from wavescat.runs.store import run_dir
+from wavescat.runs.paths import run_dir
 
 STORED = json.loads((Path(__file__).parent / "golden_runs.json").read_text())
 FILES = ("weights.safetensors", "history.json", "predictions.npy")

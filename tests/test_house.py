@@ -217,7 +217,7 @@ def test_a_run_with_torch_alone(tmp_path):
     code = f"import sys; sys.modules.update(dict.fromkeys({names}))"
     code += """
 from wavescat import experiment, load_model, run
-from wavescat.runs.store import run_dir
+from wavescat.runs.paths import run_dir
 e = experiment(model='scatresnet18', L=2, width=2, per_class=2, epochs=1, batch_size=8)
 r = run(e)
 assert r['test_accuracy'] > 0 and (run_dir(e) / 'weights.pt').is_file()

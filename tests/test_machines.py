@@ -13,7 +13,7 @@ from conftest import ROOT, wavescat
 
 from wavescat.data import imageset as data
 from wavescat.data import sources
-from wavescat.runs import store
+from wavescat.runs import paths
 from wavescat.studies import render as report
 
 FIPS = """
@@ -301,7 +301,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable, place in (
-        ("WAVESCAT_RUNS", store.runs_dir),
+        ("WAVESCAT_RUNS", paths.runs_dir),
         ("WAVESCAT_DATA", sources.data_dir),
         ("WAVESCAT_CACHE", data.cache_dir),
     ):

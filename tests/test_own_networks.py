@@ -12,7 +12,8 @@ import torch
 from conftest import ROOT, wavescat
 
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import Stopped, run_dir
+from wavescat.runs.lock import Stopped
+from wavescat.runs.paths import run_dir
 from wavescat.training.checks import check
 from wavescat.training.inference import load_model
 from wavescat.training.own_networks import own_model
@@ -579,7 +580,7 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     from wavescat.data.imageset import load
     from wavescat.studies.presets import tested
     from wavescat.training.inference import classify, test_predictions
-    from wavescat.training.sweep import plan
+    from wavescat.training.plan import plan
 
     e = own(VIEW, channels_last=False)
     assert plan([e], estimate=True)["seconds"] > 0

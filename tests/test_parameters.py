@@ -20,7 +20,7 @@ from wavescat.studies.presets import (
     resolve,
     study_names,
 )
-from wavescat.training.sweep import grid, read_grid, values
+from wavescat.training.grid import grid, read_grid, values
 
 
 def _forms(parameter, value):

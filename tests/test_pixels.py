@@ -15,7 +15,7 @@ from PIL import Image
 import wavescat.data.imageset as data
 from wavescat.apps.demos import grey_square
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import run_dir
+from wavescat.runs.paths import run_dir
 from wavescat.training.checks import check
 from wavescat.training.inference import classify, prepared, test_predictions
 from wavescat.training.results import cached_result
@@ -919,7 +919,7 @@ def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
     for _ in range(5):
         data.load(str(own))
     assert len(looks) == 6
-    from wavescat.training.sweep import plan
+    from wavescat.training.plan import plan
 
     looks.clear()
     plan(

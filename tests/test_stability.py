@@ -286,7 +286,7 @@ def test_double_precision_and_gradients():
 def trained(tmp_path_factory):
     "A tiny stored run, in a store of its own."
     from wavescat.runs.experiment import experiment
-    from wavescat.runs.store import run_dir
+    from wavescat.runs.paths import run_dir
     from wavescat.training.run import run
 
     with pytest.MonkeyPatch.context() as patched:

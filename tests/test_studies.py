@@ -391,7 +391,7 @@ def test_the_page_says_which_rows_diverged(tmp_path):
 
 def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
     from wavescat.runs.experiment import experiment
-    from wavescat.training.sweep import plan
+    from wavescat.training.plan import plan
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     told = plan(

@@ -17,15 +17,21 @@ import pytest
 from conftest import ROOT
 
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import failure, owned, run_dir, runs, work_dir
+from wavescat.runs.lock import is_claimed
+from wavescat.runs.paths import run_dir, work_dir
+from wavescat.runs.progress import failure
+from wavescat.runs.query import runs
+from wavescat.training import pool
 from wavescat.training.checks import check
+from wavescat.training.grid import grid, read_grid
 from wavescat.training.results import cached_result
-from wavescat.training.sweep import Failed, grid, read_grid, sweep
+from wavescat.training.sweep import Failed, sweep
 
 SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=0.01)
 SCRIPT = """
 import sys
-from wavescat.training.sweep import read_grid, sweep
+from wavescat.training.grid import read_grid
+from wavescat.training.sweep import sweep
 settings, workers, scheduler = sys.argv[1].split(), int(sys.argv[2]), (sys.argv[3:] or [None])[0]
 try: sweep(read_grid(settings), workers=workers, scheduler=scheduler)
 except KeyboardInterrupt: sys.exit(130)
@@ -33,11 +39,15 @@ except KeyboardInterrupt: sys.exit(130)
 IN_WORKERS = """
 import os, signal, wavescat.training.run
 def watched(e, *args, fit=wavescat.training.run.fit, **kw):
-    with open(os.environ["SAID"], "a") as f: f.write(e.identity + "\\n")
-    if e.seed == 13: os.kill(os.getpid(), signal.SIGKILL)
-    if e.seed == 14: raise MemoryError("no room")
+    with open(os.environ["COMPUTED"], "a") as f:
+        f.write(e.identity + "\\n")
+    if e.seed == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if e.seed == 14:
+        raise MemoryError("no room")
     return fit(e, *args, **kw)
-if wavescat.training.run.fit.__name__ != "watched": wavescat.training.run.fit = watched         # Dask reads this more than once
+if wavescat.training.run.fit.__name__ != "watched":  # Dask reads this more than once
+    wavescat.training.run.fit = watched
 """
 
 
@@ -55,7 +65,7 @@ def start(tmp_path):
         env = {
             **os.environ,
             "WAVESCAT_RUNS": str(tmp_path / "s"),
-            "SAID": str(tmp_path / "said"),
+            "COMPUTED": str(tmp_path / "computed"),
             "DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "in_workers.py"),
             "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s",
         }  # a process takes longer to come back: a sweep waits for it
@@ -170,7 +180,7 @@ def test_grids_that_are_read():
 
 
 def test_nothing_of_dask_where_nothing_is_computed():
-    code = "import sys; from wavescat.training.sweep import grid, sweep; sweep(grid(seed=[1, 2]), compute=False); assert not {'dask', 'distributed'} & set(sys.modules)"
+    code = "import sys; from wavescat.training.grid import grid; from wavescat.training.sweep import sweep; sweep(grid(seed=[1, 2]), compute=False); assert not {'dask', 'distributed'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -212,7 +222,7 @@ def test_two_sweeps_share_the_work(start, store, tmp_path):
     both = [start(settings, 1), start(settings, 1)]
     for p in both:
         assert p.wait(timeout=90) == 0, p.stderr.read()
-    computed = (tmp_path / "said").read_text().split()
+    computed = (tmp_path / "computed").read_text().split()
     assert (
         sorted(computed) == sorted(e.identity for e in read_grid(settings.split()))
         and len(runs(["status=done"])) == 6
@@ -230,7 +240,7 @@ def test_code_that_is_edited_meanwhile(start, store, tmp_path):
     until(
         lambda: epochs_of(work_dir(experiment(**SMALL, epochs=30, seed=0)) / "progress.json") >= 2
     )
-    with open(tmp_path / "own" / "wavescat" / "augment.py", "a") as f:
+    with open(tmp_path / "own" / "wavescat" / "data" / "augment.py", "a") as f:
         f.write("\nassert True\n")
     assert process.wait(timeout=90) == 0, process.stderr.read()
     assert (
@@ -266,8 +276,6 @@ def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
     "It has computed its run, and can't say so any more: the run is found in the store."
     from distributed import LocalCluster
 
-    import wavescat.training.sweep
-
     died = []
 
     class Late(queue.SimpleQueue):
@@ -279,10 +287,8 @@ def test_a_worker_that_dies_before_it_is_asked(store, monkeypatch, noticed):
                     until(lambda: future.status != "finished")
             super().put(future)
 
-    monkeypatch.setattr(
-        wavescat.training.sweep, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty)
-    )
-    monkeypatch.setattr(wavescat.training.sweep, "_ANSWER", 1.0)
+    monkeypatch.setattr(pool, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty))
+    monkeypatch.setattr(pool, "ANSWER_SECONDS", 1.0)
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         assert [
             r["status"] for r in sweep(grid(**SMALL, epochs=1, seed=range(2)), scheduler=cluster)
@@ -319,21 +325,15 @@ def test_failures_can_be_passed_over(store, cluster, tmp_path):
 
 
 def test_other_code_and_another_store_are_refused(store, cluster, monkeypatch, tmp_path):
-    import wavescat.training.sweep
-
     e = experiment(**SMALL, epochs=1)
-    monkeypatch.setattr(wavescat.training.sweep, "_SHARED", 0)
+    monkeypatch.setattr(pool, "SHARED_SECONDS", 0)
     with (
         monkeypatch.context() as m,
         pytest.raises(RuntimeError, match="must be one directory that all machines share"),
     ):
-        m.setattr(
-            wavescat.training.sweep,
-            "_places",
-            lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")},
-        )
+        m.setattr(pool, "worker_env", lambda: {"WAVESCAT_RUNS": str(tmp_path / "elsewhere")})
         sweep([e], scheduler=cluster)
-    monkeypatch.setattr(wavescat.training.sweep, "code_version", lambda e=None: "other")
+    monkeypatch.setattr(pool, "code_version", lambda e=None: "other")
     with pytest.raises(RuntimeError, match="install the same version"):
         sweep([e], scheduler=cluster)
     with pytest.raises(
@@ -387,7 +387,7 @@ def test_ctrl_c(whom, start, store):
         True,
         False,
         False,
-    ] and not any(map(owned, es))
+    ] and not any(map(is_claimed, es))
 
 
 def test_a_parent_that_is_killed_leaves_no_workers(start, store):
@@ -415,7 +415,7 @@ def test_a_cluster_stays_when_the_sweep_ends(how, start, store, cluster):
     )
     process.send_signal(how)
     process.communicate(timeout=15)
-    until(lambda: not any(map(owned, es)), 10)
+    until(lambda: not any(map(is_claimed, es)), 10)
     assert (
         all((work_dir(e) / "checkpoint.pt").exists() for e in es)
         and len(cluster.scheduler_info["workers"]) == 2

@@ -613,7 +613,8 @@ def test_classes_that_fare_alike():
 def test_float16_stopped_and_gone_on_with(tmp_path, monkeypatch):
     "Float16 with its scaled loss: it learns, and from a checkpoint it ends where it would have ended, to the last bit."
     from wavescat.runs.experiment import experiment
-    from wavescat.runs.store import Stopped, run_dir
+    from wavescat.runs.lock import Stopped
+    from wavescat.runs.paths import run_dir
     from wavescat.training.run import run
 
     e, files = (

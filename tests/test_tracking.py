@@ -18,15 +18,47 @@ from conftest import ROOT
 
 pytest.importorskip("mlflow")
 
-from wavescat.runs import tracking  # noqa: E402
+from wavescat.runs import mlflow_log  # noqa: E402
 from wavescat.runs.experiment import experiment  # noqa: E402
-from wavescat.runs.store import claim, publish, remove, run_dir, work_dir  # noqa: E402
+from wavescat.runs.lock import claim  # noqa: E402
+from wavescat.runs.mlflow_address import Unreachable, database_file, uri  # noqa: E402
+from wavescat.runs.mlflow_client import connect  # noqa: E402
+from wavescat.runs.mlflow_server import free_port, serve, wait_for_server  # noqa: E402
+from wavescat.runs.paths import run_dir, work_dir  # noqa: E402
+from wavescat.runs.remove import remove  # noqa: E402
+from wavescat.runs.store import publish  # noqa: E402
+from wavescat.runs.tracking import mirror  # noqa: E402
 
 HOOK = """ # says what asks another machine
 import socket, sys
 def hook(event, args):
     if event in ('socket.getaddrinfo', 'socket.connect'): print(event, args[1:], file=sys.stderr)
 sys.addaudithook(hook)
+"""
+KILLED_IN_THE_SECOND_RUN = """
+import os
+from wavescat.runs import mlflow_log
+from wavescat.runs.tracking import mirror
+log_content, logged = mlflow_log.log_content, []
+def log(client, run, content, figures):
+    logged.append(run)
+    if len(logged) == 2:
+        client.log_param(run.info.run_id, 'L', '8')
+        client.set_terminated = lambda *args: os.kill(os.getpid(), 9)
+    log_content(client, run, content, figures)
+mlflow_log.log_content = log
+mirror()
+"""
+WITHOUT_MLFLOW = """
+import sys
+sys.modules['mlflow'] = None
+from wavescat.runs.mlflow_address import Unreachable
+from wavescat.runs.tracking import mirror
+assert not {'pandas', 'matplotlib', 'filelock'} & set(sys.modules)
+try:
+    mirror()
+except Unreachable as error:
+    print(error)
 """
 MIRROR = (
     HOOK + "import json; from wavescat.runs.tracking import mirror; print(json.dumps(mirror()))"
@@ -37,7 +69,7 @@ MIRROR = (
 def tables(tmp_path_factory):
     "A database of MLflow's without runs: to make one takes seconds."
     path = tmp_path_factory.mktemp("tables") / "mlflow.db"
-    tracking._client(f"sqlite:///{path}")
+    connect(f"sqlite:///{path}")
     return path
 
 
@@ -99,7 +131,7 @@ def fail(seed=0, message="the roof fell in"):
 
 
 def client():
-    return tracking._client(tracking.uri())
+    return connect(uri())
 
 
 def shown():
@@ -128,12 +160,6 @@ def start(*args, **env):
         text=True,
         env={**os.environ, **env},
     )
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def until(true, seconds=60):
@@ -178,7 +204,7 @@ def server(port, tmp_path):
         start_new_session=True,
     )
     try:
-        tracking._wait_for(p, f"http://127.0.0.1:{port}")
+        wait_for_server(p, f"http://127.0.0.1:{port}")
         yield p
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -197,9 +223,9 @@ def test_what_mlflow_shows(store, capfd):
         ax.plot([1, 2], [1, 2])
         return {"curves": f}
 
-    tracking._file(tracking.uri()).unlink()
+    database_file(uri()).unlink()
     x, diverged = put(), put(seed=1, status="diverged")
-    assert counts(tracking.mirror(figures)) == {"logged": 2, "already": 0, "left": 0, "refused": 0}
+    assert counts(mirror(figures)) == {"logged": 2, "already": 0, "left": 0, "refused": 0}
     assert capfd.readouterr() == ("", "") and not plt.get_fignums()
     runs = shown()
     r = runs[x.identity]
@@ -242,7 +268,7 @@ def test_what_mlflow_shows(store, capfd):
 def test_twice_is_once(store):
     for s in range(3):
         put(s)
-    assert [counts(tracking.mirror(limit=n))["logged"] for n in (1, 0, 1, None, None)] == [
+    assert [counts(mirror(limit=n))["logged"] for n in (1, 0, 1, None, None)] == [
         1,
         0,
         1,
@@ -252,51 +278,51 @@ def test_twice_is_once(store):
     assert len(shown()) == 3
     shutil.rmtree(store / ".mlflow" / "logged")
     assert (
-        counts(tracking.mirror()) == {"logged": 0, "already": 3, "left": 0, "refused": 0}
+        counts(mirror()) == {"logged": 0, "already": 3, "left": 0, "refused": 0}
         and len(shown()) == 3
     )
 
 
 def test_another_database_gets_all(store):
     put()
-    assert tracking.mirror()["logged"] == 1
-    with contextlib.closing(sqlite3.connect(tracking._file(tracking.uri()))) as db, db:
+    assert mirror()["logged"] == 1
+    with contextlib.closing(sqlite3.connect(database_file(uri()))) as db, db:
         for what in (
             "DELETE FROM tags",
             "UPDATE runs SET lifecycle_stage = 'deleted'",
             "UPDATE experiments SET creation_time = creation_time + 1",
         ):
             db.execute(what)
-    assert tracking.mirror()["logged"] == 1 and len(shown()) == 1
+    assert mirror()["logged"] == 1 and len(shown()) == 1
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["", "notes lost"])
 def test_computed_again(store, lost):
     x = put(accuracy=50.0)
-    tracking.mirror()
+    mirror()
     put(accuracy=70.0)
     if lost:
         shutil.rmtree(store / ".mlflow" / "logged")
-    assert tracking.mirror()["logged"] == 1
+    assert mirror()["logged"] == 1
     r = shown()[x.identity]
     assert (
         r.data.metrics["test_accuracy"] == 70.0
         and len(client().get_metric_history(r.info.run_id, "val_accuracy")) == 3
     )
-    assert tracking.mirror()["already"] == 1
+    assert mirror()["already"] == 1
 
 
 def test_another_store_takes_nothing_away(store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
     x = put(accuracy=50.0)
-    tracking.mirror()
+    mirror()
     shutil.copytree(store, tmp_path / "copy")
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "copy"))
     shutil.rmtree(tmp_path / "copy" / ".mlflow")
-    assert tracking.mirror()["already"] == 1, "a copy of a store has the same runs"
+    assert mirror()["already"] == 1, "a copy of a store has the same runs"
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "other"))
     put(accuracy=51.0)
-    assert tracking.mirror()["logged"] == 1
+    assert mirror()["logged"] == 1
     c = client()
     assert sorted(
         r.data.metrics["test_accuracy"]
@@ -308,7 +334,7 @@ def test_another_store_takes_nothing_away(store, tmp_path, monkeypatch):
 def test_failed_then_whole(store):
     x = fail()
     with claim(experiment(seed=9)):
-        assert tracking.mirror()["logged"] == 1, "one that is being computed isn't logged"
+        assert mirror()["logged"] == 1, "one that is being computed isn't logged"
     first = shown()[x.identity]
     assert (
         first.info.status == "FAILED"
@@ -316,15 +342,15 @@ def test_failed_then_whole(store):
         and "Traceback" in first.data.tags["wavescat.traceback"]
         and "failure.json" in files(first.info.run_id)
     )
-    assert tracking.mirror()["already"] == 1
+    assert mirror()["already"] == 1
     fail(message="the floor too")
     assert (
-        tracking.mirror()["logged"] == 1
+        mirror()["logged"] == 1
         and shown()[x.identity].data.tags["wavescat.error"] == "RuntimeError: the floor too"
     )
     put()
     shutil.rmtree(work_dir(x))
-    assert tracking.mirror()["logged"] == 1
+    assert mirror()["logged"] == 1
     r = shown()[x.identity]
     assert (
         r.info.run_id == first.info.run_id
@@ -333,7 +359,7 @@ def test_failed_then_whole(store):
         and "wavescat.error" not in r.data.tags
         and r.data.tags["wavescat.status"] == "done"
     )
-    assert remove(x.identity) and tracking.mirror()["logged"] == 0 and shown(), (
+    assert remove(x.identity) and mirror()["logged"] == 0 and shown(), (
         "MLflow keeps what the store has let go"
     )
 
@@ -346,23 +372,22 @@ def test_one_that_is_refused_stops_no_other(store):
     def figures(directory):
         return {} if directory.name != x.identity else {}["no such figure"]
 
-    done = tracking.mirror(figures)
+    done = mirror(figures)
     assert (
         counts(done) == {"logged": 2, "already": 0, "left": 0, "refused": 1}
         and "no such figure" in done["refused"][x.identity]
     )
-    assert tracking.mirror()["logged"] == 1 and shown()[x.identity].info.status == "FINISHED"
+    assert mirror()["logged"] == 1 and shown()[x.identity].info.status == "FINISHED"
 
 
 def test_two_processes_at_once_and_one_killed(store):
     "Two share the work and double nothing; what a third left half logged is completed."
     for s in range(6):
         put(s)
-    tracking._file(tracking.uri()).unlink()
+    database_file(uri()).unlink()
     killed = start(
         "-c",
-        HOOK
-        + "import os, wavescat.runs.tracking as t; keep = t._log; n = [0]\ndef log(client, run, what, drawn):\n    n[0] += 1\n    if n[0] == 2: client.log_param(run.info.run_id, 'L', '8'); client.set_terminated = lambda *a: os.kill(os.getpid(), 9)\n    keep(client, run, what, drawn)\nt._log = log; t.mirror()",
+        HOOK + KILLED_IN_THE_SECOND_RUN,
     )
     assert killed.communicate(timeout=60) == ("", "")
     assert killed.returncode == -9 and sorted(r.info.status for r in shown().values()) == [
@@ -380,13 +405,13 @@ def test_two_processes_at_once_and_one_killed(store):
 
 
 def test_a_server_that_is_down_and_comes_up_and_dies(store, tmp_path, monkeypatch):
-    port = free_port()
+    port = free_port("127.0.0.1", 0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     before = dict(os.environ)
     runs = [put(s) for s in range(3)]
     began = time.perf_counter()
-    with pytest.raises(tracking.Unreachable, match="can't be reached.*the runs are stored") as e:
-        tracking.mirror()
+    with pytest.raises(Unreachable, match="can't be reached.*the runs are stored") as e:
+        mirror()
     assert (
         time.perf_counter() - began < 5
         and "\n" not in str(e.value)
@@ -396,22 +421,22 @@ def test_a_server_that_is_down_and_comes_up_and_dies(store, tmp_path, monkeypatc
         k: v for k, v in os.environ.items() if k not in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
     } == {k: v for k, v in before.items() if k not in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")}
     with server(port, tmp_path) as p:
-        assert tracking.mirror(limit=1)["logged"] == 1
-        keep = tracking._log
+        assert mirror(limit=1)["logged"] == 1
+        keep = mlflow_log.log_content
 
         def log(*args):
             os.killpg(p.pid, signal.SIGKILL)
             p.wait()
             keep(*args)
 
-        monkeypatch.setattr(tracking, "_log", log)
+        monkeypatch.setattr(mlflow_log, "log_content", log)
         began = time.perf_counter()
-        with pytest.raises(tracking.Unreachable):
-            tracking.mirror()
+        with pytest.raises(Unreachable):
+            mirror()
         assert time.perf_counter() - began < 5
-        monkeypatch.setattr(tracking, "_log", keep)
+        monkeypatch.setattr(mlflow_log, "log_content", keep)
     with server(port, tmp_path):
-        assert counts(tracking.mirror()) == {"logged": 2, "already": 1, "left": 0, "refused": 0}
+        assert counts(mirror()) == {"logged": 2, "already": 1, "left": 0, "refused": 0}
         seen = shown()
         assert set(seen) == {x.identity for x in runs} and {
             r.info.status for r in seen.values()
@@ -430,17 +455,14 @@ def test_a_server_that_never_answers(store, monkeypatch):
         s.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{s.getsockname()[1]}")
         began = time.perf_counter()
-        with pytest.raises(tracking.Unreachable) as e:
-            tracking.mirror()
+        with pytest.raises(Unreachable) as e:
+            mirror()
         assert time.perf_counter() - began < 5.5 and "\n" not in str(e.value)
 
 
 def test_without_mlflow(store):
     put()
-    p = start(
-        "-c",
-        "import sys; sys.modules['mlflow'] = None\nimport wavescat.runs.tracking as t\nassert not {'pandas', 'matplotlib', 'filelock'} & set(sys.modules)\ntry: t.mirror()\nexcept t.Unreachable as e: print(e)",
-    )
+    p = start("-c", WITHOUT_MLFLOW)
     out, err = p.communicate(timeout=60)
     assert "MLflow isn't installed" in out and out.count("\n") == 1 and err == ""
 
@@ -449,8 +471,8 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
     for s in range(3):
         put(s, accuracy=60.0 + s)
     fail(7)
-    port = free_port()
-    p = start("-c", f"from wavescat.runs.tracking import serve; serve({port})")
+    port = free_port("127.0.0.1", 0)
+    p = start("-c", f"from wavescat.runs.mlflow_server import serve; serve({port})")
     try:
         said = p.stdout.readline()
         assert (
@@ -458,7 +480,7 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
             == f"MLflow shows 4 runs at http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning (Ctrl-C ends it)\n"
         ), said + p.stderr.read()
         with pytest.raises(ValueError, match=f"^port {port} of 127.0.0.1 can't be had: [^\n]*$"):
-            tracking.serve(port)
+            serve(port)
         page = browser.new_page(viewport={"width": 1500, "height": 800})
         asked, errors = [], []
         page.on("request", lambda r: asked.append(r.url))
@@ -488,7 +510,7 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
         out, err = p.communicate(timeout=20)
         assert (p.returncode, out, err) == (0, "", "")
         left = subprocess.run(["pgrep", "-g", group[0]], capture_output=True, text=True).stdout
-        assert left == "" and tracking._free("127.0.0.1", port) == port
+        assert left == "" and free_port("127.0.0.1", port) == port
     finally:
         if p.poll() is None:
             p.terminate()
@@ -496,7 +518,7 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
 
 
 def test_a_page_that_is_told_to_end_while_it_starts(store):
-    p = start("-c", "from wavescat.runs.tracking import serve; serve(0)")
+    p = start("-c", "from wavescat.runs.mlflow_server import serve; serve(0)")
     until((store / ".mlflow" / "server.log").exists)
     p.send_signal(signal.SIGTERM)
     p.communicate(timeout=20)
@@ -510,12 +532,12 @@ def test_a_store_of_any_name(tmp_path, monkeypatch, store):
     monkeypatch.setenv("WAVESCAT_RUNS", str(named))
     e = put()
     assert (
-        counts(tracking.mirror()) == {"logged": 1, "already": 0, "left": 0, "refused": 0}
-        and tracking.mirror()["already"] == 1
+        counts(mirror()) == {"logged": 1, "already": 0, "left": 0, "refused": 0}
+        and mirror()["already"] == 1
     )
-    assert tracking._file(
-        tracking.uri()
-    ) == named / ".mlflow" / "mlflow.db" and "result.json" in files(shown()[e.identity].info.run_id)
+    assert database_file(uri()) == named / ".mlflow" / "mlflow.db" and "result.json" in files(
+        shown()[e.identity].info.run_id
+    )
     assert list((named / ".mlflow" / "artifacts").rglob("result.json")) and [
         p.name for p in tmp_path.iterdir()
     ] == [named.name]
@@ -524,6 +546,6 @@ def test_a_store_of_any_name(tmp_path, monkeypatch, store):
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "MLFLOW_TRACKING_URI": tracking.uri()},
+        env={**os.environ, "MLFLOW_TRACKING_URI": uri()},
     )
     assert said.returncode == 0 and "wavescat" in said.stdout, said.stderr

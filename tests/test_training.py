@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
     store = tmp_path_factory.mktemp("trained")
     code = """
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import claim
+from wavescat.runs.lock import claim
 from wavescat.training.run import run
 base = dict(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=2)
 for options in (dict(), dict(seed=1), dict(lr=1e30)): print(run(experiment(**{**base, **options}))["identity"])
@@ -58,7 +58,8 @@ except RuntimeError: print(e.identity)
 
 def test_killed_while_it_cleared_up(trained, monkeypatch):
     "A result that is stored, beside what its run left on the way: the next who asks clears it away, unless it is newer, of somebody who computes it again."
-    from wavescat.runs.store import experiment_of, run_dir, work_dir
+    from wavescat.runs.paths import run_dir, work_dir
+    from wavescat.runs.query import experiment_of
     from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(trained[0]))
@@ -81,7 +82,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
 import os, random, signal, sys, time
 import torch
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import work_dir
+from wavescat.runs.paths import work_dir
 from wavescat.training.checks import check
 from wavescat.training.run import run
 e = experiment(model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8, precision=sys.argv[1], mix="mixup")
@@ -170,7 +171,7 @@ def test_diverged_after_an_interruption_keeps_the_same_weights(tmp_path):
     code = """
 import sys, torch
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import Stopped
+from wavescat.runs.lock import Stopped
 from wavescat.training.inference import load_model
 from wavescat.training.run import run
 torch.set_num_threads(1)
@@ -211,8 +212,10 @@ print(e.identity, result["status"], result["resumed"], all(v.isfinite().all() fo
 def test_stopped_is_not_failed_and_an_old_failure_is_forgotten(tmp_path):
     code = """
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import claim, failure, runs
-from wavescat.runs.store import Stopped
+from wavescat.runs.lock import claim
+from wavescat.runs.progress import failure
+from wavescat.runs.query import runs
+from wavescat.runs.lock import Stopped
 from wavescat.training.run import run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 try:
@@ -299,8 +302,9 @@ def test_a_checkpoint_that_is_damaged_or_of_other_code_is_not_used(tmp_path):
     code = """
 import torch
 from wavescat.runs.experiment import experiment
-from wavescat.runs.store import load_checkpoint, work_dir
-from wavescat.runs.store import Stopped
+from wavescat.runs.checkpoint import load_checkpoint
+from wavescat.runs.paths import work_dir
+from wavescat.runs.lock import Stopped
 from wavescat.training.run import run
 e = experiment(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=3)
 def stop():
@@ -737,7 +741,7 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
     import torch
 
     from wavescat.runs.experiment import experiment
-    from wavescat.runs.store import run_dir
+    from wavescat.runs.paths import run_dir
     from wavescat.studies.presets import tested
     from wavescat.training.run import run
 
@@ -771,7 +775,7 @@ def test_random_filters_that_stayed_fixed_are_not_drawn_anew(tmp_path, monkeypat
     import torch
 
     from wavescat.runs.experiment import experiment
-    from wavescat.runs.store import run_dir
+    from wavescat.runs.paths import run_dir
     from wavescat.training.checks import check
     from wavescat.training.run import run
 

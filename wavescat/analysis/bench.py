@@ -25,7 +25,7 @@ from ..core.names import choose
 from ..models.inspection import evaluation_mode
 from ..runs.code import code_version
 from ..runs.experiment import Experiment
-from ..runs.store import runs_dir
+from ..runs.paths import runs_dir
 from ..scattering.fast import Chunk
 from ..scattering.layer import Scattering2D, kymatio_scattering
 

@@ -52,7 +52,7 @@ def refusing():
 @contextlib.contextmanager
 def failing():
     "Turn the failure of a run into one line on stderr and exit status 1."
-    from wavescat.runs.store import Busy
+    from wavescat.runs.lock import Busy
     from wavescat.training.sweep import Failed
 
     try:

@@ -19,7 +19,7 @@ from .site_cells import split_flags
 from .site_entries import Entry, entries
 from .site_pages import add_commands, add_names, add_notebook, add_report, add_study
 from .site_text import Site, link_between, module_of, page_of_module, prose
-from ..runs.store import project_dir
+from ..runs.paths import project_dir
 
 # %% ../../nbs/lib/09_apps/24_docs.ipynb #docs-4
 SECTIONS = {

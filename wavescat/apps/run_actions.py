@@ -17,7 +17,10 @@ import typer
 from .console import format_value, print_columns, print_field, refusing
 from ..figures.visualise import film, recorded
 from ..runs.experiment import Experiment
-from ..runs.store import Busy, experiment_of, find, remove, runs, runs_dir, table
+from ..runs.lock import Busy
+from ..runs.paths import runs_dir
+from ..runs.query import experiment_of, find, runs, table
+from ..runs.remove import remove
 
 # %% ../../nbs/lib/09_apps/15_run_actions.ipynb #run-actions-4
 SETTINGS = {f.name: f.default for f in fields(Experiment)}

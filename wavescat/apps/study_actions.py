@@ -31,7 +31,7 @@ from ..models.norms import NORMS
 from ..models.registry import MODELS
 from ..models.wytiny import CONVOLUTIONS
 from ..runs.experiment import Experiment
-from ..runs.store import project_dir, runs_dir
+from ..runs.paths import project_dir, runs_dir
 from ..studies.pages import make_pages, measures_machine
 from wavescat.studies.presets import (
     experiments_of,
@@ -44,9 +44,11 @@ from wavescat.studies.presets import (
 from ..studies.render import check_kernel, index
 from ..training.losses import LOSSES
 from ..training.optimizers import OPTIMIZERS
+from ..training.plan import plan
 from ..training.precision import PRECISIONS
 from ..training.schedules import SCHEDULES
-from ..training.sweep import default_workers, plan, sweep
+from ..training.sweep import sweep
+from ..training.worker import default_workers
 
 # %% ../../nbs/lib/09_apps/13_study_actions.ipynb #study-actions-4
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import typer
 
 from .console import refusing
 from ..figures.run import run_figures
-from ..runs.tracking import Unreachable, mirror, serve, uri
+from ..runs.mlflow_address import Unreachable, uri
+from ..runs.mlflow_server import serve
+from ..runs.tracking import mirror
 
 # %% ../../nbs/lib/09_apps/12_tracking_actions.ipynb #tracking-actions-4
 def log_to_mlflow() -> None:

@@ -28,16 +28,21 @@ from wavescat.apps.console import (
     writable_folder,
 )
 from .tracking_actions import log_to_mlflow
+from ..core.files import replace_file
 from ..figures.run import check_class_errors, draw_class_errors, draw_gradcam
 from ..runs.experiment import Experiment
-from ..runs.store import history_of, replace, run_dir, runs_dir
+from ..runs.paths import run_dir, runs_dir
+from ..runs.store import history_of
 from ..studies.presets import protocol as read_protocol
 from ..training.checks import check
 from ..training.distributed import is_main_process
+from ..training.grid import grid, read_grid
 from ..training.inference import classify
+from ..training.plan import plan
 from ..training.run import run
-from ..training.sweep import default_workers, grid, plan, read_grid, sweep
+from ..training.sweep import sweep
 from ..training.weights import pretrained
+from ..training.worker import default_workers
 
 # %% ../../nbs/lib/09_apps/14_train_actions.ipynb #train-actions-4
 def protocol_settings(
@@ -291,7 +296,7 @@ def save_pretrained(
         from safetensors.torch import save_file  # not installed where torch is alone
 
         weights = {k: v.contiguous() for k, v in pretrained(model, file).items()}
-        replace(out, lambda part: save_file(weights, part))
+        replace_file(out, lambda part: save_file(weights, part))
     size = " -p size=224" if model.endswith("-imagenet") else ""
     print(
         f"{out}: {sum(v.numel() for v in weights.values()):,} numbers; "

@@ -29,7 +29,8 @@ from . import pictures
 from .plots import curves, format_of, save
 from .visualise import before_after, parameter_curves, recorded
 from ..runs.experiment import Experiment
-from ..runs.store import experiment_of, runs_dir
+from ..runs.paths import runs_dir
+from ..runs.query import experiment_of
 from ..training.inference import prepared, test_predictions
 from ..training.task import split_of, test_labels
 

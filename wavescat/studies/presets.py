@@ -25,8 +25,9 @@ import numpy as np
 
 from ..core.names import choose, shown, split_list, unknown, unquoted
 from ..data.sources import SOURCES, is_here
-from ..runs.experiment import Experiment, read_value
-from ..runs.store import project_dir
+from ..runs.experiment import Experiment
+from ..runs.paths import project_dir
+from ..runs.values import read_value
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-5
 def studies_dir() -> Path:
@@ -610,7 +611,7 @@ def tested(
     from wavescat.data.augment import AUGMENTATIONS
     from wavescat.data.batches import Batches
     from wavescat.data.imageset import load
-    from wavescat.runs.store import run_dir
+    from wavescat.runs.paths import run_dir
     from wavescat.training.inference import load_model, predict
     from wavescat.training.task import split_of
 

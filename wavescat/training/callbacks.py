@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..runs.store import Stopped, save_checkpoint
+from ..runs.checkpoint import save_checkpoint
+from ..runs.lock import Stopped
 from ..scattering.filters import LearnedBank
 from .snapshots import snapshot
 from .state import TrainState

@@ -21,7 +21,8 @@ from ..data.augment import AUGMENTATIONS
 from ..data.batches import Batches
 from ..data.imageset import decode
 from ..runs.experiment import Experiment
-from ..runs.store import experiment_of, run_dir
+from ..runs.paths import run_dir
+from ..runs.query import experiment_of
 from .distributed import World, default_device, gather
 from .frozen_front import Features
 from .own_networks import register_own_network

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..data.imageset import looked_at_once
+from ..runs.checkpoint import load_checkpoint
 from ..runs.code import code_version
 from ..runs.experiment import Experiment
-from ..runs.store import load_checkpoint
 from .callbacks import Callback, Checkpointer, FilterTrace, Progress, ShowProgress
 from .distributed import World, from_main_process
 from .evaluation import evaluate

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..core.files import replace_file
 from ..models.registry import MODELS
 from ..runs.experiment import Experiment
-from ..runs.store import replace, runs_dir
+from ..runs.paths import runs_dir
 from .guard import Refused, guarded
 from .randomness import isolated_randomness
 
@@ -192,5 +193,5 @@ def own_model(
     stored = source_path(own)
     stored.parent.mkdir(parents=True, exist_ok=True)
     if not stored.is_file():
-        replace(stored, lambda part: part.write_bytes(source))
+        replace_file(stored, lambda part: part.write_bytes(source))
     return model

@@ -20,10 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.files import write_json
 from ..models.inspection import parameter_count
 from ..runs.code import code_version
 from ..runs.experiment import Experiment
-from ..runs.store import claim, clear_left, publish, run_dir, tell, write_json
+from ..runs.lock import claim
+from ..runs.paths import run_dir
+from ..runs.progress import write_progress
+from ..runs.remove import remove_leftovers
+from ..runs.store import publish
 from .callbacks import ShowProgress
 from .checks import check
 from wavescat.training.distributed import (
@@ -140,7 +145,7 @@ def _fit_in(work: Path, e: Experiment, world: World, options: RunOptions) -> Fit
     "Train and test, telling in the run's folder how far it is."
 
     def show(done: int, of: int, history: list[dict]) -> None:
-        tell(work, done, of)
+        write_progress(work, done, of)
         if options.progress:
             options.progress(done, of, history)
 
@@ -216,7 +221,7 @@ def run(
     world = _join(device or default_device(), stop)
     result = from_main_process(world, lambda: cached_result(e))
     if result and not result["stale"] and not again:
-        from_main_process(world, lambda: clear_left(e))
+        from_main_process(world, lambda: remove_leftovers(e))
         return result
     check(e, world.device)
     return compute_or_wait(e, world, RunOptions(progress, again, wait, stop), asked)

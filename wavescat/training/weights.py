@@ -22,7 +22,7 @@ from ..models.alexnet import renamed_alexnet
 from ..models.registry import MODELS
 from ..models.resnet import renamed_weights
 from ..runs.experiment import Experiment
-from ..runs.store import experiment_of, find
+from ..runs.query import experiment_of, find
 from .tensors import memory_place, read_weights, tensor_file
 
 # %% ../../nbs/lib/05_training/15_weights.ipynb #training-weights-4
