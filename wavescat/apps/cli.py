@@ -1213,7 +1213,8 @@ def list_(
 ):
     "List studies, presets, data sets, models, settings of an experiment and the names that they take; or a study's parameters."
     from dataclasses import fields
-    from wavescat.data.augment import AUGMENTATIONS, MIXES
+    from wavescat.data.augment import AUGMENTATIONS
+    from wavescat.data.mixes import MIXES
     from wavescat.models.wytiny import CONVOLUTIONS
     from wavescat.models.norms import NORMS
     from wavescat.data.imageset import DATASETS

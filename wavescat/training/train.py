@@ -37,7 +37,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import AUGMENTATIONS, MIXES
+from ..data.augment import AUGMENTATIONS
+from ..data.mixes import MIXES
 from ..models.inspection import parameter_count
 from ..models.alexnet import renamed_alexnet
 from ..models.resnet import renamed_weights
