@@ -63,7 +63,7 @@ def grey_of(
     "The luminance of colour images; grey images as they are."
     return luminance(x) if x.shape[1] == 3 else x
 
-# %% ../../nbs/lib/02_data/32_colour.ipynb #colour-15
+# %% ../../nbs/lib/02_data/32_colour.ipynb #colour-16
 def brightness_contrast(
     x: Tensor,  # (B, C, H, W) in 0–1
     g: Generator,  # random numbers

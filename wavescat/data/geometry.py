@@ -79,7 +79,7 @@ def _check_crop_fits(x, size, padding=0):
             "choose another augment, or a larger size"
         )
 
-# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-15
+# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-16
 def centre_crop(
     x: Tensor,  # (B, C, H, W)
     size: int,  # side, pixels
@@ -89,7 +89,7 @@ def centre_crop(
     top, left = (x.shape[-2] - size) // 2, (x.shape[-1] - size) // 2
     return x[..., top : top + size, left : left + size]
 
-# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-18
+# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-19
 def affine_maps(
     x: Tensor,  # images, (B, C, H, W)
     angle: Tensor | None = None,  # α, rad, (B,)
@@ -110,7 +110,7 @@ def affine_maps(
     linear = rotation * k[:, None, None] @ torch.stack([first, second], 1)
     return torch.cat([linear, -linear @ torch.stack(shift, 1)[:, :, None]], 2)
 
-# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-19
+# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-20
 def warp(
     x: Tensor,  # (B, C, H, W)
     maps: Tensor,  # from the result back to the image, pixels from the centre, (B, 2, 3)
@@ -128,7 +128,7 @@ def warp(
         return F.grid_sample(x, grid, mode, padding, align_corners=False)
     return F.grid_sample(x - fill, grid, mode, align_corners=False) + fill
 
-# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-22
+# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-24
 def rotation(
     x: Tensor,  # (B, C, H, W)
     g: Generator,  # random numbers
@@ -139,7 +139,7 @@ def rotation(
     angle = uniform(x, g, -1, 1) * math.radians(degrees)
     return torch.where(chosen(x, p, g), warp(x, affine_maps(x, angle)), x)
 
-# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-23
+# %% ../../nbs/lib/02_data/31_geometry.ipynb #geometry-25
 def shift_scale_rotate(
     x: Tensor,  # (B, C, H, W)
     g: Generator,  # random numbers

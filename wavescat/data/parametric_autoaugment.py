@@ -35,7 +35,7 @@ def _spline_weights(t):
     first, last = (1 - t) ** 3, t**3
     return torch.stack([first, 3 * t**3 - 6 * t**2 + 4, 1 + 3 * t + 3 * t**2 - 3 * t**3, last]) / 6
 
-# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-7
+# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-8
 def warp_by_splines(
     x: Tensor,  # (n, C, H, W) in 0–1
     maps: Tensor,  # from (row, column) in the result to those in `x`, (n, 2, 3)
@@ -77,7 +77,7 @@ def _mirrored_taps(first, H, W):
     taps = (first[None] + offsets).abs()
     return (last - (last - taps).abs()).clamp(min=0).long()
 
-# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-10
+# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-11
 def spline_transform(
     x: Tensor,  # (n, C, H, W) in 0–1
     angle: Tensor | None = None,  # rad, (n,)
@@ -93,7 +93,7 @@ def spline_transform(
     second = [s if right is None else right, c, zero if column is None else column]
     return warp_by_splines(x, torch.stack([torch.stack(first, 1), torch.stack(second, 1)], 1))
 
-# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-13
+# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-14
 class RangedOperation(NamedTuple):
     "What an operation of this reading does."
 
@@ -125,7 +125,7 @@ def _turn(x, m):
 def _solarize_below(x, m):
     return torch.where(to_bytes(x) < m[:, None, None, None], x, 1 - x)
 
-# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-14
+# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-15
 def _blending(name):
     "One of the four blends, from .1 to 1.9 of the difference to its partner."
     return RangedOperation(OPERATIONS[name].apply, 0.1 - 1, 1.9 - 1)
@@ -152,7 +152,7 @@ RANGED_OPERATIONS: dict[str, RangedOperation] = {
     "Equalize": _without_magnitude("Equalize"),
 }
 
-# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-17
+# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-19
 def parametric_autoaugment(
     x: Tensor,  # (B, C, H, W) in 0–1
     g: Generator,  # random numbers
@@ -169,7 +169,7 @@ def parametric_autoaugment(
                 y[which] = apply(y[which], start + (end - start) * level[which])
     return y
 
-# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-19
+# %% ../../nbs/lib/02_data/36_parametric_autoaugment.ipynb #parametric_autoaugment-21
 def parametric_cutout(
     x: Tensor,  # (B, C, H, W) in 0–1
     g: Generator,  # random numbers
