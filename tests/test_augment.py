@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from skimage import color, data
 
-from wavescat.data.augment import _OPERATIONS, colour_jitter
+from wavescat.data.colour import colour_jitter
+from wavescat.data.operations import OPERATIONS
 
 PHOTO = Image.fromarray(data.astronaut()).resize((48, 32), Image.Resampling.BOX)
 W, H = PHOTO.size
@@ -31,7 +32,7 @@ def _affine(*numbers):
 
 
 def _apply(name, magnitude):
-    return _OPERATIONS[name][0](_tensor(PHOTO), torch.tensor([magnitude]))
+    return OPERATIONS[name].apply(_tensor(PHOTO), torch.tensor([magnitude]))
 
 
 @pytest.mark.parametrize("m", [0.3, -0.3, 0.13])

@@ -39,7 +39,9 @@ class AlexNet(nn.Module):
             ),
         )
         self.pool = nn.MaxPool2d(3, 2)
-        self.hidden = nn.Sequential(*_hidden(36 * 4 * w, 64 * w), *_hidden(64 * w, 64 * w))
+        self.hidden = nn.Sequential(
+            *_hidden_layer(36 * 4 * w, 64 * w), *_hidden_layer(64 * w, 64 * w)
+        )
         self.head = nn.Linear(64 * w, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def _convolution(in_channels, channels, window):
     return [nn.Conv2d(in_channels, channels, window, padding=padding), nn.ReLU(inplace=True)]
 
 
-def _hidden(inputs, outputs):
+def _hidden_layer(inputs, outputs):
     return [nn.Dropout(0.5), nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
 
 # %% ../../nbs/lib/03_models/08_alexnet.ipynb #alexnet-7

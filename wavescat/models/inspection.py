@@ -97,7 +97,7 @@ def _format_shape(x: Tensor):
     "The shape of one image of a batch, such as 64×32×32."
     return "×".join(map(str, x.shape[1:]))
 
-# %% ../../nbs/lib/03_models/00_inspection.ipynb #inspection-16
+# %% ../../nbs/lib/03_models/00_inspection.ipynb #inspection-17
 @torch.no_grad()
 def architecture(
     model: nn.Module,  # a network with `stem`, `stages` and `head`

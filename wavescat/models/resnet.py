@@ -60,7 +60,7 @@ def resnet18_imagenet(
     "ResNet-18, ImageNet form: 11,179,077 parameters with 5 outputs, the biomass network."
     return ResNet18(shape[0], num_classes, width, imagenet_stem(shape[0]))
 
-# %% ../../nbs/lib/03_models/04_resnet.ipynb #resnet-16
+# %% ../../nbs/lib/03_models/04_resnet.ipynb #resnet-17
 class ResNet50(PooledNetwork):
     """ResNet-50, ImageNet form, (B, C, H, W) → (B, classes).
 
@@ -86,7 +86,7 @@ class ResNet50(PooledNetwork):
         self.head = nn.Linear(32 * width, num_classes)
         initialise_convolutions(self)
 
-# %% ../../nbs/lib/03_models/04_resnet.ipynb #resnet-18
+# %% ../../nbs/lib/03_models/04_resnet.ipynb #resnet-19
 def resnet50(
     shape: tuple[int, int, int],  # (C, H, W) of an image
     num_classes: int,  # outputs
@@ -97,7 +97,7 @@ def resnet50(
     Weights from elsewhere by `wavescat weights`. Source: He et al. 2016."""
     return ResNet50(shape[0], num_classes, width)
 
-# %% ../../nbs/lib/03_models/04_resnet.ipynb #resnet-21
+# %% ../../nbs/lib/03_models/04_resnet.ipynb #resnet-22
 def renamed_weights(
     state: dict[str, Tensor],  # of a residual network, under torchvision's names
 ) -> dict[str, Tensor]:  # under ours

@@ -117,7 +117,7 @@ class PreactivationBlock(nn.Module):
         y = self.bn2(self.conv1(y)).relu_()
         return self.conv2(self.dropout(y)) + passed_on
 
-# %% ../../nbs/lib/03_models/05_wide_resnet.ipynb #wide_resnet-18
+# %% ../../nbs/lib/03_models/05_wide_resnet.ipynb #wide_resnet-19
 class WideResNet(PooledNetwork):
     """WRN-d-k, (B, C, H, W) → (B, classes).
 
@@ -161,7 +161,7 @@ def _group(in_channels, channels, blocks, stride, dropout):
     others = (PreactivationBlock(channels, channels, 1, dropout) for _ in range(blocks - 1))
     return nn.Sequential(first, *others)
 
-# %% ../../nbs/lib/03_models/05_wide_resnet.ipynb #wide_resnet-20
+# %% ../../nbs/lib/03_models/05_wide_resnet.ipynb #wide_resnet-21
 def wrn_16(
     shape: tuple[int, int, int],  # (C, H, W) of an image
     num_classes: int,  # outputs

@@ -16,7 +16,7 @@ from .blocks import PooledNetwork, check_at_least_one
 from .norms import NORMS
 
 # %% ../../nbs/lib/03_models/09_wytiny.ipynb #wytiny-5
-def _plain(in_channels, channels):
+def _plain_convolution(in_channels, channels):
     return nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
 
 
@@ -33,7 +33,7 @@ def _depthwise_separable(in_channels, channels):
 
 
 CONVOLUTIONS: dict[str, Callable[[int, int], nn.Module]] = {
-    "plain": _plain,
+    "plain": _plain_convolution,
     "depthwise": _depthwise,
     "depthwise-separable": _depthwise_separable,
 }  # (channels in, channels out) → module without bias

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import choose
-from ..data.augment import AUGMENTATIONS, MIXES
+from ..data.augment import AUGMENTATIONS
+from ..data.mixes import MIXES
 from ..models.registry import MODELS, build, model_options
 from ..runs.experiment import Experiment
 from ..scattering.layer import Scattering2D

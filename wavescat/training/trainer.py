@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import MIXES
 from ..data.batches import Batches
+from ..data.mixes import MIXES
 from ..data.splits import Split
 from ..runs.experiment import Experiment
 from wavescat.training.distributed import (
