@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from skimage import color, data
 
-from wavescat.data.operations import OPERATIONS
 from wavescat.data.colour import colour_jitter
+from wavescat.data.operations import OPERATIONS
 
 PHOTO = Image.fromarray(data.astronaut()).resize((48, 32), Image.Resampling.BOX)
 W, H = PHOTO.size
