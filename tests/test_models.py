@@ -1,4 +1,4 @@
-"""The networks that `wavescat.models.registry.MODELS` names: how they start, and what sizes they take."""
+"""The models of the registry: how they start, and what sizes they take."""
 
 import itertools
 import re
@@ -48,17 +48,17 @@ def _combinations():
                 yield name, side, {**tiny, **dict(zip(ways, values))}
 
 
-def _problem(doing):
-    "What was wrong, or None."
+def _problem(compute):
+    "The message of the error, or None."
     try:
-        doing()
+        compute()
     except Exception as error:
         return str(error) or type(error).__name__
     return None
 
 
 def test_the_check_takes_what_the_network_takes():
-    "Model × J × size: what is refused can't be computed, what isn't can."
+    "Model × J × size: what is refused can't be computed, and what isn't refused can."
     wrong = []
     for name, side, options in _combinations():
         shape = (3, side, side)

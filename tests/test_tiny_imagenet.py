@@ -1,4 +1,7 @@
-"""The Tiny ImageNet line: pairs with and without scattering, the error analysis, and every option of the published command line."""
+"""The studies and commands of Tiny ImageNet.
+
+Pairs of networks with and without scattering, the error analysis, and every option of the published
+command line."""
 
 import json
 import re
@@ -8,15 +11,18 @@ import pytest
 from conftest import wavescat
 
 
-def _gave(smoke, study):
+def _report(smoke, study):
+    "The stored results of a study's smoke preset."
     return json.loads((smoke[0] / study / "smoke.json").read_text())
 
 
 def test_fronts_are_compared_seed_by_seed(smoke):
-    "tiny_imagenet: the same images in every run, the same network but for its front; the differences of the page, by hand."
-    gave = _gave(smoke, "tiny_imagenet")
+    """tiny_imagenet: the same images in every run, the same network but for its front.
+
+    The differences that the page shows are computed by hand."""
+    report = _report(smoke, "tiny_imagenet")
     runs = {}
-    for r in gave["runs"]:
+    for r in report["runs"]:
         runs.setdefault(r["experiment"]["model"], {})[r["experiment"]["seed"]] = r
     assert set(runs) == {"scattering-resnet14", "s2d-resnet14", "resnet14"} and all(
         set(by) == {0, 1} for by in runs.values()
@@ -26,7 +32,7 @@ def test_fronts_are_compared_seed_by_seed(smoke):
         runs["scattering-resnet14"][0]["parameters"] - runs["s2d-resnet14"][0]["parameters"]
         == (17 - 16) * 9 * 2
     )  # grey: 1 + 2·8 maps against 16, 3×3 to 2 channels
-    told = {e["model"]: e["difference"] for e in gave["effects"]}
+    shown = {e["model"]: e["difference"] for e in report["effects"]}
     differences = {
         other: np.mean(
             [
@@ -36,7 +42,7 @@ def test_fronts_are_compared_seed_by_seed(smoke):
         )
         for other in ("s2d-resnet14", "resnet14")
     }
-    assert told == {
+    assert shown == {
         "scattering, ResNet-14, order=1 (against space-to-depth, ResNet-14)": pytest.approx(
             differences["s2d-resnet14"]
         )
@@ -47,18 +53,18 @@ def test_fronts_are_compared_seed_by_seed(smoke):
             rf"<td>{front}</td>\s*<td>2</td>\s*<td>{re.escape(f'{differences[other]:+.2f}')}</td>",
             text,
         ), (front, differences[other])
-    flop = {row["model"]: float(row["Mflop"].replace(",", "")) for row in gave["table"]}
+    flop = {row["model"]: float(row["Mflop"].replace(",", "")) for row in report["table"]}
     assert (
         flop["ResNet-14"] > 10 * flop["space-to-depth, ResNet-14"]
     )  # the same network at sixteen times the places
 
 
 def test_wytiny_and_alexnet_pages(smoke):
-    gave = _gave(smoke, "wytiny")
-    assert {(r["experiment"]["norm"], r["experiment"]["ghost"]) for r in gave["runs"]} == {
+    report = _report(smoke, "wytiny")
+    assert {(r["experiment"]["norm"], r["experiment"]["ghost"]) for r in report["runs"]} == {
         ("batch", 32),
         ("ghost-batch", 8),
-    } and {r["experiment"]["schedule"] for r in gave["runs"]} == {"piecewise"}
+    } and {r["experiment"]["schedule"] for r in report["runs"]} == {"piecewise"}
     text = (smoke[0] / "wytiny" / "smoke.html").read_text()
     assert all(
         t in text
@@ -69,8 +75,8 @@ def test_wytiny_and_alexnet_pages(smoke):
             "what the augmentation makes of it",
         )
     )
-    gave = _gave(smoke, "linear_and_alexnet")
-    assert {(r["experiment"]["model"], r["experiment"]["loss"]) for r in gave["runs"]} == {
+    report = _report(smoke, "linear_and_alexnet")
+    assert {(r["experiment"]["model"], r["experiment"]["loss"]) for r in report["runs"]} == {
         ("linear", "hinge"),
         ("alexnet", "cross-entropy"),
     }
@@ -81,7 +87,11 @@ def test_wytiny_and_alexnet_pages(smoke):
 
 
 def test_every_published_option(tmp_path, monkeypatch):
-    "Data set and folder, classes, loss, margin, regularisation, optimiser, its rate and momentum, batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix; then the saved model, loaded and only evaluated."
+    """Every option of the published command line has an effect.
+
+    Data set and folder, classes, loss, margin, regularisation, optimiser, its rate and momentum,
+    batches, epochs, seed, top-k, augmentation, CPU, log, error analysis, results under a prefix. Then
+    the saved model is loaded and only evaluated."""
     from typer.testing import CliRunner
 
     from wavescat.apps.cli import app
@@ -168,7 +178,7 @@ def test_every_published_option(tmp_path, monkeypatch):
             and json.loads((tmp_path / "out" / "other-result.json").read_text())["train_loss"]
             != result["train_loss"]
         )
-    runner, seen = CliRunner(), {}
+    runner, losses = CliRunner(), {}
     for changed in (
         dict(margin=1),
         dict(weight_decay=1.0),
@@ -190,10 +200,10 @@ def test_every_published_option(tmp_path, monkeypatch):
             ],
         )
         assert done.exit_code == 0, done.output
-        seen[str(changed)] = json.loads((tmp_path / "out" / "effect-result.json").read_text())[
+        losses[str(changed)] = json.loads((tmp_path / "out" / "effect-result.json").read_text())[
             "train_loss"
         ]
-    assert len({*seen.values(), result["train_loss"]}) == 8, seen
+    assert len({*losses.values(), result["train_loss"]}) == 8, losses
     done = runner.invoke(
         app,
         [
@@ -230,8 +240,8 @@ def test_every_published_option(tmp_path, monkeypatch):
     )
 
 
-def test_epochs_are_said_as_they_end(tmp_path):
-    "A run of hours tells on its way how it does: the lines come through a pipe before the run is done. Of a stored run they are said too."
+def test_epochs_are_printed_as_they_end(tmp_path):
+    """The lines come through a pipe before the run is done; those of a stored run are printed too."""
     import signal
     import subprocess
     import sys
@@ -256,13 +266,13 @@ def test_epochs_are_said_as_they_end(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as run:
         try:
-            said = [run.stdout.readline() for _ in range(2)]
+            lines = [run.stdout.readline() for _ in range(2)]
             assert run.poll() is None
         finally:
             run.send_signal(signal.SIGKILL)
-    assert [line.split(",")[0].rsplit(" ", 1)[0] for line in said] == [
+    assert [line.split(",")[0].rsplit(" ", 1)[0] for line in lines] == [
         f"epoch {n} of 100000: lr" for n in (3, 6)
-    ], said
+    ], lines
     done = wavescat(
         "train",
         "-p",
@@ -287,12 +297,14 @@ def test_epochs_are_said_as_they_end(tmp_path):
         "--log-every",
         "2",
         store=tmp_path / "stored",
-    )  # it is stored: nothing is computed, its epochs are still said
+    )  # it is stored: nothing is computed, its epochs are still printed
     assert re.findall(r"^epoch (\d+) of 4: lr", again.stdout, re.M) == ["2", "4"]
 
 
 def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
-    "However many images are scored at once, the predictions stay the same: batch norm goes by its stored statistics."
+    """However many images are scored at once, the predictions stay the same.
+
+    Batch norm goes by its stored statistics."""
     from wavescat.runs.experiment import experiment
     from wavescat.training.inference import test_predictions
     from wavescat.training.run import run
@@ -318,7 +330,7 @@ def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "more, said",
+    "more, message",
     [
         (("--err", "nowhere/e.png"), "the folder nowhere doesn't exist"),
         (("--err", "e.bmp"), "unknown format of a figure '.bmp'"),
@@ -331,18 +343,20 @@ def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
         (("--err", "e.png", "-p", "dataset=mixtures", "-p", "loss=mse"), "mixtures has targets"),
     ],
 )
-def test_what_training_refuses(tmp_path, more, said):
+def test_what_training_refuses(tmp_path, more, message):
     done = wavescat("train", "-p", "model=linear", "-p", "epochs=0", *more, store=tmp_path / "runs")
     assert (
         done.returncode == 2
-        and said in done.stderr
+        and message in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
         and not (tmp_path / "runs").exists()
     ), done.stderr
 
 
 def test_alexnet_is_fine_tuned(tmp_path):
-    "Weights under torchvision's names become a file of ours, which a run starts from, at 224 pixels; without a file or torchvision a line says what to do."
+    """Weights under torchvision's names become a file of ours, which a run starts from.
+
+    At 224 pixels; without a file or torchvision a line says what to do."""
     import torch
     from safetensors.torch import save_file
 
@@ -412,7 +426,7 @@ def test_alexnet_is_fine_tuned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "study, parameters, said",
+    "study, parameters, message",
     [
         ("tiny_imagenet", ["per_class=10,20"], "per_class must be one whole number or all"),
         ("tiny_imagenet", ["models=resnet14"], "list at least two"),
@@ -427,15 +441,15 @@ def test_alexnet_is_fine_tuned(tmp_path):
         ("linear_and_alexnet", ["weights=README.md"], "not textures"),
     ],
 )
-def test_what_the_studies_refuse(study, parameters, said, tmp_path):
+def test_what_the_studies_refuse(study, parameters, message, tmp_path):
     from wavescat.studies.presets import experiments_of, resolve
 
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         experiments_of(study, resolve(study, "quick", dict(p.split("=", 1) for p in parameters)))
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, message",
     [
         (
             dict(schedule="piecewise", points="0:.1/3:.5/9:.1", lr=0.1),
@@ -455,12 +469,12 @@ def test_what_the_studies_refuse(study, parameters, said, tmp_path):
         ),
     ],
 )
-def test_settings_that_would_change_nothing(settings, said):
+def test_settings_that_would_change_nothing(settings, message):
     "A learning rate that points replace, ghost batches as large as the batch and the like are refused."
     from wavescat.runs.experiment import experiment
     from wavescat.training.checks import check
 
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         check(experiment(**{**dict(model="linear", per_class=2, epochs=9), **settings}))
     check(
         experiment(
@@ -479,7 +493,11 @@ def test_settings_that_would_change_nothing(settings, said):
 
 
 def test_parameters_of_every_backbone():
-    "At 64×64 and 200 classes. On plain pixels: torchvision's counts for 1,000 classes with the head exchanged (ResNet-18's stem is 3×3 in place of 7×7); behind a front: the same but for what the first convolution takes, 51 or 48 maps."
+    """At 64×64 and 200 classes.
+
+    On plain pixels: torchvision's counts for 1,000 classes with the head exchanged (ResNet-18's stem
+    is 3×3 in place of 7×7). Behind a front: the same but for what the first convolution takes, 51 or
+    48 maps."""
     import torch
 
     from wavescat.models.inspection import parameter_count
@@ -523,13 +541,13 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     from test_data import _mnist
     from typer.testing import CliRunner
 
-    import wavescat.data.imageset
     from wavescat.apps.cli import app
+    from wavescat.data.imageset import load
     from wavescat.training.precision import precision_here
 
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    wavescat.data.load.cache_clear()
+    load.cache_clear()
     folder, _, packed = _mnist(monkeypatch)
     for name, content in packed.items():
         (folder / name).write_bytes(content)
@@ -567,11 +585,13 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     assert train("-p", "epochs=1", "-p", "precision=auto")["experiment"].get(
         "precision", "float32"
     ) == precision_here("auto")
-    wavescat.data.load.cache_clear()
+    load.cache_clear()
 
 
 def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
-    "A page says of how many images a run saw some: of the whole set, not of those that happen to be here."
+    """A page says how many images a run trained on, of the whole data set.
+
+    Not of those that happen to be on this machine."""
     from test_data import _tiny
 
     from wavescat.data.imageset import load
@@ -594,13 +614,15 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     load.cache_clear()
 
 
-def test_classes_that_fare_alike():
-    "Who reads five classes of eighty that are always wrong is told so."
+def test_classes_with_the_same_error_rate():
+    "A reader of five classes out of eighty that are always wrong learns that there are more."
     from wavescat.analysis.explain import class_errors, ties
 
     labels, classes = np.repeat(np.arange(20), 4), [f"{i}" for i in range(20)]
     assert ties(class_errors(np.where(labels < 12, 19, labels), labels, classes)) == (
-        "12 classes share an error rate of 100 %, with room for 5 of them among the most misclassified; 8 classes share an error rate of 0 %, with room for 5 of them among the least misclassified: "
+        "12 classes share an error rate of 100 %, with room for 5 of them among the most "
+        "misclassified; 8 classes share an error rate of 0 %, with room for 5 of them among the "
+        "least misclassified: "
         "which, the order of the classes decides, not the model."
     )
     of = [
@@ -610,8 +632,10 @@ def test_classes_that_fare_alike():
     assert ties(of) == "" and ties(of[:3]) == ""
 
 
-def test_float16_stopped_and_gone_on_with(tmp_path, monkeypatch):
-    "Float16 with its scaled loss: it learns, and from a checkpoint it ends where it would have ended, to the last bit."
+def test_float16_stopped_and_continued(tmp_path, monkeypatch):
+    """Float16 with its scaled loss learns.
+
+    From a checkpoint it ends where it would have ended, to the last bit."""
     from wavescat.runs.experiment import experiment
     from wavescat.runs.lock import Stopped
     from wavescat.runs.paths import run_dir
@@ -653,7 +677,9 @@ def test_float16_stopped_and_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_networks_learn_by_deterministic_operations():
-    "On a GPU, runs are deterministic unless asked otherwise, and torch refuses some operations there: none is on any model's way back."
+    """No model's backward pass needs an operation that torch refuses where runs are deterministic.
+
+    On a GPU they are, unless asked otherwise."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -679,15 +705,18 @@ def test_networks_learn_by_deterministic_operations():
         "cumsum",
     )
 
-    class Seen(TorchDispatchMode):
+    class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, op, kinds, args=(), kwargs=None):
-            seen.add(op.name())
+            operations.add(op.name())
             return op(*args, **(kwargs or {}))
 
     for name in MODELS:
         if "@" in name:
             continue
-        seen, side = set(), 64 if "imagenet" in name or name in ("resnet50", "densenet") else 32
+        operations, side = (
+            set(),
+            64 if "imagenet" in name or name in ("resnet50", "densenet") else 32,
+        )
         model = build(
             name,
             (3, side, side),
@@ -695,18 +724,18 @@ def test_networks_learn_by_deterministic_operations():
             **{k: v for k, v in dict(width=4, widen=1, L=2).items() if k in model_options(name)},
         )
         x = torch.randn(2, 3, side, side)
-        with Seen():
+        with Recorder():
             model(x).sum().backward()
-        assert seen and not [
+        assert operations and not [
             op
-            for op in seen
+            for op in operations
             for bad in refused
             if bad in op and (op.endswith("backward") or "backward" in bad or "adaptive" in bad)
-        ], (name, seen)
+        ], (name, operations)
 
 
 def test_other_images_of_the_same_name(tmp_path):
-    "A set of which more has come is another set: what was computed on a part of it is computed again."
+    "A data set that has grown is another one: what was computed on a part is computed again."
     from test_data import _tiny
 
     for root, each in (("part", 4), ("more", 6)):
@@ -760,6 +789,11 @@ def test_a_model_that_asks_for_numbers_is_no_misfit(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
     (tmp_path / "mine.py").write_text(
-        "from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x): return super().forward(x.flatten(1)) * float(x.mean().item() < 9)\ndef net(shape, num_classes): return Net(shape[0] * shape[1] * shape[2], num_classes)\n"
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1)) * float(x.mean().item() < 9)\n"
+        "def net(shape, num_classes):\n"
+        "    return Net(shape[0] * shape[1] * shape[2], num_classes)\n"
     )
     check(experiment(model=own_model(f"{tmp_path / 'mine.py'}:net"), per_class=2))

@@ -15,7 +15,14 @@ from torch import nn
 
 from wavescat.models.norms import GhostBatchNorm2d
 from wavescat.models.registry import MODELS, build, model_options
-from wavescat.training.distributed import World, distribute, gather, mean_over_processes, shard, without_sync
+from wavescat.training.distributed import (
+    World,
+    distribute,
+    gather,
+    mean_over_processes,
+    shard,
+    without_sync,
+)
 from wavescat.training.shared_forward import shared_forward
 
 TINY = {"width": 2, "widen": 1, "L": 2}
