@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 import wavescat
 from wavescat.runs import code
-from wavescat.data.imageset import load
+from wavescat.data.load import load
 from wavescat.training.distributed import World
 from wavescat.runs.experiment import experiment
 from wavescat.training.train import fit

@@ -573,7 +573,7 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     "It is trained, tested, loaded and asked again with channels_last=false."
     from PIL import Image
 
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.studies.presets import tested
     from wavescat.training.sweep import plan
     from wavescat.training.train import classify, test_predictions

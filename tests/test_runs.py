@@ -280,8 +280,8 @@ def test_stale_results_are_left_out_until_computed_again(smoke, tmp_path):
 def test_two_seeds_for_two_things(tmp_path):
     "split_seed changes the images and not the weights; seed the weights and not the images."
     from wavescat.runs.experiment import experiment
-    from wavescat.data.imageset import load
-    from wavescat.data.splits import stratified
+    from wavescat.data.load import load
+    from wavescat.data.class_splits import stratified
     import torch
     from wavescat.training.train import build_model
 

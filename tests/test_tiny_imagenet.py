@@ -516,15 +516,15 @@ def test_parameters_of_every_backbone():
 def test_mnist_by_command(tmp_path, monkeypatch):
     "The linear machine on MNIST's four files, trained, then loaded and evaluated."
     import matplotlib.pyplot as plt
-    import wavescat.data.imageset
     from test_data import _mnist
     from typer.testing import CliRunner
     from wavescat.apps.cli import app
+    from wavescat.data.load import load
     from wavescat.training.optim import precision_here
 
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    wavescat.data.load.cache_clear()
+    load.cache_clear()
     folder, _, packed = _mnist(monkeypatch)
     for name, content in packed.items():
         (folder / name).write_bytes(content)
@@ -562,13 +562,13 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     assert train("-p", "epochs=1", "-p", "precision=auto")["experiment"].get(
         "precision", "float32"
     ) == precision_here("auto")
-    wavescat.data.load.cache_clear()
+    load.cache_clear()
 
 
 def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     "A page says of how many images a run saw some: of the whole set, not of those that happen to be here."
     from test_data import _tiny
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.studies.presets import trained_on
 
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))

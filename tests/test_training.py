@@ -471,7 +471,7 @@ def test_predict(trained, tmp_path):
     "Training images of the embedded set, written as files, get the classes that the stored model gives them; the data set isn't asked for."
     import numpy as np
     from PIL import Image
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
 
     store, (run, *_) = trained
     data = load("textures")

@@ -588,7 +588,7 @@ def _log(history, said, every, of):
 
 def _check_errors(e, file):
     "Refuse a figure of errors that can't be drawn, before anything is computed."
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.figures.plots import format_of
 
     format_of(file)
@@ -614,7 +614,7 @@ def _draw_errors(e, file):
     import numpy as np
     from wavescat.analysis import explain
     from wavescat.figures import pictures
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.training.train import split_of, test_labels, test_predictions
 
     d, parts, labels = load(e.dataset, e.size, e.classes), split_of(e), test_labels(e)
@@ -1105,13 +1105,14 @@ DataSet = Annotated[
 @data_app.command("list")
 def data_list():
     "List the data sets, where they come from, and which are here."
-    from wavescat.data.imageset import DATASETS
-    from wavescat.data.sources import EMBEDDED, SOURCES, data_dir, is_here
+    from wavescat.data.load import DATASETS
+    from wavescat.data.sources import EMBEDDED, SOURCES
+    from wavescat.data.folders import data_dir, is_available
 
     print(f"in {data_dir()} (WAVESCAT_DATA names another folder)\n")
     for name in DATASETS:
         s = SOURCES.get(name)
-        here = "here" if is_here(name) else "to fetch" if s.url else "by hand"
+        here = "here" if is_available(name) else "to fetch" if s.url else "by hand"
         print(f"{name:<15} {here:<9} {f'{s.title}: {s.images}' if s else EMBEDDED[name]}")
     print(
         "\nOne's own images: dataset=FOLDER of class folders, or dataset=FILE.csv with the columns path and label."
@@ -1128,8 +1129,10 @@ def fetch(
 ):
     "Download, verify and unpack a data set; its folder appears whole or not at all."
     with _refusing():
-        from wavescat.data.sources import SOURCES, fetch
-        from wavescat.data.imageset import DATASETS, verify_set
+        from wavescat.data.download import fetch
+        from wavescat.data.sources import SOURCES
+        from wavescat.data.load import DATASETS
+        from wavescat.data.verify import verify_set
 
         if name in DATASETS and name not in SOURCES:
             print(f"{name} comes with scikit-image: nothing to fetch")
@@ -1147,7 +1150,7 @@ def fetch(
 def verify(name: DataSet):
     "Check a data set's files against what is known of them; the exit status is 1 if something is missing or damaged."
     with _refusing():
-        from wavescat.data.imageset import verify_set
+        from wavescat.data.verify import verify_set
 
         whole, said = verify_set(name)
     for line in said:
@@ -1170,8 +1173,9 @@ def info(
     import numpy as np
 
     with _refusing():
-        from wavescat.data.imageset import load
-        from wavescat.data.splits import repeated, split
+        from wavescat.data.load import load
+        from wavescat.data.imageset import count_duplicates
+        from wavescat.data.splits import split
 
         d = load(name, size)
         parts = split(d)
@@ -1186,7 +1190,7 @@ def info(
         else "none of its own: a fifth is split off",
         "mean, 0 to 1": ", ".join(map(str, d.mean)),
         "deviation": ", ".join(map(str, d.std)),
-        "seen in both": f"{repeated((d.train[i] for i in parts.train), test)} of {len(test):,} test images are training images too",
+        "seen in both": f"{count_duplicates((d.train[i] for i in parts.train), test)} of {len(test):,} test images are training images too",
     }
     if d.targets:
         rows |= {
@@ -1215,7 +1219,7 @@ def list_(
     from dataclasses import fields
     from wavescat.data.augment import AUGMENTATIONS, MIXES
     from wavescat.models.backbones import CONVOLUTIONS, NORMS
-    from wavescat.data.imageset import DATASETS
+    from wavescat.data.load import DATASETS
     from wavescat.runs.experiment import Experiment
     from wavescat.models.hybrids import MODELS
     from wavescat.core.names import choose

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.imageset import PHOTOGRAPHS, decode
+from ..data.embedded import PHOTOGRAPHS
+from ..data.decode import decode
 from ..scattering.filters import FilterBank, Morlets, littlewood_paley, morlet, turned
 from ..core.names import choose
 from ..scattering.layer import Scattering2D

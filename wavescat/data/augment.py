@@ -256,7 +256,7 @@ def coarse_dropout(
     y = x
     for _ in range(holes):
         h, w = (_integers(x, g, min(low, n), min(high, n)) for n in x.shape[-2:])
-        top, left = (_integers(x, g, 0, n - s) for n, s in zip(x.shape[-2:], (h, w)))
+        top, left = (_integers(x, g, 0, n - s) for n, s in zip(x.shape[-2:], (h, w), strict=False))
         y = torch.where(_boxes(x, top, left, h, w), fill, y)
     return torch.where(changed, y, x)
 

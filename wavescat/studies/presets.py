@@ -25,7 +25,8 @@ import numpy as np
 
 from ..runs.experiment import Experiment, read_value
 from ..core.names import choose, shown, split_list, unknown, unquoted
-from ..data.sources import SOURCES, is_here
+from ..data.sources import SOURCES
+from ..data.folders import is_available
 from ..runs.store import project_dir
 
 # %% ../../nbs/lib/08_studies/00_presets.ipynb #29-studies-5
@@ -461,7 +462,7 @@ def can_be_read(
     dataset: str,  # as an experiment names it
 ) -> bool:
     "Whether a set is here, or needs no fetching, so that a plan may look at it."
-    return dataset not in SOURCES or is_here(dataset)
+    return dataset not in SOURCES or is_available(dataset)
 
 
 def trained_on(
@@ -471,9 +472,9 @@ def trained_on(
     size: int | None = None,  # the side that it was loaded at
 ) -> str:  # "8,000 of 100,000 training images"
     "What part of a set the runs were trained on, of all its training images, here or not."
-    from wavescat.data.imageset import whole_train
+    from wavescat.data.load import full_train_size
 
-    whole = whole_train(data, dataset, size)
+    whole = full_train_size(data, dataset, size)
     return (
         f"{used:,} of {whole:,} training images"
         if used < whole
@@ -608,7 +609,7 @@ def tested(
     import torch
     from wavescat.data.augment import AUGMENTATIONS
     from wavescat.data.batches import Batches
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.runs.store import run_dir
     from wavescat.training.train import load_model, predict, split_of
 

@@ -29,7 +29,8 @@ import torch
 from tqdm import tqdm
 
 from ..data.augment import AUGMENTATIONS
-from ..data.imageset import load, looked_at_once
+from ..data.load import load
+from ..data.file_state import assume_files_unchanged
 from .distributed import launched
 from ..runs.experiment import Experiment, experiment
 from ..runs.code import code_version
@@ -211,7 +212,7 @@ def _seconds(e, widest):
     )
 
 # %% ../../nbs/lib/05_training/04_sweep.ipynb #20-sweep-12
-@looked_at_once()
+@assume_files_unchanged()
 def plan(
     experiments: Sequence[Experiment],
     estimate: bool = False,  # also how long
@@ -442,7 +443,7 @@ def sweep(
             raise ValueError(
                 "a sweep shares runs, accelerate shares one run, between processes: launch wavescat train, or start the sweep alone"
             )
-        with looked_at_once():
+        with assume_files_unchanged():
             todo = [e for e in dict.fromkeys(experiments) if not _whole(e)]
             for e in todo:
                 check(e)
@@ -463,7 +464,7 @@ def sweep(
                     )
             if failed and strict:
                 raise Failed(failed, experiments)
-    with looked_at_once():
+    with assume_files_unchanged():
         return [found(e) for e in experiments]
 
 

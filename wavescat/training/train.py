@@ -40,7 +40,9 @@ from torch import Tensor, nn
 from ..data.augment import AUGMENTATIONS, MIXES
 from ..models.backbones import parameter_count, renamed_alexnet, renamed_weights
 from ..data.batches import Batches
-from ..data.imageset import DATASETS, Unseen, decode, files_state, load, looked_at_once
+from ..data.load import DATASETS, UnreadableFiles, files_state, load
+from ..data.decode import decode
+from ..data.file_state import assume_files_unchanged
 from .distributed import World, launched, leave, world
 from ..runs.experiment import Experiment
 from ..runs.code import code_version
@@ -57,8 +59,9 @@ from wavescat.training.optim import (
     set_rates,
 )
 from ..scattering.layer import Scattering2D
-from ..data.sources import is_here
-from ..data.splits import SPLITS, Split, split
+from ..data.folders import is_available
+from ..data.splits import SPLITS, split
+from ..data.split_indices import Split
 from wavescat.runs.store import (
     Stopped,
     claim,
@@ -323,7 +326,12 @@ def found(
     if (
         result
         and not result["stale"]
-        and (e.dataset not in DATASETS or is_here(e.dataset) or e.split not in SPLITS or e.weights)
+        and (
+            e.dataset not in DATASETS
+            or is_available(e.dataset)
+            or e.split not in SPLITS
+            or e.weights
+        )
     ):
         try:
             result["stale"] = (result["data"], result["split"], result["weights_from"]) != (
@@ -376,7 +384,7 @@ def while_unchanged(
     def asked(*args, **kw):
         asking, state = (args, *sorted(kw.items())), _state_of(args[0])
         before = known.get(asking)
-        if before is None or before[0] != state and not isinstance(state[0], Unseen):
+        if before is None or before[0] != state and not isinstance(state[0], UnreadableFiles):
             known[asking] = before = state, function(*args, **kw)
         return before[1]
 
@@ -623,7 +631,7 @@ def _try_own(e, n, learning, testing, device, checksum):
 def _images(t, batches, size, augment=None):
     "So many images, some of them several times where there are too few."
     order = torch.arange(size) % len(batches)
-    return next(iter(batches.inorder(size, augment or t.prepare, order)))
+    return next(iter(batches.in_order(size, augment or t.prepare, order)))
 
 
 def _so_many(t, size):
@@ -949,7 +957,7 @@ class Features:
                 world.rows(
                     len(batches),
                     lambda order: torch.cat(
-                        [front(x) for x, _ in batches.inorder(64, prepare, order)]
+                        [front(x) for x, _ in batches.in_order(64, prepare, order)]
                     ),
                 )
                 if len(batches)
@@ -960,7 +968,7 @@ class Features:
     def __len__(self):
         return len(self.labels)
 
-    def inorder(self, batch_size, augment=None, order=None):
+    def in_order(self, batch_size, augment=None, order=None):
         order = torch.arange(len(self)) if order is None else order
         for i in order.to(self.device).split(batch_size):
             yield (
@@ -1175,7 +1183,7 @@ class Training:
                 now["order"] = now["order"][: len(self.train) // e.batch_size * e.batch_size]
         steps = math.ceil(len(now["order"]) / e.batch_size)
         self.model.train()
-        for x, y in self.train.inorder(
+        for x, y in self.train.in_order(
             e.batch_size,
             lambda x: self.augment(x, self.generator),
             now["order"][now["step"] * e.batch_size :],
@@ -1251,7 +1259,7 @@ def predict(
             with context():
                 return model(x).float()
 
-        return torch.cat([score(x) for x, _ in batches.inorder(batch_size, prepare, order)])
+        return torch.cat([score(x) for x, _ in batches.in_order(batch_size, prepare, order)])
 
     with _chance(0):
         return (world or World(batches.device)).rows(
@@ -1273,7 +1281,7 @@ class Fitted(NamedTuple):
     ]  # `LearnedBank.snapshot` of learned filters, and the step, in order
 
 
-@looked_at_once()
+@assume_files_unchanged()
 def fit(
     e: Experiment,
     world: World,
