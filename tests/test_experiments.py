@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import wavescat
-from wavescat.data.imageset import load
+from wavescat.data.load import load
 from wavescat.runs import code
 from wavescat.runs.experiment import experiment
 from wavescat.training.distributed import World

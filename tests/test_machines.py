@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, wavescat
 
-from wavescat.data import imageset as data
-from wavescat.data import sources
+from wavescat.data.folders import cache_dir, data_dir
+from wavescat.data.load import load
 from wavescat.runs import paths
 from wavescat.studies import render as report
 
@@ -66,7 +66,7 @@ def test_where_md5_is_forbidden(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from wavescat.data.sources import check_file
+from wavescat.data.checksums import check_file
 check_file(Path(sys.argv[1]), 'md5:900150983cd24fb0d6963f7d28e17f72', '')
 """
     assert (
@@ -297,13 +297,13 @@ def test_links_to_pages_of_any_name(tmp_path):
 
 def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     "A shell leaves ~ as it is in --reports=~/r and in an env file."
-    from wavescat.data.splits import read_split
+    from wavescat.data.split_files import read_split
 
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable, place in (
         ("WAVESCAT_RUNS", paths.runs_dir),
-        ("WAVESCAT_DATA", sources.data_dir),
-        ("WAVESCAT_CACHE", data.cache_dir),
+        ("WAVESCAT_DATA", data_dir),
+        ("WAVESCAT_CACHE", cache_dir),
     ):
         monkeypatch.setenv(variable, "~/here")
         assert place() == tmp_path / "here", variable
@@ -313,7 +313,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is no split"):
         read_split(Path("~/none.json"), None)
     with pytest.raises(FileNotFoundError, match="neither a folder"):
-        data.load("~nobody-of-this-name/leaves")
+        load("~nobody-of-this-name/leaves")
     done = wavescat(
         "run",
         "variance",
@@ -387,17 +387,17 @@ def test_a_cache_that_can_only_be_read(tmp_path, monkeypatch):
     "A set that it holds is taken from it; one that it doesn't hold is refused."
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))
     held, new = _images(tmp_path / "held"), _images(tmp_path / "new")
-    first = data.load(str(held))
-    data.load.cache_clear()
+    first = load(str(held))
+    load.cache_clear()
 
     def refuse(*args, **kw):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(data.os, "access", lambda place, mode: mode != os.W_OK)
+    monkeypatch.setattr(os, "access", lambda place, mode: mode != os.W_OK)
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert data.load(str(held)).checksum == first.checksum
+    assert load(str(held)).checksum == first.checksum
     with pytest.raises(ValueError, match="choose another with WAVESCAT_CACHE"):
-        data.load(str(new))
+        load(str(new))
 
 
 def test_a_store_that_can_only_be_read(tmp_path, smoke):

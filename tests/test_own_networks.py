@@ -577,7 +577,7 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     "It is trained, tested, loaded and asked again with channels_last=false."
     from PIL import Image
 
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.studies.presets import tested
     from wavescat.training.inference import classify, test_predictions
     from wavescat.training.plan import plan

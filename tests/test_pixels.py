@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,16 @@ import torch
 from conftest import wavescat
 from PIL import Image
 
-import wavescat.data.imageset as data
 from wavescat.apps.demos import grey_square
+from wavescat.data import file_state
+from wavescat.data.decode import decode
+from wavescat.data.file_state import assume_files_unchanged
+from wavescat.data.folders import cache_dir, source_folder
+from wavescat.data.list_readers import BIOMASS_TARGETS
+from wavescat.data.load import load, own_reader
+from wavescat.data.raw_image import on_white
+from wavescat.data.readers import READERS
+from wavescat.data.sources import SOURCES
 from wavescat.runs.experiment import experiment
 from wavescat.runs.paths import run_dir
 from wavescat.training.checks import check
@@ -31,9 +40,9 @@ def folders(tmp_path, monkeypatch):
     "Data, decoded sets and runs in folders of this test."
     for variable, folder in (("DATA", "data"), ("CACHE", "cache"), ("RUNS", "runs")):
         monkeypatch.setenv(f"WAVESCAT_{variable}", str(tmp_path / folder))
-    data.load.cache_clear()
+    load.cache_clear()
     yield
-    data.load.cache_clear()
+    load.cache_clear()
 
 
 def _png16(a, extra=b""):
@@ -76,7 +85,7 @@ def _saved(im, form="PNG", **kw):
 
 
 def _rgb(content, white=None):
-    return data.decode(content, "x.png", None, white).transpose(1, 2, 0)
+    return decode(content, "x.png", None, white).transpose(1, 2, 0)
 
 
 # ------------------------------------------------------------------ predict sees what training saw
@@ -149,8 +158,8 @@ def _targets(root, rng, sizes, colour):
 
 def _test_files(e):
     "The files of an experiment's test images, in the order of its predictions."
-    path, part = data.Path(e.dataset), split_of(e).test
-    listing = (data._own_folder if path.is_dir() else data._own_csv)(path)
+    path, part = Path(e.dataset), split_of(e).test
+    listing = own_reader(path).read(path)
     return listing.test if part is None else [listing.train[i] for i in part]
 
 
@@ -181,7 +190,7 @@ def test_predict_gives_the_stored_predictions(tmp_path, form, sizes, size, colou
     else:
         assert classes and values.argmax(1).tolist() == stored.tolist() and len(stored)
     _, _, _, batches = prepared(e.identity, _test_files(e), CPU)
-    d, part = data.load(str(path), size), split_of(e).test
+    d, part = load(str(path), size), split_of(e).test
     assert (batches.images.numpy() == (d.test if part is None else d.train[part])).all()
     assert tuple(batches.mean.flatten().numpy()) == tuple(np.float32(d.mean)) and tuple(
         batches.std.flatten().numpy()
@@ -257,9 +266,9 @@ def test_predict_reads_every_kind_of_file_as_training_did(tmp_path):
     _, values, _ = classify(e.identity, _test_files(e), CPU)
     assert values.argmax(1).tolist() == test_predictions(e).tolist()
     _, _, images, batches = prepared(e.identity, _test_files(e), CPU)
-    assert (
-        batches.images.numpy() == data.load(str(path), 16).train[split_of(e).test]
-    ).all() and images["white"] == {"integer": 4095, "float": 1}
+    assert (batches.images.numpy() == load(str(path), 16).train[split_of(e).test]).all() and images[
+        "white"
+    ] == {"integer": 4095, "float": 1}
 
 
 def test_an_image_that_a_run_has_no_white_for(tmp_path):
@@ -309,12 +318,12 @@ def test_training_and_test_images_of_two_sizes(tmp_path):
     with pytest.raises(
         ValueError, match="0.png is 20×20 pixels where the first is 24×24; choose one size"
     ):
-        data.load(str(tmp_path / "own"))
+        load(str(tmp_path / "own"))
 
 
 def _published(root, name):
     "A small set in its publisher's layout, its images of another size and shape than the reader makes them; its test files."
-    rng, place = np.random.default_rng(0), root / "data" / data.SOURCES[name].folder
+    rng, place = np.random.default_rng(0), root / "data" / SOURCES[name].folder
 
     def image(path, c, size):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +367,7 @@ def _published(root, name):
         image(place / "train" / f"{i}.png", i % 2, (60, 30))
         green, dead, clover = 10 + i, 5 + i % 2, 2 + i % 3
         for t, v in zip(
-            data._BIOMASS, (green, dead, clover, green + clover, green + clover + dead)
+            BIOMASS_TARGETS, (green, dead, clover, green + clover, green + clover + dead)
         ):
             rows.append(f"train/{i}.png,2015/1/{1 + i},NSW,grass,{t},{v}")
     (place / "train.csv").write_text(
@@ -393,11 +402,11 @@ def test_predict_on_files_of_published_sets(tmp_path, name, size):
         **settings,
     )
     run(e, device=CPU)
-    listing, part = data._READERS[name].read(data.source_folder(name)), split_of(e).test
+    listing, part = READERS[name].read(source_folder(name)), split_of(e).test
     files = listing.test if part is None else [listing.train[i] for i in part]
     _, values, classes = classify(e.identity, files, CPU)
     _, _, _, batches = prepared(e.identity, files, CPU)
-    d = data.load(name, size)
+    d = load(name, size)
     assert (batches.images.numpy() == (d.test if part is None else d.train[part])).all()
     if classes:
         assert values.argmax(1).tolist() == test_predictions(e).tolist()
@@ -412,7 +421,7 @@ def _set(tmp_path, contents, size=None):
         for name, content in contents.items():
             (tmp_path / "own" / c).mkdir(parents=True, exist_ok=True)
             (tmp_path / "own" / c / name).write_bytes(content)
-    d = data.load(str(tmp_path / "own"), size)
+    d = load(str(tmp_path / "own"), size)
     return d, dict(zip(sorted(contents), d.train[: len(contents)].transpose(0, 2, 3, 1)))
 
 
@@ -473,7 +482,7 @@ def test_brightness_is_comparable_within_a_set(tmp_path):
         for c in "ab":
             (tmp_path / "two" / part / c).mkdir(parents=True)
             (tmp_path / "two" / part / c / "x.png").write_bytes(grey(value))
-    d = data.load(str(tmp_path / "two"))
+    d = load(str(tmp_path / "two"))
     assert d.train.max() == 62 and d.test.max() == 249
 
 
@@ -513,7 +522,7 @@ def test_what_is_no_brightness_is_refused(tmp_path, values, says):
     content = _tiff(values, **({"planarconfig": "separate"} if values.ndim == 3 else {}))
     with pytest.raises(ValueError, match=says) as e:
         _set(tmp_path, {"x.tif": content})
-    assert "\n" not in str(e.value) and not [p for p in data.cache_dir().iterdir() if p.is_dir()]
+    assert "\n" not in str(e.value) and not [p for p in cache_dir().iterdir() if p.is_dir()]
 
 
 def test_floats_on_two_scales_are_refused(tmp_path):
@@ -586,7 +595,7 @@ def test_what_is_transparent_lies_on_white(mode):
         im = Image.fromarray(grey).convert("P").convert("PA")
         im.putalpha(Image.fromarray(alpha))
         assert im.mode == "PA"
-        seen = np.asarray(data._on_white(im))
+        seen = np.asarray(on_white(im))
         assert (seen[:, :3] == 255).all() and (seen[:, 3:] == 100).all()
         return
     elif mode == "P key":
@@ -648,8 +657,8 @@ def test_of_several_pictures_the_first_is_taken_and_that_is_said(tmp_path):
     assert all((p == 50).all() for p in pixels.values()) and any(
         "4 files with several pictures, such as film.gif: the first is taken" in n for n in d.notes
     )
-    data.load.cache_clear()
-    assert any("4 files with several" in n for n in data.load(str(tmp_path / "own")).notes)
+    load.cache_clear()
+    assert any("4 files with several" in n for n in load(str(tmp_path / "own")).notes)
 
 
 def test_one_bit(tmp_path):
@@ -716,7 +725,7 @@ def test_an_image_rewritten_in_place_is_read_again(tmp_path):
         assert (
             path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
         )
-        assert (data.load(str(own)).train[0] == value).all()
+        assert (load(str(own)).train[0] == value).all()
 
 
 @pytest.mark.parametrize(
@@ -728,8 +737,8 @@ def test_a_folder_that_changes(tmp_path, how):
     for i in range(2):
         _grey(outside / f"{i}.bmp", 200 + i)
     (own / "a" / "link.bmp").symlink_to(outside / "0.bmp")
-    first = data.load(str(own))
-    same = data.load(str(own))
+    first = load(str(own))
+    same = load(str(own))
     assert same is first
     if how == "added":
         _grey(own / "b" / "9.bmp", 9)
@@ -750,9 +759,9 @@ def test_a_folder_that_changes(tmp_path, how):
         os.rename(own / "more" / "b" / "0.bmp", own / "c" / "1.bmp")
         os.rmdir(own / "more" / "b")
         os.rmdir(own / "more")
-    d = data.load(str(own))
-    data.load.cache_clear()
-    anew = data.load(str(own))
+    d = load(str(own))
+    load.cache_clear()
+    anew = load(str(own))
     assert (
         d.checksum == anew.checksum != first.checksum
         and (d.train == anew.train).all()
@@ -776,13 +785,10 @@ def test_labels_swapped_in_a_csv(tmp_path):
         dataset=str(path), model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4
     )
     one = run(e, device=CPU)
-    assert data.load(str(path)).train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert load(str(path)).train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     write("y", "x")
-    assert (
-        data.load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0]
-        and cached_result(e)["stale"]
-    )
-    assert run(e, device=CPU)["data"] == data.load(str(path)).checksum != one["data"]
+    assert load(str(path)).train_labels.tolist() == [1, 1, 1, 0, 0, 0] and cached_result(e)["stale"]
+    assert run(e, device=CPU)["data"] == load(str(path)).checksum != one["data"]
 
 
 def test_another_folder_of_the_same_name(tmp_path, monkeypatch):
@@ -796,14 +802,14 @@ def test_another_folder_of_the_same_name(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / place)
         result = run(e, device=CPU)
         assert (
-            data.load("leaves").train.min() == {"here": 10, "there": 90}[place]
-            and result["data"] == data.load("leaves").checksum
+            load("leaves").train.min() == {"here": 10, "there": 90}[place]
+            and result["data"] == load("leaves").checksum
         )
         assert seen.setdefault(place, result["data"]) == result["data"]
     assert seen["here"] != seen["there"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="unknown dataset 'leaves'"):
-        data.load("leaves")
+        load("leaves")
 
 
 def test_a_relative_folder_of_data_sets_and_another_directory(tmp_path, monkeypatch):
@@ -813,7 +819,7 @@ def test_a_relative_folder_of_data_sets_and_another_directory(tmp_path, monkeypa
         tmp_path
         / "there"
         / "data"
-        / data.SOURCES["kth-tips2-b"].folder
+        / SOURCES["kth-tips2-b"].folder
         / "KTH-TIPS2-b"
         / "cork"
         / "sample_a"
@@ -825,7 +831,7 @@ def test_a_relative_folder_of_data_sets_and_another_directory(tmp_path, monkeypa
     sums = []
     for place in ("here", "there", "here"):
         monkeypatch.chdir(tmp_path / place)
-        sums.append(data.load("kth-tips2-b", 16).checksum)
+        sums.append(load("kth-tips2-b", 16).checksum)
         assert (tmp_path / place / "cache").is_dir()
     assert sums[0] == sums[2] != sums[1]
 
@@ -833,23 +839,23 @@ def test_a_relative_folder_of_data_sets_and_another_directory(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["kth-tips2-b", "covidx-cxr", "tiny-imagenet", "csiro-biomass"])
 def test_an_image_of_a_published_set_rewritten_in_place(tmp_path, name):
     _published(tmp_path, name)
-    first = data.load(name, 16)
-    path = data._READERS[name].read(data.source_folder(name)).train[0]
+    first = load(name, 16)
+    path = READERS[name].read(source_folder(name)).train[0]
     before, content = path.stat(), _saved(Image.new("RGB", (50, 50), (9, 9, 9)), "PNG")
     path.write_bytes(content.ljust(before.st_size, b"\0"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    d = data.load(name, 16)
+    d = load(name, 16)
     assert (d.train[0] == 9).all() and d.checksum != first.checksum and (first.train[0] != 9).any()
 
 
 def test_a_set_put_where_data_sets_lie_later(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="covidx-cxr: .* is missing"):
-        data.load("covidx-cxr")
+        load("covidx-cxr")
     _published(tmp_path, "covidx-cxr")
-    assert len(data.load("covidx-cxr", 16).train) == 8
+    assert len(load("covidx-cxr", 16).train) == 8
     monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(FileNotFoundError, match="covidx-cxr: .*elsewhere.* is missing"):
-        data.load("covidx-cxr", 16)
+        load("covidx-cxr", 16)
 
 
 def test_a_check_is_made_again_when_files_change(tmp_path):
@@ -872,9 +878,10 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
     for i in range(1, 6):
         _grey(own / "a" / f"{i}.bmp", 50 + i)
     check(e)
-    from wavescat.data.splits import Split, save_split
+    from wavescat.data.split_files import save_split
+    from wavescat.data.split_indices import Split
 
-    d, place = data.load(str(own)), tmp_path / "split.json"
+    d, place = load(str(own)), tmp_path / "split.json"
     save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
     e = experiment(
         dataset=str(own),
@@ -906,18 +913,18 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
         check(e)
 
 
-def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
+def test_files_are_assume_files_unchanged_for_many_experiments(tmp_path, monkeypatch):
     own, looks = _plain(tmp_path / "own"), []
-    marks = data._marks
-    monkeypatch.setattr(data, "_marks", lambda paths: looks.append(1) or marks(paths))
-    data.load(str(own))
+    marks = file_state.file_marks
+    monkeypatch.setattr(file_state, "file_marks", lambda paths: looks.append(1) or marks(paths))
+    load(str(own))
     looks.clear()
-    with data.looked_at_once():
+    with assume_files_unchanged():
         for _ in range(5):
-            data.load(str(own))
+            load(str(own))
     assert len(looks) == 1
     for _ in range(5):
-        data.load(str(own))
+        load(str(own))
     assert len(looks) == 6
     from wavescat.training.plan import plan
 
@@ -936,7 +943,7 @@ def test_files_are_looked_at_once_for_many_experiments(tmp_path, monkeypatch):
 def test_predict_on_grey_images_of_an_embedded_set(tmp_path):
     e = experiment(model="linear", epochs=2, per_class=20, augment="none", lr=0.001)
     run(e, device=CPU)
-    images, files = data.load("textures").test[::20], []
+    images, files = load("textures").test[::20], []
     for i, image in enumerate(images):
         files.append(tmp_path / f"{i}.png")
         Image.fromarray(image[0]).save(files[-1])

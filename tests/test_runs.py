@@ -281,8 +281,8 @@ def test_two_seeds_for_two_things(tmp_path):
     "split_seed changes the images and not the weights; seed the weights and not the images."
     import torch
 
-    from wavescat.data.imageset import load
-    from wavescat.data.splits import stratified
+    from wavescat.data.class_splits import stratified
+    from wavescat.data.load import load
     from wavescat.runs.experiment import experiment
     from wavescat.training.task import build_model
 

@@ -258,8 +258,8 @@ def test_a_setting_without_effect_is_refused(settings, said):
 
 
 def test_a_split_of_a_file_has_no_seed(tmp_path):
-    from wavescat.data.imageset import load
-    from wavescat.data.splits import save_split
+    from wavescat.data.load import load
+    from wavescat.data.split_files import save_split
     from wavescat.training.task import split_of
 
     e = experiment(model="linear", per_class=2, epochs=2, batch_size=8)

@@ -194,7 +194,7 @@ def test_ratio_and_reference_by_hand():
 
 
 def test_scattering_is_more_stable_than_pixels_under_a_warp():
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
 
     x = torch.tensor(load("textures").test[::40]).float() / 255
 
@@ -219,7 +219,7 @@ def test_scattering_is_more_stable_than_pixels_under_a_warp():
 
 def test_shifts_around_the_torus():
     "The Fourier modulus doesn't feel them; scattering feels them in proportion to their size, and half as much with each scale."
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
 
     x = mirrored(torch.tensor(load("textures").test[::80]).float() / 255 - 0.5)
     assert x.shape[2:] == (64, 64) and torch.equal(x, x.flip(2)) and torch.equal(x, x.flip(3))

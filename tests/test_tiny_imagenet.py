@@ -542,7 +542,7 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from wavescat.apps.cli import app
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.training.precision import precision_here
 
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"):
@@ -594,7 +594,7 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     Not of those that happen to be on this machine."""
     from test_data import _tiny
 
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.studies.presets import trained_on
 
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))

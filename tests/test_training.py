@@ -487,7 +487,7 @@ def test_predict(trained, tmp_path):
     import numpy as np
     from PIL import Image
 
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
 
     store, (run, *_) = trained
     data = load("textures")

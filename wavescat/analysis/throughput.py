@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from .bench import measured
 from ..core.names import choose
 from ..data.batches import Batches
-from ..data.imageset import load
+from ..data.load import load
 from ..runs.experiment import Experiment, experiment
 from ..scattering.layer import kymatio_scattering
 from ..training.checks import check
@@ -319,7 +319,7 @@ def _overhead(load, augment, precision, repeats):
         )
         empty.forward = _Nothing().to(load.device)
         empty.optimizer = optimizer(empty.forward, empty.e)
-        ready = list(t.train.inorder(load.batch, lambda x: t.augment(x, t.generator)))
+        ready = list(t.train.in_order(load.batch, lambda x: t.augment(x, t.generator)))
 
         def bare():
             t.model.train()
@@ -379,7 +379,7 @@ def _cached(load, repeats):
         )
 
         def plain():
-            for x, y in again.train.inorder(load.batch, order=torch.randperm(len(again.train))):
+            for x, y in again.train.in_order(load.batch, order=torch.randperm(len(again.train))):
                 with torch.no_grad():
                     features = kymatio(x.contiguous()).flatten(1, 2)
                 loss = cross_entropy(head(features), y)

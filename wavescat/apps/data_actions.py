@@ -10,15 +10,19 @@ import numpy as np
 import typer
 
 from .console import refusing
-from ..data.imageset import DATASETS, ImageSet, load, verify_set
-from ..data.sources import EMBEDDED, SOURCES, data_dir, fetch, is_here
-from ..data.splits import repeated, split
+from ..data.download import fetch
+from ..data.folders import data_dir, is_available
+from ..data.imageset import ImageSet, count_duplicates
+from ..data.load import DATASETS, load
+from ..data.sources import EMBEDDED, SOURCES
+from ..data.splits import split
+from ..data.verify import verify_set
 
 # %% ../../nbs/lib/09_apps/16_data_actions.ipynb #data-actions-3
 def describe_source(name: str) -> str:
     "One line: whether a data set is here, and what it is."
     source = SOURCES.get(name)
-    if is_here(name):
+    if is_available(name):
         state = "here"
     else:
         state = "to fetch" if source.url else "by hand"
@@ -70,7 +74,7 @@ def _describe_images(data: ImageSet):
     channels, height, width = data.train.shape[1:]
     parts = split(data)
     test = data.test if parts.test is None else [data.train[i] for i in parts.test]
-    seen = repeated((data.train[i] for i in parts.train), test)
+    seen = count_duplicates([data.train[i] for i in parts.train], test)
     own_test = f"{len(data.test):,}" if len(data.test) else "none of its own: a fifth is split off"
     colours = f"{channels} colour{'s' if channels > 1 else ''}"
     return {

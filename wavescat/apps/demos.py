@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ..core.names import choose
-from ..data.imageset import PHOTOGRAPHS, decode
+from ..data.decode import decode
+from ..data.embedded import PHOTOGRAPHS
 from ..scattering.filters import FilterBank, Morlets, littlewood_paley, morlet, turned
 from ..scattering.layer import Scattering2D
 

@@ -26,7 +26,7 @@ from wavescat.apps.console import (
 from .tracking_actions import log_to_mlflow
 from ..core.names import choose
 from ..data.augment import AUGMENTATIONS
-from ..data.imageset import DATASETS
+from ..data.load import DATASETS
 from ..data.mixes import MIXES
 from ..models.norms import NORMS
 from ..models.registry import MODELS

@@ -24,7 +24,7 @@ from wavescat.analysis.explain import (
 )
 from ..core.names import choose
 from ..data.augment import AUGMENTATIONS
-from ..data.imageset import load
+from ..data.load import load
 from . import pictures
 from .plots import curves, format_of, save
 from .visualise import before_after, parameter_curves, recorded

@@ -23,7 +23,7 @@ _REGISTRIES = {  # registry → the field of an experiment that chooses its entr
     "AUGMENTATIONS": "augment",
     "MIXES": "mix",
     "DATASETS": "dataset",
-    "_READERS": "dataset",
+    "READERS": "dataset",
     "SPLITS": "split",
     "LOSSES": "loss",
     "SCHEDULES": "schedule",

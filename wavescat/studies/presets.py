@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.names import choose, shown, split_list, unknown, unquoted
-from ..data.sources import SOURCES, is_here
+from ..data.folders import is_available
+from ..data.sources import SOURCES
 from ..runs.experiment import Experiment
 from ..runs.paths import project_dir
 from ..runs.values import read_value
@@ -462,7 +463,7 @@ def can_be_read(
     dataset: str,  # as an experiment names it
 ) -> bool:
     "Whether a set is here, or needs no fetching, so that a plan may look at it."
-    return dataset not in SOURCES or is_here(dataset)
+    return dataset not in SOURCES or is_available(dataset)
 
 
 def trained_on(
@@ -472,9 +473,9 @@ def trained_on(
     size: int | None = None,  # the side that it was loaded at
 ) -> str:  # "8,000 of 100,000 training images"
     "What part of a set the runs were trained on, of all its training images, here or not."
-    from wavescat.data.imageset import whole_train
+    from wavescat.data.load import full_train_size
 
-    whole = whole_train(data, dataset, size)
+    whole = full_train_size(data, dataset, size)
     return (
         f"{used:,} of {whole:,} training images"
         if used < whole
@@ -610,7 +611,7 @@ def tested(
 
     from wavescat.data.augment import AUGMENTATIONS
     from wavescat.data.batches import Batches
-    from wavescat.data.imageset import load
+    from wavescat.data.load import load
     from wavescat.runs.paths import run_dir
     from wavescat.training.inference import load_model, predict
     from wavescat.training.task import split_of

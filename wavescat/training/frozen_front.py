@@ -52,7 +52,7 @@ def _all_features(
     "What a front makes of all images, 64 at a time."
 
     def compute(indices: Tensor) -> Tensor:
-        return torch.cat([front(x) for x, _ in batches.inorder(64, prepare, indices)])
+        return torch.cat([front(x) for x, _ in batches.in_order(64, prepare, indices)])
 
     with torch.no_grad():
         return gather(world, len(batches), compute)
@@ -81,7 +81,7 @@ class Features:
         augment: object = None,  # unused: features aren't augmented
         order: Tensor | None = None,  # (n,) indices; None: all in order
     ) -> Iterator[tuple[Tensor, Tensor]]:  # features (B, …), labels (B,)
-        "All features, one batch after another, as `Batches.inorder`."
+        "All features, one batch after another, as `Batches.in_order`."
         order = torch.arange(len(self)) if order is None else order
         for i in order.to(self.device).split(batch_size):
             if len(i) == len(self) and self.parts == 1:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.augment import AUGMENTATIONS
 from ..data.batches import Batches
-from ..data.imageset import decode
+from ..data.decode import decode
 from ..runs.experiment import Experiment
 from ..runs.paths import run_dir
 from ..runs.query import experiment_of
@@ -58,7 +58,7 @@ def predict(
             return model(x).float()
 
     def scores(order: Tensor) -> Tensor:
-        return torch.cat([score(x) for x, _ in batches.inorder(size, prepare, order)])
+        return torch.cat([score(x) for x, _ in batches.in_order(size, prepare, order)])
 
     with isolated_randomness(0):
         every_score = gather(world or World(batches.device), len(batches), scores, size)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..data.imageset import looked_at_once
+from ..data.file_state import assume_files_unchanged
 from ..runs.checkpoint import load_checkpoint
 from ..runs.code import code_version
 from ..runs.experiment import Experiment
@@ -155,7 +155,7 @@ def notify(callbacks: list[Callback], moment: str) -> None:
         getattr(callback, moment)()
 
 
-@looked_at_once()
+@assume_files_unchanged()
 def fit(
     e: Experiment,
     world: World,

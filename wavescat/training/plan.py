@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from ..data.augment import AUGMENTATIONS
-from ..data.imageset import load, looked_at_once
+from ..data.file_state import assume_files_unchanged
+from ..data.load import load
 from ..models.registry import model_options
 from ..runs.experiment import Experiment, experiment
 from .checks import check
@@ -84,7 +85,7 @@ def _largest_L(experiments: Sequence[Experiment]) -> dict[str, int | None]:
     return largest
 
 
-@looked_at_once()
+@assume_files_unchanged()
 def plan(
     experiments: Sequence[Experiment],
     estimate: bool = False,  # also the seconds

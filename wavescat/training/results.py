@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data.imageset import DATASETS, Unseen, files_state
-from ..data.sources import is_here
+from ..data.folders import is_available
+from ..data.load import DATASETS, UnreadableFiles, files_state
 from ..data.splits import SPLITS
 from ..runs.experiment import Experiment
 from ..runs.store import stored
@@ -23,7 +23,7 @@ from .weights import weights_checksum, weights_path
 # %% ../../nbs/lib/05_training/16_results.ipynb #training-results-4
 def _depends_on_files(e: Experiment) -> bool:
     "Whether something that an experiment depends on may have changed on disk."
-    own_images = e.dataset not in DATASETS or is_here(e.dataset)
+    own_images = e.dataset not in DATASETS or is_available(e.dataset)
     return bool(own_images or e.split not in SPLITS or e.weights)
 
 
@@ -81,7 +81,7 @@ def cached_while_unchanged(
     def cached(*args, **kw):
         key, state = (args, *sorted(kw.items())), outside_state(args[0])
         entry = known.get(key)
-        if entry is None or entry[0] != state and not isinstance(state[0], Unseen):
+        if entry is None or entry[0] != state and not isinstance(state[0], UnreadableFiles):
             entry = known[key] = state, function(*args, **kw)
         return entry[1]
 

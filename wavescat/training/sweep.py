@@ -13,7 +13,7 @@ from dataclasses import fields
 
 from tqdm import tqdm
 
-from ..data.imageset import looked_at_once
+from ..data.file_state import assume_files_unchanged
 from ..runs.experiment import Experiment
 from .checks import check
 from .cluster import local_cluster, remote_cluster
@@ -73,7 +73,7 @@ def _compute(todo, total, workers, scheduler) -> dict[Experiment, str]:
 # %% ../../nbs/lib/05_training/36_sweep.ipynb #training-sweep-9
 def _experiments_to_compute(experiments: Sequence[Experiment]) -> list[Experiment]:
     "Those that aren't stored, each once. Raises as `check` does for one that can't be run."
-    with looked_at_once():
+    with assume_files_unchanged():
         todo = [e for e in dict.fromkeys(experiments) if not is_current(cached_result(e))]
         for e in todo:
             check(e)
@@ -100,5 +100,5 @@ def sweep(
         failed = _compute(todo, len(set(experiments)), workers, scheduler)
         if failed and strict:
             raise Failed(failed, experiments)
-    with looked_at_once():
+    with assume_files_unchanged():
         return [cached_result(e) for e in experiments]

@@ -12,8 +12,10 @@ import numpy as np
 from torch import nn
 
 from ..data.augment import AUGMENTATIONS, Augmentation
-from ..data.imageset import ImageSet, load
-from ..data.splits import Split, split
+from ..data.imageset import ImageSet
+from ..data.load import load
+from ..data.split_indices import Split
+from ..data.splits import split
 from ..models.registry import build, model_options
 from ..runs.experiment import Experiment
 

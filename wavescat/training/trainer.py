@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batches
 from ..data.mixes import MIXES
-from ..data.splits import Split
+from ..data.split_indices import Split
 from ..runs.experiment import Experiment
 from wavescat.training.distributed import (
     World,
@@ -197,7 +197,7 @@ def train_epoch(
     steps = math.ceil(n / e.batch_size)
     t.model.train()
     rest = state.order[state.step * e.batch_size :]
-    for x, y in t.train.inorder(e.batch_size, lambda x: t.augment(x, t.generator), rest):
+    for x, y in t.train.in_order(e.batch_size, lambda x: t.augment(x, t.generator), rest):
         set_rates(t.optimizer, e, state.epoch, state.step, steps)
         t.step(x, y)
         state.step += 1

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import Batches
-from ..data.splits import Split
+from ..data.split_indices import Split
 from ..models.registry import model_options
 from ..runs.experiment import Experiment
 from .batch_sizes import learning_sizes, single_image_error
@@ -83,7 +83,7 @@ def take_images(
 ) -> tuple[Tensor, Tensor]:
     "So many images and labels; some of them several times if there are too few."
     order = torch.arange(size) % len(batches)
-    return next(iter(batches.inorder(size, augment or t.prepare, order)))
+    return next(iter(batches.in_order(size, augment or t.prepare, order)))
 
 
 @contextlib.contextmanager
