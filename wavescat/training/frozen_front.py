@@ -75,7 +75,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def inorder(
+    def in_order(
         self,
         batch_size: int,
         augment: object = None,  # unused: features aren't augmented
