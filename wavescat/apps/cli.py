@@ -794,7 +794,7 @@ def weights(
     ] = None,
 ):
     "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
-    from wavescat.runs.store import replace
+    from wavescat.core.files import replace
     from wavescat.training.train import pretrained
 
     with _refusing():

@@ -31,7 +31,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from .experiment import Experiment
 from ..core.names import printable
-from .store import runs, runs_dir, write_json
+from .store import runs, runs_dir
+from ..core.files import write_json
 
 # %% ../../nbs/lib/04_runs/03_tracking.ipynb #21-tracking-5
 def uri() -> str:

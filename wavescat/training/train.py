@@ -67,14 +67,13 @@ from wavescat.runs.store import (
     find,
     load_checkpoint,
     publish,
-    replace,
     run_dir,
     runs_dir,
     save_checkpoint,
     stored,
     tell,
-    write_json,
 )
+from ..core.files import replace, write_json
 
 # %% ../../nbs/lib/05_training/03_train.ipynb #19-train-5
 def build_model(
