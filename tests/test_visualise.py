@@ -14,16 +14,10 @@ from PIL import Image
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
 
-from wavescat.scattering import filters
+from wavescat.scattering import bank as filters
 from wavescat.runs.experiment import experiment
-from wavescat.scattering.filters import (
-    LEARN,
-    FilterBank,
-    LearnedBank,
-    filter_bank,
-    fourier_bank,
-    random_frame,
-)
+from wavescat.scattering.learned import LEARN, LearnedBank, random_frame
+from wavescat.scattering.bank import FilterBank, filter_bank, fourier_bank
 from wavescat.figures.plots import save
 from wavescat.scattering.layer import Scattering2D
 from wavescat.training.train import load_model, run

@@ -26,9 +26,10 @@ from ..models.backbones import left_as_it_was
 from ..runs.experiment import Experiment
 from ..runs.code import code_version
 from ..runs.store import runs_dir
-from ..scattering.fast import Chunk
+from ..scattering.plan import Chunk
 from ..core.names import choose
-from ..scattering.layer import Scattering2D, kymatio_scattering
+from ..scattering.layer import Scattering2D
+from ..scattering.oracle import kymatio_scattering
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-5
 COLOURS = 3  # of the images of every case

@@ -34,7 +34,7 @@ from ..training.distributed import World
 from ..runs.experiment import Experiment, experiment
 from ..core.names import choose
 from ..training.optim import autocast, fast_bfloat16, optimizer
-from ..scattering.layer import kymatio_scattering
+from ..scattering.oracle import kymatio_scattering
 from ..training.sweep import sweep
 from ..training.train import Training, build_model, check
 

@@ -562,7 +562,7 @@ _SECTIONS = {
 
 
 def _module(file):
-    "The module that a notebook of the library exports, such as scattering.filters."
+    "The module that a notebook of the library exports, such as scattering.bank."
     return ".".join(re.sub(r"^\d+_", "", part) for part in Path(file).with_suffix("").parts[-2:])
 
 

@@ -26,7 +26,7 @@ import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from ..scattering.filters import filter_bank, orientations
+from ..scattering.bank import filter_bank, orientations
 from ..core.names import choose
 from ..analysis.stats import summary
 

@@ -32,20 +32,14 @@ from skimage.color import lab2rgb
 from torch import Tensor, nn
 
 from ..runs.experiment import Experiment
-from wavescat.scattering.filters import (
-    FilterBank,
-    LearnedBank,
-    Morlets,
-    filter_bank,
-    initial_morlets,
-    tight_frame,
-)
-from ..scattering.filters import littlewood_paley as littlewood_paley_sum
+from ..scattering.bank import FilterBank, Morlets, filter_bank, tight_frame
+from ..scattering.learned import LearnedBank, initial_morlets
+from ..scattering.bank import littlewood_paley as littlewood_paley_sum
 from ..core.names import choose
 from .plots import COLOURS, MARKERS, bare, figure, write_whole
 from ..scattering.layer import Scattering2D
 from ..training.train import learning, load_model
-from ..scattering.transform import Path as CoefficientPath
+from ..scattering.paths import Path as CoefficientPath
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-5
 class _Seen(NamedTuple):

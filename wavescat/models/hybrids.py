@@ -36,12 +36,9 @@ from wavescat.models.backbones import (
 )
 from .backbones import resnet14 as uniform_resnet14
 from ..core.names import choose, unknown
-from wavescat.scattering.layer import (
-    Scattering2D,
-    SvdScattering2D,
-    UnboundedScattering2D,
-    kymatio_scattering,
-)
+from ..scattering.layer import Scattering2D
+from ..scattering.published import SvdScattering2D, UnboundedScattering2D
+from ..scattering.oracle import kymatio_scattering
 
 # %% ../../nbs/lib/03_models/01_hybrids.ipynb #13-hybrids-5
 def _deconv(k, s):

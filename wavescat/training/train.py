@@ -44,7 +44,7 @@ from ..data.imageset import DATASETS, Unseen, decode, files_state, load, looked_
 from .distributed import World, launched, leave, world
 from ..runs.experiment import Experiment
 from ..runs.code import code_version
-from ..scattering.filters import LearnedBank
+from ..scattering.learned import LearnedBank
 from ..models.hybrids import MODELS, build, model_options
 from .metrics import r2, rmse, top_k
 from ..core.names import choose
