@@ -191,7 +191,11 @@ def test_saved_and_loaded(tmp_path, learn):
     x = _images(2, 16, 20)
     assert torch.equal(S(x), other(x))
     pickle.dump((S, x, S(x).detach()), open(tmp_path / "s.pickle", "wb"))
-    code = f"import pickle, torch; S, x, y = pickle.load(open({str(tmp_path / 's.pickle')!r}, 'rb')); print(torch.allclose(S(x), y, atol=1e-6))"
+    code = (
+        "import pickle, torch; "
+        f"S, x, y = pickle.load(open({str(tmp_path / 's.pickle')!r}, 'rb')); "
+        "print(torch.allclose(S(x), y, atol=1e-6))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "True"
