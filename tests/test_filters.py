@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-import wavescat.scattering.fast
-from wavescat.scattering.filters import INIT, LEARN, LearnedBank, SvdBank, UnboundedBank
+import wavescat.scattering.plan
 from wavescat.scattering.layer import Scattering2D
+from wavescat.scattering.learned import INIT, LEARN, LearnedBank
+from wavescat.scattering.published import SvdBank, UnboundedBank
 
 THREADS = 1, 2, 5, 6, 12
 BANKS = [
@@ -76,9 +77,9 @@ def test_derivatives_of_the_filters_are_right(cls, learn, init, J, L, shape):
 
 
 @pytest.mark.parametrize("learn", LEARN)
-@pytest.mark.parametrize("slots", [True, False], ids=["slots", "FFT"])
-def test_second_derivatives_of_the_layer_are_right(slots, learn, monkeypatch):
-    monkeypatch.setattr(wavescat.scattering.fast, "_SLOTS_UP_TO", 144 if slots else 0)
+@pytest.mark.parametrize("largest", [144, 0], ids=["pairs", "FFT"])
+def test_second_derivatives_of_the_layer_are_right(largest, learn, monkeypatch):
+    monkeypatch.setattr(wavescat.scattering.plan, "LARGEST_SIDE_FOR_PAIRS", largest)
     S = Scattering2D(2, (6, 5), 3, learn=learn, learn_phi=True).double()
     names, values = zip(*S.named_parameters())
     x = _noise(2, 6, 5, dtype=torch.float64).requires_grad_()
@@ -90,10 +91,10 @@ def test_second_derivatives_of_the_layer_are_right(slots, learn, monkeypatch):
 
 
 @pytest.mark.parametrize("learn", [None, *LEARN])
-@pytest.mark.parametrize("slots", [True, False], ids=["slots", "FFT"])
-def test_derivatives_are_finite_where_an_image_is_black(slots, learn, monkeypatch):
+@pytest.mark.parametrize("largest", [144, 0], ids=["pairs", "FFT"])
+def test_derivatives_are_finite_where_an_image_is_black(largest, learn, monkeypatch):
     "The modulus has no derivative at 0: it counts as 0, and so do the second derivatives."
-    monkeypatch.setattr(wavescat.scattering.fast, "_SLOTS_UP_TO", 144 if slots else 0)
+    monkeypatch.setattr(wavescat.scattering.plan, "LARGEST_SIDE_FOR_PAIRS", largest)
     S = Scattering2D(2, (16, 16), 4, learn=learn)
     x = torch.zeros(2, 16, 16).requires_grad_()
     leaves = [x, *S.parameters()]

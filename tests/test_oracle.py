@@ -4,8 +4,9 @@ import pytest
 import torch
 
 pytest.importorskip("kymatio")
-from wavescat.scattering.layer import Scattering2D, kymatio_scattering  # noqa: E402
-from wavescat.scattering.transform import scattering_paths
+from wavescat.scattering.layer import Scattering2D  # noqa: E402
+from wavescat.scattering.oracle import kymatio_scattering
+from wavescat.scattering.paths import scattering_paths
 
 SHAPES = {
     1: [(8, 8), (31, 33)],

@@ -10,29 +10,29 @@ import sys
 import pytest
 import torch
 
-import wavescat.scattering.fast
-import wavescat.scattering.layer
+import wavescat.scattering.layer_operators
+import wavescat.scattering.plan
 from wavescat.analysis.bench import Case, memory, speedup, times
-from wavescat.scattering.filters import LEARN
 from wavescat.scattering.layer import Scattering2D
+from wavescat.scattering.learned import LEARN
 
 
 def _images(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["slots", "FFT"])
+@pytest.fixture(params=["pairs", "FFT"])
 def engine(request, monkeypatch):
     "Both arrangements, whatever the size of the images."
     if request.param == "FFT":
-        monkeypatch.setattr(wavescat.scattering.fast, "_SLOTS_UP_TO", 0)
+        monkeypatch.setattr(wavescat.scattering.plan, "LARGEST_SIDE_FOR_PAIRS", 0)
     return request.param
 
 
 @pytest.mark.parametrize("learn", LEARN)
 def test_gradients_agree_with_finite_differences(engine, learn):
     S = Scattering2D(2, (4, 5), L=2, learn=learn, slant=0.6, learn_phi=True).double()
-    assert S.cascade.slots == (engine == "slots")
+    assert S.cascade.plan.uses_pairs == (engine == "pairs")
     names, values = zip(*S.named_parameters())
     x = _images(2, 4, 5, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -96,10 +96,13 @@ def test_widths_stay_positive_whatever_the_step():
 
 def test_filters_are_rebuilt_only_when_they_changed(monkeypatch):
     S, built = Scattering2D(2, (16, 16), 2, learn="canonical"), []
-    prepare = wavescat.scattering.layer.prepare
-    monkeypatch.setattr(
-        wavescat.scattering.layer, "prepare", lambda *a, **k: built.append(1) or prepare(*a, **k)
-    )
+    prepare = wavescat.scattering.layer_operators.prepare
+
+    def counted(*args, **options):
+        built.append(1)
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(wavescat.scattering.layer_operators, "prepare", counted)
     x = _images(2, 16, 16)
     with torch.no_grad():
         before = S(x)
@@ -142,7 +145,7 @@ def test_evaluation_follows_every_way_to_change_parameters():
             after = S(x)
         assert not torch.allclose(before, after)
         torch.testing.assert_close(after, S(x).detach(), atol=1e-5, rtol=1e-4)
-    assert S._replicate_for_data_parallel()._built is None
+    assert S._replicate_for_data_parallel().cached_operators is None
 
 
 def test_inference_mode_leaves_nothing_behind():
@@ -188,7 +191,11 @@ def test_saved_and_loaded(tmp_path, learn):
     x = _images(2, 16, 20)
     assert torch.equal(S(x), other(x))
     pickle.dump((S, x, S(x).detach()), open(tmp_path / "s.pickle", "wb"))
-    code = f"import pickle, torch; S, x, y = pickle.load(open({str(tmp_path / 's.pickle')!r}, 'rb')); print(torch.allclose(S(x), y, atol=1e-6))"
+    code = (
+        "import pickle, torch; "
+        f"S, x, y = pickle.load(open({str(tmp_path / 's.pickle')!r}, 'rb')); "
+        "print(torch.allclose(S(x), y, atol=1e-6))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "True"

@@ -30,16 +30,10 @@ from wavescat.figures.visualise import (
     recorded,
 )
 from wavescat.runs.experiment import experiment
-from wavescat.scattering import filters
-from wavescat.scattering.filters import (
-    LEARN,
-    FilterBank,
-    LearnedBank,
-    filter_bank,
-    fourier_bank,
-    random_frame,
-)
+from wavescat.scattering import bank as filters
+from wavescat.scattering.bank import FilterBank, filter_bank, fourier_bank
 from wavescat.scattering.layer import Scattering2D
+from wavescat.scattering.learned import LEARN, LearnedBank, random_frame
 from wavescat.training.inference import load_model
 from wavescat.training.run import run
 

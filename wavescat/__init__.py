@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Scattering2D": "scattering.layer",
     "scattering2d": "scattering.transform",
-    "FilterBank": "scattering.filters",
-    "LearnedBank": "scattering.filters",
-    "filter_bank": "scattering.filters",
+    "FilterBank": "scattering.bank",
+    "LearnedBank": "scattering.learned",
+    "filter_bank": "scattering.bank",
     "ScatteringTransformer": "scattering.estimators",
     "Experiment": "runs.experiment",
     "experiment": "runs.experiment",

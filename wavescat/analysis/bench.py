@@ -26,8 +26,9 @@ from ..models.inspection import evaluation_mode
 from ..runs.code import code_version
 from ..runs.experiment import Experiment
 from ..runs.paths import runs_dir
-from ..scattering.fast import Chunk
-from ..scattering.layer import Scattering2D, kymatio_scattering
+from ..scattering.layer import Scattering2D
+from ..scattering.oracle import kymatio_scattering
+from ..scattering.plan import Chunk
 
 # %% ../../nbs/lib/06_analysis/02_bench.ipynb #22-bench-5
 COLOURS = 3  # of the images of every case

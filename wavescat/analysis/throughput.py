@@ -32,7 +32,7 @@ from ..core.names import choose
 from ..data.batches import Batches
 from ..data.load import load
 from ..runs.experiment import Experiment, experiment
-from ..scattering.layer import kymatio_scattering
+from ..scattering.oracle import kymatio_scattering
 from ..training.checks import check
 from ..training.distributed import World
 from ..training.optimizers import optimizer

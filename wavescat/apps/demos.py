@@ -25,8 +25,10 @@ from torch import Tensor
 from ..core.names import choose
 from ..data.decode import decode
 from ..data.embedded import PHOTOGRAPHS
-from ..scattering.filters import FilterBank, Morlets, littlewood_paley, morlet, turned
+from ..scattering.bank import FilterBank, Morlets, littlewood_paley
 from ..scattering.layer import Scattering2D
+from ..scattering.learned import rotate
+from ..scattering.morlet import morlet
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-6
 REFERENCE = Morlets(
@@ -300,7 +302,7 @@ def turned_bank(
     "The bank that turns one wavelet by −π/L and widens it by 2 from scale to scale."
     scale = 2.0 ** torch.arange(J, dtype=torch.float64)
     theta, xi, sigma, gamma = (torch.as_tensor(p, dtype=torch.float64) for p in mother)
-    return turned(Morlets(theta.expand(J), xi / scale, sigma * scale, gamma.expand(J)), L)
+    return rotate(Morlets(theta.expand(J), xi / scale, sigma * scale, gamma.expand(J)), L)
 
 # %% ../../nbs/lib/09_apps/00_demos.ipynb #31-demos-19
 def grey_square(

@@ -41,13 +41,13 @@ class Site:
 def module_of(
     file: str,  # a notebook of the library
 ) -> str:
-    "The module that a notebook exports, such as scattering.filters."
+    "The module that a notebook exports, such as scattering.bank."
     parts = Path(file).with_suffix("").parts[-2:]
     return ".".join(re.sub(r"^\d+_", "", part) for part in parts)
 
 
 def page_of_module(
-    module: str,  # such as scattering.filters
+    module: str,  # such as scattering.bank
 ) -> str:
     "The page of a module."
     return f"lib/{module.replace('.', '/')}.md"

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.stats import summary
 from ..core.names import choose
-from ..scattering.filters import filter_bank, orientations
+from ..scattering.bank import filter_bank, orientations
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-3
 COLOURS = sns.color_palette("colorblind")

@@ -34,17 +34,11 @@ from torch import Tensor, nn
 from ..core.names import choose
 from .plots import COLOURS, MARKERS, bare, figure, write_whole
 from ..runs.experiment import Experiment
-from wavescat.scattering.filters import (
-    FilterBank,
-    LearnedBank,
-    Morlets,
-    filter_bank,
-    initial_morlets,
-    tight_frame,
-)
-from ..scattering.filters import littlewood_paley as littlewood_paley_sum
+from ..scattering.bank import FilterBank, Morlets, filter_bank, tight_frame
+from ..scattering.bank import littlewood_paley as littlewood_paley_sum
 from ..scattering.layer import Scattering2D
-from ..scattering.transform import Path as CoefficientPath
+from ..scattering.learned import LearnedBank, initial_morlets
+from ..scattering.paths import Path as CoefficientPath
 from ..training.inference import learning, load_model
 
 # %% ../../nbs/lib/07_figures/01_visualise.ipynb #27-visualise-5

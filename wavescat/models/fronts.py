@@ -14,12 +14,9 @@ from torch import nn
 
 from ..core.names import choose
 from .options import FrontOptions
-from wavescat.scattering.layer import (
-    Scattering2D,
-    SvdScattering2D,
-    UnboundedScattering2D,
-    kymatio_scattering,
-)
+from ..scattering.layer import Scattering2D
+from ..scattering.oracle import kymatio_scattering
+from ..scattering.published import SvdScattering2D, UnboundedScattering2D
 
 # %% ../../nbs/lib/03_models/11_fronts.ipynb #fronts-5
 ENGINES: dict[str, Callable[..., nn.Module]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..runs.checkpoint import save_checkpoint
 from ..runs.lock import Stopped
-from ..scattering.filters import LearnedBank
+from ..scattering.learned import LearnedBank
 from .snapshots import snapshot
 from .state import TrainState
 from .trainer import Training, epoch_is_trained
