@@ -87,7 +87,7 @@ class CacheEntry:
         except _UNREADABLE:
             return None
 
-
+# %% ../../nbs/lib/02_data/19_cache.ipynb #cache-7a
 def cache_entry(request: Request) -> CacheEntry:
     """The entry for a set as its files are now.
 

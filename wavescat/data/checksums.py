@@ -66,7 +66,7 @@ def remedy_for(
     "What to do about a damaged file in the folder of a set, in a clause for a message."
     return f"delete {folder} to fetch it again, or copy the official file there"
 
-
+# %% ../../nbs/lib/02_data/03_checksums.ipynb #checksums-12a
 def check_source(
     name: str,  # one of `SOURCES`
 ) -> Path:  # its folder

@@ -110,7 +110,7 @@ def undecodable(
     "The error for a file that can't be decoded, in one line."
     return ValueError(f"{path} can't be decoded ({' '.join(str(cause).split())}); {remedy}")
 
-
+# %% ../../nbs/lib/02_data/08_decode.ipynb #decode-16a
 def read_named(
     content: bytes,  # of an image file
     path: Path,  # its name, for messages

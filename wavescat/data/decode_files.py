@@ -27,7 +27,7 @@ class DecodedFile(NamedTuple):
     highest: float  # its highest value, as `RawImage.highest`
     frames: int  # pictures that it holds
 
-
+# %% ../../nbs/lib/02_data/09_decode_files.ipynb #decode-files-5a
 def read_content(path: Path) -> bytes:
     "The bytes of a file that a list names. Raises `FileNotFoundError` saying so."
     try:

@@ -31,7 +31,7 @@ def file_mark(path: str | Path) -> tuple[int, ...]:
         return _numbers(status) + _numbers(os.stat(path))
     return _numbers(status)
 
-
+# %% ../../nbs/lib/02_data/17_file_state.ipynb #file-state-5a
 def file_marks(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     "The marks of files and folders, and of what lies in these folders, by path. Raises `OSError`."
     marks: dict[str, tuple[int, ...]] = {}
@@ -118,7 +118,7 @@ def assume_files_unchanged() -> Iterator[None]:
     finally:
         _SEEN.reset(token)
 
-
+# %% ../../nbs/lib/02_data/17_file_state.ipynb #file-state-13a
 def forget_states() -> None:
     "Forget the states of sets that take long to look at."
     _REMEMBERED.clear()

@@ -62,7 +62,7 @@ def is_hidden(path: Path) -> bool:
     "Whether a file or folder belongs to the system, by its name."
     return path.name.startswith(".") or path.name.lower() in _SYSTEM_FOLDERS
 
-
+# %% ../../nbs/lib/02_data/10_listing.ipynb #listing-10a
 def is_picture(path: Path) -> bool:
     "Whether a path is an image file, by its name; a link to nowhere counts."
     if is_hidden(path) or path.suffix.lower() not in _suffixes():
@@ -74,7 +74,7 @@ def pictures_in(folder: Path) -> list[Path]:
     "The image files of a folder, sorted by name."
     return sorted(filter(is_picture, folder.iterdir()))
 
-
+# %% ../../nbs/lib/02_data/10_listing.ipynb #listing-11a
 def folders_in(folder: Path) -> list[Path]:
     "The folders in a folder that aren't the system's, sorted by name."
     return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p))

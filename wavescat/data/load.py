@@ -96,7 +96,7 @@ def _load_path(name, size):
 class UnreadableFiles:
     "The state of files that can't be looked at: equal to nothing else."
 
-
+# %% ../../nbs/lib/02_data/20_load.ipynb #load-12a
 def files_state(
     name: str,  # as in `load`
 ) -> object:  # can be compared and hashed
@@ -135,7 +135,7 @@ def load(
     `FileNotFoundError` where a file is missing."""
     return _load_state(name, size, classes, files_state(name))
 
-
+# %% ../../nbs/lib/02_data/20_load.ipynb #load-15a
 def forget_sets() -> None:
     "Drop the sets that are held in memory."
     _load_state.cache_clear()

@@ -22,7 +22,7 @@ def number_of(
     "The number that a class is called by."
     return float(name) if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", name) else None
 
-
+# %% ../../nbs/lib/02_data/14_own_folder.ipynb #own-folder-5a
 def in_order(names) -> tuple[str, ...]:
     "Class names in the order of their numbers: 2 before 10, class2 before class10."
 

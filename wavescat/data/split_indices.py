@@ -63,7 +63,7 @@ def groups_of(
             return by, np.unique(data.info[by], return_inverse=True)[1]
     return None
 
-
+# %% ../../nbs/lib/02_data/22_split_indices.ipynb #split-indices-11a
 def check_groups(
     split: Split,
     data: ImageSet,
