@@ -13,7 +13,7 @@ from conftest import wavescat
 from PIL import Image
 
 import wavescat.data.imageset as data
-from wavescat.apps.demos import grey_square
+from wavescat.apps.photographs import grey_square
 from wavescat.runs.experiment import experiment
 from wavescat.training import train
 from wavescat.training.train import classify, prepared, run, split_of

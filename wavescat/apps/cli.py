@@ -179,7 +179,7 @@ def _mirror():
 
 def _figures(directory):
     "Figures of a run, by name: curves; of learned filters before and after, and their curves; of the study stability, where that was asked about this run."
-    from wavescat.figures.plots import curves
+    from wavescat.figures.curves import training_curves
 
     history = json.loads((directory / "history.json").read_text(encoding="utf-8"))
     labels = {
@@ -190,7 +190,7 @@ def _figures(directory):
     return {
         **(
             {
-                "curves": curves(
+                "curves": training_curves(
                     {"run": [history]},
                     {k: v for k, v in labels.items() if any(k in h for h in history)},
                 )
@@ -208,16 +208,17 @@ def _learning(directory):
     if not any(directory.glob("learning.*")):
         return {}
     from wavescat.runs.store import experiment_of
-    from wavescat.figures.visualise import before_after, parameter_curves, recorded
+    from wavescat.figures.learning import before_after, parameter_curves
+    from wavescat.figures.recorder import load_recording
 
-    r = recorded(experiment_of(directory.name))
+    r = load_recording(experiment_of(directory.name))
     return {"filters": before_after(r.at(0), r.at(-1)), "filter-curves": parameter_curves(r)}
 
 
 def _stability(directory):
     "The figure of the study stability, where that was asked about this run."
     import numpy as np
-    from wavescat.figures.pictures import stability
+    from wavescat.figures.stability import stability_curves
     from wavescat.runs.store import runs_dir
 
     records = [
@@ -232,7 +233,7 @@ def _stability(directory):
         return {}
     m = max(mine, key=lambda m: m["finished"])
     return {
-        "stability": stability(
+        "stability": stability_curves(
             {name: {"this run": np.array(r)} for name, r in m["ratios"].items()},
             m["axis"],
             m["labels"],
@@ -589,7 +590,7 @@ def _log(history, said, every, of):
 def _check_errors(e, file):
     "Refuse a figure of errors that can't be drawn, before anything is computed."
     from wavescat.data.imageset import load
-    from wavescat.figures.plots import format_of
+    from wavescat.figures.files import format_of
 
     format_of(file)
     if load(e.dataset, e.size, e.classes).targets:
@@ -601,7 +602,7 @@ def _check_errors(e, file):
 def _write(fig, file):
     "Write a figure that nobody else holds, and let go of it."
     import matplotlib.pyplot as plt
-    from wavescat.figures.plots import save
+    from wavescat.figures.files import save
 
     try:
         save(fig, file)
@@ -613,7 +614,7 @@ def _draw_errors(e, file):
     "Say and draw which classes a stored run misclassifies most and least."
     import numpy as np
     from wavescat.analysis import explain
-    from wavescat.figures import pictures
+    from wavescat.figures.errors import class_errors
     from wavescat.data.imageset import load
     from wavescat.training.train import split_of, test_labels, test_predictions
 
@@ -621,7 +622,7 @@ def _draw_errors(e, file):
     images = d.test if parts.test is None else d.train[parts.test]
     rows = explain.class_errors(test_predictions(e), labels, d.classes)
     _write(
-        pictures.class_errors(
+        class_errors(
             rows,
             {
                 c: np.asarray(images[np.flatnonzero(labels == k)[0]], np.float32).transpose(1, 2, 0)
@@ -819,7 +820,7 @@ def _draw_gradcam(run, images, file, layer, target):
     from wavescat.analysis.explain import gradcam as maps_of
     from wavescat.core.names import choose
     from wavescat.training.train import prepared
-    from wavescat.figures.pictures import heat_maps
+    from wavescat.figures.images import saliency_maps
 
     e, model, info, batches = prepared(run, images)
     if info["targets"]:
@@ -839,7 +840,7 @@ def _draw_gradcam(run, images, file, layer, target):
         else dict.fromkeys([("last layer", default_layer(model, x)), *branches(model, x).items()])
     )
     pictures = (x * batches.std + batches.mean).clamp(0, 1).permute(0, 2, 3, 1)
-    fig = heat_maps(
+    fig = saliency_maps(
         pictures.cpu().numpy(),
         {"\n".join(dict.fromkeys(w)): maps_of(model, x, said, w[1]).cpu().numpy() for w in where},
         [
@@ -1043,10 +1044,11 @@ def runs_film(
 ):
     "Film the filters of a run while they learned: Fourier transform, real and imaginary part."
     from wavescat.runs.store import experiment_of
-    from wavescat.figures.visualise import film, recorded
+    from wavescat.figures.films import film
+    from wavescat.figures.recorder import load_recording
 
     with _refusing():
-        print(film(recorded(experiment_of(run)), file, every, part, fps))
+        print(film(load_recording(experiment_of(run)), file, every, part, fps))
 
 
 @runs_app.command("log")
