@@ -184,7 +184,7 @@ def test_curves_are_what_was_recorded():
     np.testing.assert_allclose(
         y[[1, 3, 4]], np.degrees([0.2, math.pi - 0.2, math.pi - 0.4]), rtol=1e-5
     )
-    assert all("step" == ax.get_xlabel() for ax in fig.axes)
+    assert all(ax.get_xlabel() == "step" for ax in fig.axes)
     assert "rad/pixel" in fig.axes[1].get_ylabel() and "pixels" in fig.axes[2].get_ylabel()
     with pytest.raises(ValueError, match="steps must grow"):
         recorder.record(5)

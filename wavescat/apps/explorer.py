@@ -23,11 +23,11 @@ from ipywidgets import (
     VBox,
 )
 from torch import Tensor
+
 from .explorer_sheets import PhotographSheet, WaveletSheet
 from .photographs import grey_square, photograph
 from .sheets import Sheet
 from .wavelets import REACH, SYMBOLS, UNITS, combined_wavelet
-
 from ..data.imageset import PHOTOGRAPHS
 
 # %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-5
@@ -52,7 +52,7 @@ def offset_slider(
         layout=Layout(**_WIDE),
     )
 
-
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-7
 def count_slider(
     value: int,  # at the beginning
     most: int,
@@ -62,7 +62,7 @@ def count_slider(
     options = {"continuous_update": True, "style": _LABEL, "layout": Layout(**_WIDE)}
     return IntSlider(value, 1, most, description=description, **options)
 
-# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-7
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-9
 @dataclass(frozen=True)
 class Controls:
     "Everything that a user can move or press, and the line for messages."
@@ -75,7 +75,7 @@ class Controls:
     reset: Button
     message: HTML
 
-
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-11
 def make_controls(
     name: str,  # of the first photograph
 ) -> Controls:
@@ -96,7 +96,7 @@ def make_controls(
         message=HTML(),
     )
 
-# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-9
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-15
 def uploaded_file(
     value: tuple | dict,  # of a `FileUpload`
 ) -> tuple[str, bytes]:
@@ -107,7 +107,7 @@ def uploaded_file(
         name, file = value[0]["name"], value[0]
     return name, bytes(file["content"])
 
-# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-12
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-18
 @dataclass(frozen=True)
 class Pictures:
     "The two sheets, and the widgets that show them."
@@ -117,7 +117,7 @@ class Pictures:
     left: Image
     right: Image
 
-# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-13
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-20
 class Reactions:
     "What happens when a control is moved."
 
@@ -157,7 +157,7 @@ class Reactions:
         for slider in self.controls.offsets.values():
             slider.value = 0.0
 
-# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-14
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-23
 def connect(controls: Controls, reactions: Reactions) -> None:
     "Let each control cause its reaction."
     for slider in controls.offsets.values():
@@ -168,7 +168,7 @@ def connect(controls: Controls, reactions: Reactions) -> None:
     controls.upload.observe(reactions.upload, "value")
     controls.reset.on_click(reactions.reset)
 
-# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-16
+# %% ../../nbs/lib/09_apps/04_explorer.ipynb #apps-explorer-26
 def _picture_widget(sheet: Sheet, flex: str) -> Image:
     "A widget that shows a sheet; it shrinks with the page."
     width = f"{sheet.page_width}px"

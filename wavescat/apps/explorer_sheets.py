@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+
 from .sheets import Sheet, shade_indices
 from wavescat.apps.wavelets import (
     REACH,
@@ -24,7 +25,6 @@ from wavescat.apps.wavelets import (
     variations,
     wavelet_views,
 )
-
 from ..figures.parts import evenly_spaced
 from ..scattering.filters import FilterBank, Morlets, littlewood_paley
 
@@ -40,7 +40,7 @@ def _row_title(name: str, morlets: Morlets, row: int) -> str:
         return {"all": "all together"}.get(name, name)
     return f"{SYMBOLS[name]} = {getattr(morlets, name)[row]:.2f}{UNITS[name]}"
 
-# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-6
+# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-8
 class WaveletSheet(Sheet):
     "Six rows of `variations`, three columns of `wavelet_views`."
 
@@ -64,7 +64,7 @@ class WaveletSheet(Sheet):
             draw_wavelet_row(self, row, _row_title(name, morlets, row), views)
         return self.png()
 
-# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-7
+# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-10
 def draw_column_axis(sheet: WaveletSheet, column: int, title: str) -> None:
     "The title of a column at the top; the ticks and the unit of its axis at the bottom."
     x, width = sheet.left + column * sheet.step, sheet.size * sheet.zoom
@@ -77,7 +77,7 @@ def draw_column_axis(sheet: WaveletSheet, column: int, title: str) -> None:
     unit = "pixels" if column else "rad/pixel"
     sheet.words(x + width / 2, bottom + 20, unit, align=(0.5, 0), size=16)
 
-
+# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-12
 def draw_wavelet_row(sheet: WaveletSheet, row: int, title: str, views: np.ndarray) -> None:
     "The three views of a wavelet, and the limits of their colours."
     y = sheet.top + row * sheet.step
@@ -89,7 +89,7 @@ def draw_wavelet_row(sheet: WaveletSheet, row: int, title: str, views: np.ndarra
         indices = shade_indices(view, ends, "RdBu_r" if column else "viridis")
         sheet.panel(sheet.left + column * sheet.step, y, indices, sheet.zoom)
 
-# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-12
+# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-17
 class PhotographSheet(Sheet):
     "A photograph, its average, the Littlewood–Paley sum, and the moduli |x ⋆ ψ|."
 
@@ -130,7 +130,7 @@ class PhotographSheet(Sheet):
         draw_moduli(self, bank, J, L)
         return self.png(self.top + J * self.step)
 
-# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-13
+# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-20
 def _scale_f(bank: Morlets, L: int, j: int, chosen: Tensor, size: int) -> Tensor:
     "Spectra (K, size, size) of chosen orientations at scale j; only the finest has aliases."
     return morlets_f(Morlets(*(p[j * L + chosen] for p in bank)), size, aliases=int(j == 0))
@@ -155,14 +155,14 @@ def draw_overview(sheet: PhotographSheet, bank: Morlets, J: int, L: int) -> None
     text = f"from {A.min():.2f}\nto {A.max():.2f}"
     sheet.words(x, y, text, align=(0, 0.5), size=17)
 
-
+# %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-22
 def draw_moduli(sheet: PhotographSheet, bank: Morlets, J: int, L: int) -> None:
     "The moduli by scale and orientation, each row up to its own largest value."
     size = sheet.side + 2 * sheet.margin
     chosen = torch.from_numpy(evenly_spaced(L, 8))
-    for i, l in enumerate(chosen):
+    for i, k in enumerate(chosen):
         x = sheet.left + i * sheet.step + sheet.side / 2
-        angle = f"{math.degrees(bank.theta[l]) % 180:.0f}°"
+        angle = f"{math.degrees(bank.theta[k]) % 180:.0f}°"
         sheet.words(x, sheet.top - 30, angle, align=(0.5, 0), size=17)
     for j in range(J):
         moduli, y = sheet.filtered(_scale_f(bank, L, j, chosen, size)), sheet.top + j * sheet.step

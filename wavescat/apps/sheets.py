@@ -42,7 +42,7 @@ def shade_indices(
     steps = np.clip((values - low) * (last / max(high - low, 1e-12)), 0, last)
     return np.rint(steps).astype(np.uint8) + np.uint8(first)
 
-# %% ../../nbs/lib/09_apps/00_sheets.ipynb #apps-sheets-7
+# %% ../../nbs/lib/09_apps/00_sheets.ipynb #apps-sheets-8
 @functools.cache
 def text_pixels(
     text: str,  # one line or several
@@ -59,7 +59,7 @@ def text_pixels(
     ImageDraw.Draw(image).multiline_text((1, 0), text, fill=0, font=font, spacing=spacing)
     return np.asarray(image) // 4
 
-# %% ../../nbs/lib/09_apps/00_sheets.ipynb #apps-sheets-10
+# %% ../../nbs/lib/09_apps/00_sheets.ipynb #apps-sheets-11
 class Sheet:
     "A picture of panels and words; the background is painted once."
 

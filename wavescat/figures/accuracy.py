@@ -33,7 +33,7 @@ def _draw_published(ax: Axes, values: Mapping[int, float]) -> None:
     label = "published, one run each (CIFAR-10)"
     ax.plot(list(values), list(values.values()), color=COLOURS[7], marker="x", ls="", label=label)
 
-# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-6
+# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-8
 def accuracy_by_orientations(
     groups: Mapping[str, Mapping[int, Sequence[float]]],  # series → L → values, one a seed
     baseline: Sequence[float] | None = None,  # values without scattering, drawn as a band
@@ -44,11 +44,11 @@ def accuracy_by_orientations(
     fig, ax = figure(figsize=(7.5, 3.8))
     _draw_baseline(ax, baseline)
     for i, (name, by_L) in enumerate(groups.items()):
-        L = [l for l in by_L if len(by_L[l])]
+        L = [n for n in by_L if len(by_L[n])]
         draw_means(
             ax,
             np.array(L) + 0.12 * i,
-            [by_L[l] for l in L],
+            [by_L[n] for n in L],
             ms=5,
             capsize=3,
             label=name,
@@ -57,12 +57,12 @@ def accuracy_by_orientations(
         )
     if published:
         _draw_published(ax, published)
-    ticks = sorted({l for by_L in groups.values() for l in by_L} | set(published or ()))
+    ticks = sorted({n for by_L in groups.values() for n in by_L} | set(published or ()))
     ax.set(xlabel="orientations L", ylabel=label, xticks=ticks)
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
-# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-9
+# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-12
 BySize = Mapping[int, Sequence[float]]  # size → values, one a seed
 PublishedBySize = Mapping[int, tuple[float, float]]  # size → mean and its standard error
 Interval = tuple[float, float, float]  # value, and both ends of its 95 % interval
@@ -98,7 +98,7 @@ def _draw_published_means(ax: Axes, values: PublishedBySize, shift: float, colou
         alpha=0.8,
     )
 
-# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-10
+# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-14
 def _draw_sizes(ax: Axes, by_size: BySize, shift: float, i: int, name: str) -> None:
     "Means against sizes, of one model."
     sizes = [n for n in by_size if len(by_size[n])]
@@ -106,7 +106,7 @@ def _draw_sizes(ax: Axes, by_size: BySize, shift: float, i: int, name: str) -> N
     style = {"ms": 5, "capsize": 3, "label": plain_text(name), **series_style(i)}
     draw_means(ax, np.array(sizes) * shift, samples, **style)
 
-# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-11
+# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-16
 def accuracy_by_size(
     groups: Mapping[str, BySize],  # model → size → values, one a seed
     label: str = "test accuracy, %",
@@ -135,7 +135,7 @@ def accuracy_by_size(
     fig.legend(loc="outside upper center", ncols=2)
     return fig
 
-# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-14
+# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-20
 def _draw_crossing(ax: Axes, crossing: Interval, colour: tuple) -> None:
     "Where a difference crosses zero, and the 95 % interval of that size."
     size, low, high = crossing
@@ -159,7 +159,7 @@ def _draw_differences(
         **series_style(i),
     )
 
-# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-15
+# %% ../../nbs/lib/07_figures/05_accuracy.ipynb #figures-accuracy-22
 def differences_by_size(
     groups: Mapping[str, Mapping[int, Interval]],  # model → size → difference and its interval
     reference: str,  # the model that they are compared with

@@ -42,7 +42,7 @@ def _draw_marks(ax: Axes, marks: Mapping[str, Mapping[str, float]], cases: list[
                 label = name if y == 0 else None
                 ax.plot([values[case]] * 2, [y - 0.45, y + 0.45], label=label, **style)
 
-# %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-6
+# %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-7
 def speedups(
     ratios: Mapping[str, Mapping[str, Ratio]],  # case → engine → ratio and its range
     marks: Mapping[str, Mapping[str, float]] | None = None,  # name → case → ratio
@@ -66,7 +66,7 @@ def speedups(
     fig.legend(loc="outside upper center", ncols=len(engines) + len(marks))
     return fig
 
-# %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-9
+# %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-10
 def _draw_growth(ax: Axes, engines: Mapping[str, Mapping[float, float]], what: str) -> None:
     "The cost of every engine against one size, with its exponent."
     for i, (name, costs) in enumerate(engines.items()):
@@ -94,7 +94,7 @@ def cost_growth(
         ax.set_ylabel(label)
     return fig
 
-# %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-12
+# %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-13
 def cost_by_setting(
     curves: Mapping[str, Mapping[int, float]],  # name → setting → cost; setting 0: chosen by itself
     xlabel: str,

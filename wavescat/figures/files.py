@@ -55,7 +55,7 @@ def write_atomically(
         part.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/lib/07_figures/02_files.ipynb #figures-files-9
+# %% ../../nbs/lib/07_figures/02_files.ipynb #figures-files-10
 def figure_bytes(
     fig: Figure,
     suffix: str,  # one of `FORMATS`
@@ -66,7 +66,7 @@ def figure_bytes(
         fig.savefig(out, format=suffix[1:], **FORMATS[suffix])
     return out.getvalue()
 
-# %% ../../nbs/lib/07_figures/02_files.ipynb #figures-files-10
+# %% ../../nbs/lib/07_figures/02_files.ipynb #figures-files-13
 def save(
     fig: Figure,
     path: str | Path,  # ends in one of `FORMATS`

@@ -59,7 +59,7 @@ class FilmBanks:
     steps: list[int]  # one for each frame
     available: int  # how many records there are, of which every n-th is shown
 
-
+# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-10
 def _check_banks(banks: Sequence[FilterBank], steps: Sequence[int]) -> None:
     for bank, step in zip(banks, steps):
         if not torch.isfinite(bank.psi_f).all():
@@ -94,7 +94,7 @@ def banks_to_film(
     _check_banks(banks, steps)
     return FilmBanks(banks, steps, len(all_steps))
 
-# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-11
+# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-13
 @dataclass(frozen=True)
 class FilmRow:
     "One row of pictures of a film: a part and a scale of the bank, in all frames."
@@ -103,7 +103,7 @@ class FilmRow:
     values: np.ndarray  # (T, L, h, w)
     limits: tuple[float, float]  # of the colours, over the whole film
 
-
+# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-15
 def _film_row(banks: Sequence[FilterBank], part: str, j: int, radius: int) -> FilmRow:
     "The pictures of a part and a scale."
     dtype = "F" if part == "phase" else "f"  # single precision is enough for 8 bits
@@ -122,7 +122,7 @@ def film_rows(
     radii = [energy_radius(ends[:, j]) for j in range(len(banks[0].psi_f))]
     return [[_film_row(banks, part, j, r) for j, r in enumerate(radii)] for part in parts]
 
-# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-13
+# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-17
 def draw_frames(
     rows: Sequence[Sequence[FilmRow]],  # from `film_rows`
     size: int,  # side of a filter, pixels
@@ -135,11 +135,11 @@ def draw_frames(
         for j, row in enumerate(part_rows):
             for t, picture in enumerate(pictures):
                 small = palette_indices(row.values[t], row.part, row.limits, size)
-                for l, (y, x) in enumerate(corners[p, j]):
-                    picture[y : y + size, x : x + size] = small[l]
+                for filter_picture, (y, x) in zip(small, corners[p, j]):
+                    picture[y : y + size, x : x + size] = filter_picture
     return pictures
 
-# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-15
+# %% ../../nbs/lib/07_figures/22_films.ipynb #figures-films-20
 def _encode_below(
     film: FilmBanks, parts: Sequence[str], fps: float, size: int, limit: int
 ) -> bytes:

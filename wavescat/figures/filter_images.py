@@ -33,7 +33,7 @@ def frequency_extent(
         -math.pi - half_row,
     )
 
-
+# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-7
 def label_frequencies(
     ax: Axes,
     label: bool = True,  # write what the axes are, not only their ticks
@@ -46,7 +46,7 @@ def label_frequencies(
     if label:
         ax.set(xlabel="column frequency, rad/pixel", ylabel="row frequency, rad/pixel")
 
-# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-8
+# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-10
 def _draw_crests(ax: Axes, z: np.ndarray) -> None:
     "Lines along which the phase of z (M, N) is 0."
     y, x = (np.linspace(0, n - 1, 6 * n) for n in z.shape)
@@ -79,7 +79,7 @@ def draw_filter(
         extent=frequency_extent(*values.shape) if scale.part == "fourier" else None,
     )
 
-# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-11
+# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-13
 def draw_colour_bar(
     fig: Figure,
     axes: Sequence[Axes] | np.ndarray,  # of the row, or rows, that share the colours
@@ -93,7 +93,7 @@ def draw_colour_bar(
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.offsetText.set_fontsize(8)
 
-
+# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-15
 def draw_phase_bar(
     fig: Figure,
     axes: np.ndarray,  # of the figure
@@ -112,7 +112,7 @@ def draw_phase_bar(
         shrink=0.8,
     )
 
-# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-13
+# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-17
 def draw_row(
     axes: Sequence[Axes] | np.ndarray,
     filters: Sequence[np.ndarray] | np.ndarray,  # (M, N) each, one for each of the axes
@@ -130,7 +130,7 @@ def draw_row(
     axes[0].set_ylabel(label + window, fontsize=9)
     return image
 
-
+# %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-19
 def finish_grid(
     fig: Figure,
     axes: np.ndarray,  # (rows, columns) of all pictures

@@ -42,7 +42,7 @@ def filter_grid(
     hide_axes(axes)
     for j, row in enumerate(axes):
         scale = scale_of(values[j], part)
-        titles = [degrees_text(theta[j, l]) for l in chosen]
+        titles = [degrees_text(t) for t in theta[j, chosen]]
         image = draw_row(row, values[j, chosen], titles, f"j={j}", scale)
         if image is not None:
             draw_colour_bar(fig, row, image)
@@ -77,7 +77,7 @@ def wavelet_rows(
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             sns.despine(ax=ax, left=True, bottom=True)
-        for ax, l in zip(row, evenly_spaced(L, columns)):
-            _draw_wavelet(ax, psi[l, window, window], orientations(L)[l])
+        for ax, k in zip(row, evenly_spaced(L, columns)):
+            _draw_wavelet(ax, psi[k, window, window], orientations(L)[k])
         row[0].set_ylabel(f"L={L}", fontsize=9)
     return fig

@@ -22,7 +22,7 @@ def without_grey_channel(
     "An image as matplotlib expects it."
     return image[..., 0] if image.shape[-1] == 1 else image
 
-
+# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-8
 def draw_image(
     ax: Axes,
     image: np.ndarray,  # (H, W, C) in 0–1
@@ -30,7 +30,7 @@ def draw_image(
     "Draw an image; black is 0 and white is 1, whatever values it contains."
     return ax.imshow(without_grey_channel(image), cmap="gray", vmin=0, vmax=1)
 
-# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-9
+# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-12
 def image_gallery(
     images: Mapping[str, np.ndarray],  # title → image (H, W, C) in 0–1
     columns: int = 6,
@@ -44,7 +44,7 @@ def image_gallery(
         ax.set_title(plain_text(title.replace(", ", ",\n")), fontsize=8)
     return fig
 
-# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-12
+# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-15
 def error_gallery(
     images: np.ndarray,  # (N, H, W, C) in 0–1
     errors: Sequence[Mapping],  # from `explain.misclassified`
@@ -64,7 +64,7 @@ def error_gallery(
         ax.set_title(plain_text(title), fontsize=8)
     return fig
 
-# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-15
+# %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-18
 def _draw_map(
     axes: Sequence[Axes],  # two: for the map alone, and for the map over the image
     image: np.ndarray,

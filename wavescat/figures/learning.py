@@ -32,11 +32,11 @@ def _partners(filters: Filters, matching: Matching, values: np.ndarray) -> tuple
     return values, theta
 
 
-def _partner_title(theta: Tensor, matching: Matching, j: int, l: int) -> str:
+def _partner_title(theta: Tensor, matching: Matching, j: int, column: int) -> str:
     "Orientation and distance of a partner, and its scale if it is another one."
     J, L = theta.shape
-    k = j * L + l
-    text = f"{degrees_text(theta[j, l])}, d={matching.distance[k]:.2f}"
+    k = j * L + column
+    text = f"{degrees_text(theta[j, column])}, d={matching.distance[k]:.2f}"
     scale = matching.partner[k] // L
     return text if scale == j else f"{text}\nfrom j={scale}"
 
@@ -65,9 +65,9 @@ def before_after(
     for j in range(J):
         upper, lower = axes[2 * j : 2 * j + 2]
         scale = scale_of(np.stack([values[j], new_values[j]]), part)
-        titles = [degrees_text(theta[j, l]) for l in chosen]
+        titles = [degrees_text(t) for t in theta[j, chosen]]
         draw_row(upper, values[j, chosen], titles, f"j={j} before", scale, 8)
-        titles = [_partner_title(new_theta, matching, j, l) for l in chosen]
+        titles = [_partner_title(new_theta, matching, j, k) for k in chosen]
         image = draw_row(lower, new_values[j, chosen], titles, f"j={j} after", scale, 8)
         if image is not None:
             draw_colour_bar(fig, axes[2 * j : 2 * j + 2], image)

@@ -50,7 +50,7 @@ class Matching(NamedTuple):
     partner: np.ndarray  # index in the second bank, for each filter of the first
     distance: np.ndarray  # between the partners
 
-
+# %% ../../nbs/lib/07_figures/18_matching.ipynb #figures-matching-13
 def _shape_text(filters: Filters) -> str:
     J, L, M, N = filters.bank.psi_f.shape
     return f"J={J}, L={L}, {M}×{N} pixels"
@@ -78,7 +78,7 @@ def match_filters(
     rows, partners = linear_sum_assignment(distances.numpy())
     return Matching(partners, distances.numpy()[rows, partners])
 
-# %% ../../nbs/lib/07_figures/18_matching.ipynb #figures-matching-12
+# %% ../../nbs/lib/07_figures/18_matching.ipynb #figures-matching-14
 def match(
     before: FilterBank | nn.Module,  # a bank, a layer, or a model that contains one
     after: FilterBank | nn.Module,  # another of the same shape

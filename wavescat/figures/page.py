@@ -34,7 +34,7 @@ def _copies(caption: str, *suffixes: str) -> list[Path]:
     name = "-".join([f"{next(_NUMBERS):02}", *words])
     return [directory / f"{name}{suffix}" for suffix in suffixes]
 
-# %% ../../nbs/lib/07_figures/03_page.ipynb #figures-page-7
+# %% ../../nbs/lib/07_figures/03_page.ipynb #figures-page-8
 def _figure_html(
     data: bytes, kind: str, caption: str, width: int | None = None, headline: bool = False
 ) -> HTML:
@@ -60,7 +60,7 @@ def show(
     plt.close(fig)
     return _figure_html(data, "webp", caption, round(fig.get_figwidth() * 100), headline)
 
-# %% ../../nbs/lib/07_figures/03_page.ipynb #figures-page-9
+# %% ../../nbs/lib/07_figures/03_page.ipynb #figures-page-11
 def show_film(
     path: str | Path,  # of a GIF
     caption: str,  # what it shows, for every reader
@@ -71,7 +71,7 @@ def show_film(
         write_atomically(copy, data)
     return _figure_html(data, "gif", caption)
 
-# %% ../../nbs/lib/07_figures/03_page.ipynb #figures-page-12
+# %% ../../nbs/lib/07_figures/03_page.ipynb #figures-page-15
 _P_VALUES = ("p", "p, Holm")  # columns of p-values
 
 

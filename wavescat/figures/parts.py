@@ -52,7 +52,7 @@ def energy_radius(
     least = (within >= fraction * energy.sum(1)).argmax(0)
     return int(min(np.median(least), (min(M, N) - 1) // 2))
 
-
+# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-10
 def central_window(
     values: np.ndarray,  # (..., M, N)
     radius: int | None,  # None: everything
@@ -65,7 +65,7 @@ def central_window(
     columns = slice(N // 2 - radius, N // 2 + radius + 1)
     return values[..., rows, columns]
 
-# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-11
+# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-13
 class Scale(NamedTuple):
     "How the numbers of one row of pictures become colours and pixels."
 
@@ -74,7 +74,7 @@ class Scale(NamedTuple):
     low: float  # number at the lower end of the colours
     high: float  # number at the upper end
 
-
+# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-15
 def colour_limits(
     values: np.ndarray,  # of one row of pictures
     part: str,  # one of `PARTS`
@@ -83,7 +83,7 @@ def colour_limits(
     most = abs(values).max() or 1.0
     return (min(values.min(), 0.0), most) if part == "fourier" else (-most, most)
 
-
+# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-17
 def scale_of(
     values: np.ndarray,  # of one row of pictures, (..., M, N)
     part: str,  # one of `PARTS`
@@ -92,7 +92,7 @@ def scale_of(
     radius = None if part == "fourier" else energy_radius(values)
     return Scale(part, radius, *colour_limits(values, part))
 
-# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-14
+# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-20
 def evenly_spaced(
     n: int,  # how many there are
     most: int,  # how many are wanted at most
@@ -100,7 +100,7 @@ def evenly_spaced(
     "Indices that are spread evenly, with the first and the last among them."
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
-# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-17
+# %% ../../nbs/lib/07_figures/14_parts.ipynb #figures-parts-23
 def phase_colours(
     z: np.ndarray,  # complex, of modulus at most 1
 ) -> np.ndarray:  # (..., 3) sRGB in [0, 1]

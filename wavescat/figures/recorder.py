@@ -30,7 +30,7 @@ def tight_frame_filters(
     J, L = bank.J, bank.L
     return Filters(filter_bank(J, L, bank.shape, slant), tight_frame(J, L, slant))
 
-# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-6
+# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-7
 def learned_bank(
     source: nn.Module,  # a `LearnedBank`, a learned `Scattering2D`, or a model that contains one
 ) -> LearnedBank:
@@ -43,7 +43,7 @@ def learned_bank(
         )
     return bank
 
-# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-9
+# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-10
 class Recorder:
     "Parameters and gradients of learned filters, copied at every `record()`."
 
@@ -84,20 +84,20 @@ class Recorder:
         "See `parameter_history`."
         return parameter_history(self)
 
-# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-10
+# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-12
 def is_gradient(
     name: str,  # of an entry of a record
 ) -> bool:
     "Whether an entry is the norm of a gradient, not a parameter."
     return name.startswith("gradient ")
 
-
+# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-14
 def require_records(recorder: Recorder) -> None:
     "Raise `ValueError` if nothing was recorded."
     if not recorder.steps:
         raise ValueError("the recorder is empty: call record() at every step of the training first")
 
-# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-12
+# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-16
 def parameter_history(
     recorder: Recorder,
 ) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ def parameter_history(
             history[name] = np.stack([getattr(f.morlets, name) for f in filters])
     return history
 
-# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-17
+# %% ../../nbs/lib/07_figures/19_recorder.ipynb #figures-recorder-21
 def _has_finite_parameters(record: dict[str, Tensor]) -> bool:
     return all(torch.isfinite(t).all() for name, t in record.items() if not is_gradient(name))
 
