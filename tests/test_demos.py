@@ -1,4 +1,8 @@
-"""The notebooks to play with: the explorer moved in a real browser, by keyboard and by mouse; what installs on Colab, offline; the repository's address, one setting."""
+"""The notebooks to play with.
+
+The explorer is moved in a real browser, by keyboard and by mouse. The cell that installs the package on
+Colab is run without a network. The repository's address is one setting.
+"""
 
 import io
 import os
@@ -14,16 +18,41 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from wavescat.apps.demos import opening, repository, stamp
+from wavescat.apps.notebook_setup import opening_cells, repository_address, write_openings
 
 DEMOS = sorted((ROOT / "nbs" / "demos").glob("*.ipynb"))
-PICTURES = """async () => { while (true) try {        // a picture may be replaced while it is read
-    const seen = [...document.querySelectorAll('.jp-OutputArea-output img')].filter(i => i.src.startsWith('blob:')).map(i => {
-        if (!i.complete || !i.naturalWidth) throw 0;
-        const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
-        const ink = c.getContext('2d'); ink.drawImage(i, 0, 0); return ink.getImageData(0, 0, c.width, c.height).data; });
-    return await Promise.all(seen.map(async pixels => new Uint8Array(await crypto.subtle.digest('SHA-256', pixels)).toString()));
-} catch { await new Promise(done => setTimeout(done, 20)); } }"""
+# a hash of the pixels of each picture; tried again, since a picture may be replaced while it is read
+PICTURES = """async () => {
+    const pixels = image => {
+        if (!image.complete || !image.naturalWidth) throw 0;
+        const canvas = document.createElement('canvas');
+        canvas.width = image.naturalWidth;
+        canvas.height = image.naturalHeight;
+        const context = canvas.getContext('2d');
+        context.drawImage(image, 0, 0);
+        return context.getImageData(0, 0, canvas.width, canvas.height).data;
+    };
+    const hash = async data => {
+        return new Uint8Array(await crypto.subtle.digest('SHA-256', data)).toString();
+    };
+    while (true) try {
+        const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
+        const shown = images.filter(i => i.src.startsWith('blob:')).map(pixels);
+        return await Promise.all(shown.map(hash));
+    } catch { await new Promise(done => setTimeout(done, 20)); }
+}"""
+IDLE = """() => {
+    const kernel = window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel;
+    return kernel?.status === 'idle';
+}"""
+RUN_ALL = """async () => {
+    await jupyterapp.shell.currentWidget.sessionContext.ready;
+    await jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
+TWO_PICTURES = """() => {
+    const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
+    return images.filter(i => i.src.startsWith('blob:') && i.naturalWidth > 100).length === 2;
+}"""
 
 
 @pytest.fixture
@@ -35,7 +64,11 @@ def lab(lab, tmp_path):
 
 
 def test_explorer_in_jupyterlab(browser, lab, tmp_path):
-    "Run all; every slider changes the pictures by keyboard and by mouse; one's own image and a file that is none; no error in the console, nothing asked of another machine."
+    """Run all cells; every slider changes the pictures, by keyboard and by mouse.
+
+    One's own image is shown, a file that is none is refused. There is no error in the console,
+    and nothing is requested from another machine.
+    """
     from PIL import Image
 
     page, asked, complaints = browser.new_page(viewport={"width": 1400, "height": 1300}), [], []
@@ -43,18 +76,11 @@ def test_explorer_in_jupyterlab(browser, lab, tmp_path):
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.goto(lab("filter_explorer"))
-    page.wait_for_function(
-        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
-        timeout=60_000,
-    )
-    page.evaluate(
-        "async () => { await jupyterapp.shell.currentWidget.sessionContext.ready; await jupyterapp.commands.execute('notebook:run-all-cells'); }"
-    )
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.evaluate(RUN_ALL)
     handles = page.locator(".noUi-handle")
     handles.nth(5).wait_for(timeout=60_000)
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('.jp-OutputArea-output img')].filter(i => i.src.startsWith('blob:') && i.naturalWidth > 100).length === 2"
-    )
+    page.wait_for_function(TWO_PICTURES)
 
     def settled():
         "The two pictures, (wavelets, photograph), once nothing has changed for a while."
@@ -148,7 +174,10 @@ def _environment(folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_install_cell_offline(tmp_path):
-    "Where wavescat isn't installed and there is no network, the first cell installs the wheel beside the notebook, and every cell after it runs in a kernel there."
+    """Without wavescat and without a network, the first cell installs the wheel beside the notebook.
+
+    Every cell after it runs in a kernel there.
+    """
     built = subprocess.run(
         [
             sys.executable,
@@ -187,12 +216,16 @@ def test_install_cell_offline(tmp_path):
     assert failed.returncode and "wavescat" in failed.stderr  # no wheel, no index: pip says so
     wheel = Path(shutil.copy(next((tmp_path / "dist").glob("*.whl")), folder))
     shutil.copy(ROOT / "nbs/demos/filter_explorer.ipynb", folder)
-    execute = "import nbformat; from nbclient import NotebookClient; nb = nbformat.read('filter_explorer.ipynb', 4); NotebookClient(nb, timeout=100).execute(); print(nb.cells[-2].outputs)"
+    execute = (
+        "import nbformat; from nbclient import NotebookClient; "
+        "nb = nbformat.read('filter_explorer.ipynb', 4); "
+        "NotebookClient(nb, timeout=100).execute(); print(nb.cells[-2].outputs)"
+    )
     done = run(execute)
     assert done.returncode == 0 and "application/vnd.jupyter.widget-view+json" in done.stdout, (
         done.stderr[-3000:]
     )
-    where = run("import wavescat.apps.demos; print(wavescat.apps.demos.__file__)").stdout
+    where = run("import wavescat.apps.explorer as e; print(e.__file__)").stdout
     assert str(tmp_path / "env") in where
     again = run(install.replace("subprocess.run(", "raise SystemExit("))  # installed: nothing to do
     assert again.returncode == 0 and wheel.is_file()
@@ -200,17 +233,18 @@ def test_install_cell_offline(tmp_path):
 
 @pytest.mark.parametrize("path", DEMOS, ids=lambda p: p.stem)
 def test_demo_form(path):
-    "Without outputs; the first cells are those that the repository's address gives; nothing is read from the repository or asked of the network."
+    """Without outputs, and with the first cells that the repository's address gives.
+
+    Nothing is read from the repository, and nothing is requested from the network.
+    """
     nb = nbformat.read(path, 4)
-    link, install = opening(path.stem, repository(ROOT))
-    assert (
-        nb.cells[1].source == install
-        and ("colab" in nb.cells[0].source.lower()) == bool(link)
-        and nb.cells[0].source.endswith(link)
-    ), "run wavescat.apps.demos.stamp"
-    assert not any(c.get("outputs") or c.get("execution_count") for c in nb.cells) and set(
-        nb.metadata
-    ) == {"kernelspec"}
+    link, install = opening_cells(path.stem, repository_address(ROOT))
+    first = nb.cells[0].source
+    advice = "run wavescat.apps.notebook_setup.write_openings"
+    assert nb.cells[1].source == install, advice
+    assert ("colab" in first.lower()) == bool(link) and first.endswith(link), advice
+    assert not any(c.get("outputs") or c.get("execution_count") for c in nb.cells)
+    assert set(nb.metadata) == {"kernelspec"}
     rest = "\n".join(c.source for c in nb.cells[2:])
     assert not re.search(r"https?://|open\(|\.\./|nbs/", rest)
 
@@ -222,12 +256,12 @@ def test_address_is_one_setting(tmp_path):
     without = re.sub(r"^\[project\.urls\]\n(\w.*\n)*", "", project, flags=re.M)
     demos = sorted((tmp_path / "nbs" / "demos").glob("*.ipynb"))
     (tmp_path / "pyproject.toml").write_text(without)
-    stamp(tmp_path)
+    write_openings(tmp_path)
     before = [p.read_text() for p in demos]
     (tmp_path / "pyproject.toml").write_text(
         without + '\n[project.urls]\nSource = "https://github.com/someone/somewhere.git"\n'
     )
-    assert stamp(tmp_path) == demos and stamp(tmp_path) == []
+    assert write_openings(tmp_path) == demos and write_openings(tmp_path) == []
     for path in demos:
         cells = nbformat.read(path, 4).cells
         assert (
@@ -236,13 +270,13 @@ def test_address_is_one_setting(tmp_path):
             and 'git+https://github.com/someone/somewhere"' in cells[1].source
         )
     (tmp_path / "pyproject.toml").write_text(without)
-    stamp(tmp_path)
+    write_openings(tmp_path)
     assert [p.read_text() for p in demos] == before
     (tmp_path / "pyproject.toml").write_text(
         without + '\n[project.urls]\nSource = "git@somewhere"\n'
     )
     with pytest.raises(ValueError, match="begins with https://"):
-        stamp(tmp_path)
+        write_openings(tmp_path)
 
 
 def test_what_a_demo_needs_is_an_extra():

@@ -13,7 +13,7 @@ import torch
 from conftest import wavescat
 from PIL import Image
 
-from wavescat.apps.demos import grey_square
+from wavescat.apps.photographs import grey_square
 from wavescat.data import file_state
 from wavescat.data.decode import decode
 from wavescat.data.file_state import assume_files_unchanged

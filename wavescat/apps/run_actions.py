@@ -13,9 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import typer
+from ..figures.recorder import load_recording
 
 from .console import format_value, print_columns, print_field, refusing
-from ..figures.visualise import film, recorded
+from ..figures.films import film
 from ..runs.experiment import Experiment
 from ..runs.lock import Busy
 from ..runs.paths import runs_dir
@@ -143,4 +144,4 @@ def film_run(
 ) -> None:
     "Film the filters of a run while they learned."
     with refusing():
-        print(film(recorded(experiment_of(run)), file, every, parts, fps))
+        print(film(load_recording(experiment_of(run)), file, every, parts, fps))

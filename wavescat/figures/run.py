@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from .curves import training_curves
+from .recorder import load_recording
 
 from wavescat.analysis.explain import (
     branches,
@@ -25,9 +27,11 @@ from wavescat.analysis.explain import (
 from ..core.names import choose
 from ..data.augment import AUGMENTATIONS
 from ..data.load import load
-from . import pictures
-from .plots import curves, format_of, save
-from .visualise import before_after, parameter_curves, recorded
+from .stability import stability_curves
+from .errors import class_errors as class_errors_figure
+from .images import saliency_maps
+from .files import format_of, save
+from .learning import before_after, parameter_curves
 from ..runs.experiment import Experiment
 from ..runs.paths import runs_dir
 from ..runs.query import experiment_of
@@ -48,14 +52,14 @@ def _curve_figures(directory):
     if not history:
         return {}
     labels = {k: v for k, v in CURVES.items() if any(k in record for record in history)}
-    return {"curves": curves({"run": [history]}, labels)}
+    return {"curves": training_curves({"run": [history]}, labels)}
 
 
 def _filter_figures(directory):
     "Learned filters before and after, and the curves of their parameters."
     if not any(directory.glob("learning.*")):
         return {}
-    trace = recorded(experiment_of(directory.name))
+    trace = load_recording(experiment_of(directory.name))
     return {
         "filters": before_after(trace.at(0), trace.at(-1)),
         "filter-curves": parameter_curves(trace),
@@ -76,7 +80,7 @@ def _stability_figures(directory):
     newest = max(mine, key=lambda r: r["finished"])
     ratios = {name: {"this run": np.array(r)} for name, r in newest["ratios"].items()}
     reference = {"this run": float(np.mean(newest["reference"]))}
-    drawn = pictures.stability(ratios, newest["axis"], newest["labels"], references=reference)
+    drawn = stability_curves(ratios, newest["axis"], newest["labels"], references=reference)
     return {"stability": drawn}
 
 # %% ../../nbs/lib/07_figures/30_run.ipynb #figures-run-5
@@ -135,7 +139,7 @@ def draw_class_errors(
     "Draw which classes a stored run misclassifies most and least, and say so in words."
     names = load(e.dataset, e.size, e.classes).classes
     rows = class_errors(test_predictions(e), test_labels(e), names)
-    write_figure(pictures.class_errors(rows, _example_images(e, names)), file)
+    write_figure(class_errors_figure(rows, _example_images(e, names)), file)
     most, least = most_and_least(rows)
     lines = [_errors_in_words("most", most), _errors_in_words("least", least[::-1])]
     return [*lines, *filter(None, [ties(rows)])]
@@ -174,4 +178,4 @@ def draw_gradcam(
     pixels = (x * batches.std + batches.mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     why = "" if target is None else "why "
     titles = [f"{Path(p).name}\n{why}{names[k]}" for p, k in zip(images, classes)]
-    write_figure(pictures.heat_maps(pixels, maps, titles), file)
+    write_figure(saliency_maps(pixels, maps, titles), file)

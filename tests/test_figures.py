@@ -13,22 +13,19 @@ from PIL import Image
 
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
+from wavescat.figures.frames import littlewood_paley
+from wavescat.figures.inputs import measure_orientations
+from wavescat.figures.recorder import load_recording
 
-from wavescat.figures.plots import save
-from wavescat.figures.visualise import (
-    PARTS,
-    Recorder,
-    before_after,
-    coefficients_disk,
-    film,
-    filter_grid,
-    frame_bounds,
-    littlewood_paley,
-    match,
-    measured_orientations,
-    parameter_curves,
-    recorded,
-)
+from wavescat.figures.disk import coefficients_disk
+from wavescat.figures.files import save
+from wavescat.figures.films import film
+from wavescat.figures.frames import frame_bounds
+from wavescat.figures.grids import filter_grid
+from wavescat.figures.learning import before_after, parameter_curves
+from wavescat.figures.matching import match
+from wavescat.figures.parts import PARTS
+from wavescat.figures.recorder import Recorder
 from wavescat.runs.experiment import experiment
 from wavescat.scattering import bank as filters
 from wavescat.scattering.bank import FilterBank, filter_bank, fourier_bank
@@ -97,9 +94,7 @@ def test_orientations_are_modulo_pi():
     start = filters.tight_frame(2, 4)
     turned = start._replace(theta=start.theta + math.pi)
     a, b = (fourier_bank(m, 1.6, 2, (24, 24)) for m in (start, turned))
-    torch.testing.assert_close(
-        measured_orientations(a), measured_orientations(b), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(measure_orientations(a), measure_orientations(b), atol=1e-6, rtol=0)
     assert match(a, b).distance.max() < 1e-6 and (a.psi_f - b.psi_f).abs().max() > 0.5
 
 
@@ -108,7 +103,7 @@ def test_the_assignment_is_optimal(seed):
     "No other pairing of a small bank is cheaper."
     from itertools import permutations
 
-    from wavescat.figures.visualise import morlet_distances
+    from wavescat.figures.matching import morlet_distances
 
     a, b = random_frame(1, 5, seed), random_frame(1, 5, seed + 100)
     d = morlet_distances(a, b)
@@ -320,7 +315,7 @@ def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
     )
     e = experiment(**options, learn=learn)
     run(e)
-    r = recorded(e)
+    r = load_recording(e)
     assert r.steps == list(range(6))
     for a, b in zip(
         r.at(-1)(), next(m for m in load_model(e).modules() if isinstance(m, LearnedBank))()
@@ -337,9 +332,9 @@ def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
     fixed = experiment(**options)
     run(fixed)
     with pytest.raises(ValueError, match="recorded no filters"):
-        recorded(fixed)
+        load_recording(fixed)
     with pytest.raises(FileNotFoundError, match="isn't stored"):
-        recorded(experiment(**options, learn=learn, seed=1))
+        load_recording(experiment(**options, learn=learn, seed=1))
     for identity, file, code, says in (
         (e.identity[:8], "g.gif", 0, ""),
         (e.identity, "g.mp4", 2, "ends in .gif"),
