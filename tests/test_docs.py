@@ -201,7 +201,7 @@ def test_search_finds_prose_and_reports(tab, address):
     page = tab()
     for query, goal in {
         "Littlewood": "lib/filters.html",
-        "seeds_needed": "lib/stats.html#seeds_needed",
+        "seeds_needed": "lib/effects.html#seeds_needed",
         "wavescat runs compare": "command.html#wavescat-runs-compare",
     }.items():
         page.goto(address + "api.html")

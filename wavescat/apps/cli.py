@@ -612,14 +612,14 @@ def _write(fig, file):
 def _draw_errors(e, file):
     "Say and draw which classes a stored run misclassifies most and least."
     import numpy as np
-    from wavescat.analysis import explain
+    from wavescat.analysis.error_analysis import class_errors, most_and_least, ties
     from wavescat.figures import pictures
     from wavescat.data.imageset import load
     from wavescat.training.train import split_of, test_labels, test_predictions
 
     d, parts, labels = load(e.dataset, e.size, e.classes), split_of(e), test_labels(e)
     images = d.test if parts.test is None else d.train[parts.test]
-    rows = explain.class_errors(test_predictions(e), labels, d.classes)
+    rows = class_errors(test_predictions(e), labels, d.classes)
     _write(
         pictures.class_errors(
             rows,
@@ -632,13 +632,13 @@ def _draw_errors(e, file):
         ),
         file,
     )
-    most, least = explain.most_and_least(rows)
+    most, least = most_and_least(rows)
     for title, part in (("most", most), ("least", least[::-1])):
         print(
             f"{title} misclassified: "
             + ", ".join(f"{r['class']} ({r['errors']} of {r['images']})" for r in part)
         )
-    if said := explain.ties(rows):
+    if said := ties(rows):
         print(said)
 
 
@@ -815,8 +815,8 @@ def _draw_gradcam(run, images, file, layer, target):
     "Grad-CAM of images, for a class or those that a stored run names, as a picture."
     import torch
     from wavescat.data.augment import AUGMENTATIONS
-    from wavescat.analysis.explain import branches, default_layer
-    from wavescat.analysis.explain import gradcam as maps_of
+    from wavescat.analysis.map_layers import branches, default_layer
+    from wavescat.analysis.gradcam import gradcam as maps_of
     from wavescat.core.names import choose
     from wavescat.training.train import prepared
     from wavescat.figures.pictures import heat_maps

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from ..analysis.explain import most_and_least
+from ..analysis.error_analysis import most_and_least
 from .plots import COLOURS, MARKERS, bare, figure, legend_columns, plain
-from ..analysis.stats import summary
+from ..analysis.intervals import summary
 
 # %% ../../nbs/lib/07_figures/02_pictures.ipynb #28-pictures-5
 def _picture(image):

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from ..scattering.filters import filter_bank, orientations
 from ..core.names import choose
-from ..analysis.stats import summary
+from ..analysis.intervals import summary
 
 # %% ../../nbs/lib/07_figures/00_plots.ipynb #26-plots-3
 COLOURS = sns.color_palette("colorblind")
@@ -737,7 +737,7 @@ def growth(
     label: str = "ms an image",
 ) -> Figure:
     "Costs against sizes on logarithmic axes, two panels a row, one for each size, with the exponent of every curve."
-    from wavescat.analysis.bench import exponent
+    from wavescat.analysis.measurements import exponent
 
     rows, columns = -(-len(panels) // 2), min(2, len(panels))
     fig, axes = figure(
