@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, data
 
-from wavescat.analysis.deform import CIFAR10_C
+from wavescat.analysis.corruptions import CIFAR10_C
 
 LEVELS = range(1, 6)
 

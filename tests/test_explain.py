@@ -7,18 +7,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from wavescat.analysis.bench import flops
-from wavescat.analysis.explain import (
-    METHODS,
-    branches,
-    coefficients,
-    default_layer,
-    gradcam,
-    guided_backpropagation,
-    guided_gradcam,
-    layers,
-    path_attribution,
-)
+from wavescat.analysis.attribution import coefficients, path_attribution
+from wavescat.analysis.costs import flops
+from wavescat.analysis.gradcam import METHODS, gradcam
+from wavescat.analysis.guided import guided_backpropagation, guided_gradcam
+from wavescat.analysis.map_layers import branches, default_layer, layers
 from wavescat.models.inspection import architecture
 from wavescat.models.registry import MODELS
 

@@ -13,19 +13,17 @@ from PIL import Image
 
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
-from wavescat.figures.frames import littlewood_paley
-from wavescat.figures.inputs import measure_orientations
-from wavescat.figures.recorder import load_recording
 
 from wavescat.figures.disk import coefficients_disk
 from wavescat.figures.files import save
 from wavescat.figures.films import film
-from wavescat.figures.frames import frame_bounds
+from wavescat.figures.frames import frame_bounds, littlewood_paley
 from wavescat.figures.grids import filter_grid
+from wavescat.figures.inputs import measure_orientations
 from wavescat.figures.learning import before_after, parameter_curves
 from wavescat.figures.matching import match
 from wavescat.figures.parts import PARTS
-from wavescat.figures.recorder import Recorder
+from wavescat.figures.recorder import Recorder, load_recording
 from wavescat.runs.experiment import experiment
 from wavescat.scattering import bank as filters
 from wavescat.scattering.bank import FilterBank, filter_bank, fourier_bank

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from wavescat.analysis.explain import calibration, class_errors, misclassified
+from wavescat.analysis.calibration import calibration
+from wavescat.analysis.error_analysis import class_errors, misclassified
 from wavescat.training.metrics import (
     class_numbers,
     confusion,

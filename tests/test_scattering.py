@@ -12,7 +12,9 @@ import torch
 
 import wavescat.scattering.layer_operators
 import wavescat.scattering.plan
-from wavescat.analysis.bench import Case, memory, speedup, times
+from wavescat.analysis.costs import memory
+from wavescat.analysis.measurements import speedup
+from wavescat.analysis.timing import Case, times
 from wavescat.scattering.layer import Scattering2D
 from wavescat.scattering.learned import LEARN
 

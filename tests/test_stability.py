@@ -10,23 +10,23 @@ import pytest
 import torch
 from conftest import ROOT
 
-from wavescat.analysis.deform import (
-    DEFORMATIONS,
-    Deformation,
-    around,
-    corners,
+from wavescat.analysis.deformations import DEFORMATIONS, Deformation, sup_gradient
+from wavescat.analysis.displacements import (
+    corner_shifts,
     displace,
-    features,
-    fourier_modulus,
-    mirrored,
     perspective,
-    places,
-    reference,
+    pixel_positions,
     shear,
-    stability,
-    sup_gradient,
     translation,
     warp,
+)
+from wavescat.analysis.stability import (
+    circular_shift,
+    distance_to_random_images,
+    features,
+    fourier_modulus,
+    reflect,
+    stability,
 )
 from wavescat.scattering.layer import Scattering2D
 
@@ -37,7 +37,7 @@ def one_seed():
 
 
 def test_deform_needs_torch_alone():
-    code = "import sys; before = set(sys.modules); import torch; with_torch = set(sys.modules); import wavescat.analysis.deform; print(*{m.partition('.')[0] for m in set(sys.modules) - with_torch} - {'wavescat'})"
+    code = "import sys; before = set(sys.modules); import torch; with_torch = set(sys.modules); import wavescat.analysis.stability; print(*{m.partition('.')[0] for m in set(sys.modules) - with_torch} - {'wavescat'})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -60,7 +60,7 @@ def test_displacing_agrees_with_scipy(name, shape):
     d, x = DEFORMATIONS[name], torch.rand(2, 3, *shape, dtype=torch.float64)
     draws = d.draws(2, seed=3)
     tau = (
-        d.displacement(places(shape, torch.float64), d.most, shape, draws)
+        d.displacement(pixel_positions(shape, torch.float64), d.most, shape, draws)
         .expand(2, *shape, 2)
         .numpy()
     )
@@ -79,8 +79,8 @@ def test_displacing_agrees_with_scipy(name, shape):
 def test_perspective_agrees_with_scikit_image():
     from skimage.transform import ProjectiveTransform
 
-    shape, draws = (20, 30), corners(3, torch.Generator().manual_seed(5))
-    u = places(shape, torch.float64)
+    shape, draws = (20, 30), corner_shifts(3, torch.Generator().manual_seed(5))
+    u = pixel_positions(shape, torch.float64)
     tau = perspective(u, 0.2, shape, draws)
     b = np.array([[-10, -15], [-10, 15], [10, 15], [10, -15.0]])
     for i in range(3):
@@ -184,12 +184,15 @@ def test_ratio_and_reference_by_hand():
         stability(torch.nn.Identity(), x, double, (0, 0.5, 1)), torch.tensor([[0.0, 0.5, 1.0]])
     )
     torch.testing.assert_close(
-        reference(torch.nn.Identity(), x, others=torch.zeros(4, 1, 1, 2)), torch.ones(1)
+        distance_to_random_images(torch.nn.Identity(), x, others=torch.zeros(4, 1, 1, 2)),
+        torch.ones(1),
     )
     assert torch.equal(
-        reference(torch.nn.Identity(), x, 7), reference(torch.nn.Identity(), x, 7)
+        distance_to_random_images(torch.nn.Identity(), x, 7),
+        distance_to_random_images(torch.nn.Identity(), x, 7),
     ) and not torch.equal(
-        reference(torch.nn.Identity(), x, 7), reference(torch.nn.Identity(), x, 7, seed=1)
+        distance_to_random_images(torch.nn.Identity(), x, 7),
+        distance_to_random_images(torch.nn.Identity(), x, 7, seed=1),
     )
 
 
@@ -221,9 +224,9 @@ def test_shifts_around_the_torus():
     "The Fourier modulus doesn't feel them; scattering feels them in proportion to their size, and half as much with each scale."
     from wavescat.data.load import load
 
-    x = mirrored(torch.tensor(load("textures").test[::80]).float() / 255 - 0.5)
+    x = reflect(torch.tensor(load("textures").test[::80]).float() / 255 - 0.5)
     assert x.shape[2:] == (64, 64) and torch.equal(x, x.flip(2)) and torch.equal(x, x.flip(3))
-    shift = Deformation(1.0, "pixels", change=around)
+    shift = Deformation(1.0, "pixels", change=circular_shift)
     assert stability(fourier_modulus, x, shift, (5,)).max() < 1e-5
     r = torch.stack(
         [
@@ -279,7 +282,7 @@ def test_double_precision_and_gradients():
             lambda x, s: d(x, s), (x.clone().requires_grad_(), s)
         ), name
     for tau in (shear, translation, warp):
-        assert tau(places((4, 4)), 0.0, (4, 4)).abs().max() == 0
+        assert tau(pixel_positions((4, 4)), 0.0, (4, 4)).abs().max() == 0
 
 
 @pytest.fixture(scope="module")

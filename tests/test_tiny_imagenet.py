@@ -616,7 +616,7 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
 
 def test_classes_with_the_same_error_rate():
     "A reader of five classes out of eighty that are always wrong learns that there are more."
-    from wavescat.analysis.explain import class_errors, ties
+    from wavescat.analysis.error_analysis import class_errors, ties
 
     labels, classes = np.repeat(np.arange(20), 4), [f"{i}" for i in range(20)]
     assert ties(class_errors(np.where(labels < 12, 19, labels), labels, classes)) == (

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
-from ..scattering.bank import littlewood_paley
 
 from .sheets import Sheet, shade_indices
 from wavescat.apps.wavelets import (
@@ -27,7 +26,7 @@ from wavescat.apps.wavelets import (
     wavelet_views,
 )
 from ..figures.parts import evenly_spaced
-from ..scattering.bank import FilterBank, Morlets
+from ..scattering.bank import FilterBank, Morlets, littlewood_paley
 
 # %% ../../nbs/lib/09_apps/03_explorer_sheets.ipynb #apps-explorer-sheets-5
 def _number(value: float, digits: int = 2) -> str:

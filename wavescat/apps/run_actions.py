@@ -13,10 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import typer
-from ..figures.recorder import load_recording
 
 from .console import format_value, print_columns, print_field, refusing
 from ..figures.films import film
+from ..figures.recorder import load_recording
 from ..runs.experiment import Experiment
 from ..runs.lock import Busy
 from ..runs.paths import runs_dir

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
-from ..scattering.learned import rotate
 
 from ..core.names import choose
 from ..scattering.bank import Morlets
+from ..scattering.learned import rotate
 from ..scattering.morlet import morlet
 
 # %% ../../nbs/lib/09_apps/01_wavelets.ipynb #apps-wavelets-5

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..analysis.stats import summary
+from ..analysis.intervals import summary
 from .intervals import draw_means
 from .style import COLOURS, figure, plain_text, series_style
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..analysis.bench import exponent
+from ..analysis.measurements import exponent
 from .style import COLOURS, figure, series_style
 
 # %% ../../nbs/lib/07_figures/08_costs.ipynb #figures-costs-5

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from ..analysis.explain import most_and_least
+from ..analysis.error_analysis import most_and_least
 from .images import without_grey_channel
 from .style import COLOURS, figure, plain_text, series_style
 

@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 from torch import nn
-from ..scattering.bank import littlewood_paley as littlewood_paley_sum
 
 from .filter_images import frequency_extent, label_frequencies
 from .inputs import read_filters
 from .parts import COLOUR_MAP
 from .style import COLOURS, MARKERS, figure
 from ..scattering.bank import FilterBank
+from ..scattering.bank import littlewood_paley as littlewood_paley_sum
 
 # %% ../../nbs/lib/07_figures/17_frames.ipynb #figures-frames-5
 def frame_bounds(

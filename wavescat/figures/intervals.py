@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..analysis.stats import summary
+from ..analysis.intervals import summary
 from .style import COLOURS, MARKERS
 
 # %% ../../nbs/lib/07_figures/01_intervals.ipynb #figures-intervals-5

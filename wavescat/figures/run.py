@@ -13,25 +13,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from .curves import training_curves
-from .recorder import load_recording
 
-from wavescat.analysis.explain import (
-    branches,
-    class_errors,
-    default_layer,
-    gradcam,
-    most_and_least,
-    ties,
-)
+from ..analysis.error_analysis import class_errors, most_and_least, ties
+from ..analysis.gradcam import gradcam
+from ..analysis.map_layers import branches, default_layer
 from ..core.names import choose
 from ..data.augment import AUGMENTATIONS
 from ..data.load import load
-from .stability import stability_curves
+from .curves import training_curves
 from .errors import class_errors as class_errors_figure
-from .images import saliency_maps
 from .files import format_of, save
+from .images import saliency_maps
 from .learning import before_after, parameter_curves
+from .recorder import load_recording
+from .stability import stability_curves
 from ..runs.experiment import Experiment
 from ..runs.paths import runs_dir
 from ..runs.query import experiment_of
