@@ -118,11 +118,11 @@ def definitions(
     sources: Iterable[str],  # of modules
 ) -> dict[str, dict[str | None, list[Definition]]]:  # name → entry of a registry → definitions
     "Everything that modules define; an entry None counts whatever is chosen."
-    found: dict[str, dict[str | None, list[Definition]]] = {}
+    parts: dict[str, dict[str | None, list[Definition]]] = {}
     for source in sources:
         for name, entry, definition in _parts(source):
-            found.setdefault(name, {}).setdefault(entry, []).append(definition)
-    return found
+            parts.setdefault(name, {}).setdefault(entry, []).append(definition)
+    return parts
 
 # %% ../../nbs/lib/04_runs/02_code.ipynb #code-15
 def reached(
@@ -131,18 +131,18 @@ def reached(
     roots: Iterable[str],  # names
 ) -> dict[str, list[Definition]]:  # name → what defines it
     "The definitions that can be reached from some names."
-    found: dict[str, list[Definition]] = {}
+    reachable: dict[str, list[Definition]] = {}
     todo = ["", *roots]
     while todo:
         name = todo.pop()
-        if name in found or name not in definitions:
+        if name in reachable or name not in definitions:
             continue
         entries = definitions[name]
-        found[name] = [*entries.get(None, [])]
+        reachable[name] = [*entries.get(None, [])]
         if chosen.get(name) is not None:
-            found[name] += entries.get(chosen[name], [])
-        todo += [n for d in found[name] for n in d.names]
-    return found
+            reachable[name] += entries.get(chosen[name], [])
+        todo += [n for d in reachable[name] for n in d.names]
+    return reachable
 
 # %% ../../nbs/lib/04_runs/02_code.ipynb #code-19
 def _sources():
@@ -167,9 +167,13 @@ def _hash(texts):
 @functools.cache
 def _hash_of(*entries):
     "The hash of the code that is reached where registries have these entries chosen."
-    found = reached(computing_definitions(), dict(zip(REGISTRIES, entries, strict=True)), ["fit"])
+    reachable = reached(
+        computing_definitions(), dict(zip(REGISTRIES, entries, strict=True)), ["fit"]
+    )
     return _hash(
-        f"{name}: {e}" for name in sorted(found) for e in sorted(d.essence for d in found[name])
+        f"{name}: {e}"
+        for name in sorted(reachable)
+        for e in sorted(d.essence for d in reachable[name])
     )
 
 

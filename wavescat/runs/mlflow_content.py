@@ -129,7 +129,7 @@ def _result_metrics(result, history, end):
         if is_number(v)
     ]
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-17
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-19
 def _result_texts(result):
     texts = {k: v for k, v in result.items() if isinstance(v, str | bool)}
     if "packages" in result:
@@ -157,7 +157,7 @@ def whole_run_content(
         weights=_existing(directory, "weights.safetensors", "weights.pt"),
     )
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-22
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-24
 def failed_run_content(
     directory: Path,  # of a run that isn't whole
 ) -> RunContent:

@@ -54,13 +54,13 @@ def write_progress(
     with contextlib.suppress(OSError):
         write_owner(work, epoch=epoch, of=of)
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-12
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-13
 def take_over_progress(work: Path) -> None:
     "Note that this process computes the run, from the epoch that an earlier owner had reached."
     note = read_note(work / "progress.json") or {}
     write_owner(work, **{k: note[k] for k in ("epoch", "of") if k in note})
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-13
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-14
 def owner_name(
     work: Path,  # the directory of a run that isn't whole
 ) -> str:  # for messages
@@ -68,7 +68,7 @@ def owner_name(
     note = read_note(work / "progress.json") or {}
     return f"process {note.get('pid', '?')} on {note.get('host', '?')}"
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-16
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-17
 def write_failure(
     work: Path,  # the directory of a run that isn't whole
     error: Exception,  # that is being handled
@@ -84,7 +84,7 @@ def write_failure(
         }
         write_json(work / "failure.json", note)
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-17
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-18
 def failure(
     e: Experiment,
 ) -> dict | None:  # error, traceback, at, on, code

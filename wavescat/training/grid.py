@@ -120,14 +120,14 @@ def read_list(
     "The values of a setting written as text. Raises `ValueError` for what can't be read."
     if name == "classes" and '"' not in text or _is_path(name, text):
         return [text]  # these have commas of their own
-    found: list = []
+    listed: list = []
     for part in split_list(text):
         numbers = _numbers(name, part) if _is_whole_number(name) else None
-        found += [unquoted(part)] if numbers is None else numbers
-    missing = [v for v in found if name in _PATHS and os.sep in v and not _is_path(name, v)]
-    if missing and len(found) > 1 and '"' not in text:
+        listed += [unquoted(part)] if numbers is None else numbers
+    missing = [v for v in listed if name in _PATHS and os.sep in v and not _is_path(name, v)]
+    if missing and len(listed) > 1 and '"' not in text:
         raise ValueError(f"{name}: there is no {missing[0]}; {_HINT}")
-    return found
+    return listed
 
 # %% ../../nbs/lib/05_training/20_grid.ipynb #training-grid-19
 def _read_axes(texts: Iterable[str]) -> dict[str, list]:

@@ -51,7 +51,7 @@ def worker_env() -> dict[str, str]:
             env[name] = str(Path(os.path.expanduser(os.environ[name])).absolute())
     return env
 
-# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-10
+# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-11
 @dataclass(frozen=True)
 class Job:
     "What a sweep tells its workers, besides the experiment."
@@ -61,19 +61,19 @@ class Job:
     folder: str  # the working directory, from which files of one's own may be named
     topic: str  # of Dask, to which epochs are reported
 
-# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-12
+# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-13
 class Outcome(NamedTuple):
     "How a run on a worker ended."
 
     status: str  # done, busy, stopped, failed, refused; also lost and killed, if it didn't end
     text: str = ""  # done: where it was computed; failed and refused: why
 
-# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-14
+# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-15
 def one_line(error: BaseException) -> str:
     "An error in one line."
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-17
+# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-18
 class _Reporter:
     "Reports the epochs of a run to the sweep."
 
@@ -90,7 +90,7 @@ class _Reporter:
             self.last = now
             self.report(f"{done}/{of}")
 
-# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-20
+# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-21
 def _is_cancelled(worker, key) -> bool:
     "Whether the sweep doesn't want the run any more, or the worker must close."
     task = worker.state.tasks.get(key)
@@ -98,7 +98,7 @@ def _is_cancelled(worker, key) -> bool:
         return True
     return worker.status.name not in ("running", "paused")
 
-# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-22
+# %% ../../nbs/lib/05_training/22_worker.ipynb #training-worker-23
 _process = threading.Lock()  # a run has the process to itself
 
 
