@@ -799,7 +799,7 @@ def weights(
     ] = None,
 ):
     "Weights trained on ImageNet, under this package's names: wavescat weights resnet50 resnet50.safetensors --from resnet50-0676ba61.pth; then wavescat train -p model=resnet50 -p weights=resnet50.safetensors -p new_head=true. Models named …-imagenet were trained on images of 224×224: add -p size=224."
-    from wavescat.core.files import replace_file
+    from wavescat.core.files import replace
     from wavescat.training.train import pretrained
 
     with _refusing():
@@ -810,7 +810,7 @@ def weights(
         from safetensors.torch import save_file
 
         found = {k: v.contiguous() for k, v in pretrained(model, file).items()}
-        replace_file(out, lambda part: save_file(found, part))
+        replace(out, lambda part: save_file(found, part))
     print(
         f"{out}: {sum(v.numel() for v in found.values()):,} numbers; wavescat train -p model={model} -p weights={out} -p new_head=true{' -p size=224' if model.endswith('-imagenet') else ''} -p lr=0.001 …"
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ..core.files import to_disk, write_json
+from ..core.files import sync_to_disk, write_json
 from .code import code_version
 from .experiment import Experiment
 from .paths import run_dir, runs_dir
@@ -96,9 +96,9 @@ def publish(
         if save:
             save(new)
         for path in [*new.iterdir(), new]:
-            to_disk(path)
+            sync_to_disk(path)
         _move_into_place(new, run_dir(e))
-        to_disk(runs_dir())
+        sync_to_disk(runs_dir())
     finally:
         for leftover in runs_dir().glob(f"{new.name}*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -62,7 +62,7 @@ from ..data.splits import SPLITS, Split, split
 from ..runs.lock import Stopped, claim
 from ..runs.remove import remove_leftovers
 from ..runs.store import publish, stored
-from ..core.files import replace_file
+from ..core.files import replace
 from ..runs.progress import write_progress
 from ..runs.query import experiment_of, find
 from ..runs.checkpoint import load_checkpoint, save_checkpoint
@@ -131,7 +131,7 @@ def own_model(
     _enter(known, source)
     kept.parent.mkdir(parents=True, exist_ok=True)
     if not kept.is_file():
-        replace_file(kept, lambda part: part.write_bytes(source))
+        replace(kept, lambda part: part.write_bytes(source))
     return known
 
 
