@@ -45,7 +45,7 @@ def test_every_function_that_computes_a_run_counts_in_its_code_version(settings)
     load.cache_clear()
     modules = {
         str(p): p.stem
-        for package in code._PACKAGES
+        for package in code.PACKAGES
         for p in (Path(wavescat.__file__).parent / package).glob("*.py")
     }
     called = set()
@@ -60,7 +60,9 @@ def test_every_function_that_computes_a_run_counts_in_its_code_version(settings)
     finally:
         sys.setprofile(None)
     counts = code.reached(
-        code._computing(), {r: getattr(e, f) for r, f in code._REGISTRIES.items()}, ["fit"]
+        code.computing_definitions(),
+        {r: getattr(e, f) for r, f in code.REGISTRIES.items()},
+        ["fit"],
     )
     missed, seen = set(), 0
     for file in modules:

@@ -93,7 +93,9 @@ def test_a_run_that_diverges_still_gives_a_page(tmp_path):
 
 
 def test_own_images_by_a_relative_path(tmp_path):
-    "Of several sizes: refused before anything is computed, then run with size=, and rendered where the command was given."
+    """Images of several sizes are refused before anything is computed.
+
+    With size= they are run, and rendered where the command was given."""
     import numpy as np
     from PIL import Image
 
@@ -444,7 +446,8 @@ wavescat.apps.cli.main()
     assert (
         done.returncode == 1
         and done.stderr
-        == "wavescat: a run failed: MemoryError: no room; finished runs are kept (WAVESCAT_TRACEBACK=1 shows where)\n"
+        == "wavescat: a run failed: MemoryError: no room; finished runs are kept "
+        "(WAVESCAT_TRACEBACK=1 shows where)\n"
     )
 
 

@@ -180,7 +180,13 @@ def test_grids_that_are_read():
 
 
 def test_nothing_of_dask_where_nothing_is_computed():
-    code = "import sys; from wavescat.training.grid import grid; from wavescat.training.sweep import sweep; sweep(grid(seed=[1, 2]), compute=False); assert not {'dask', 'distributed'} & set(sys.modules)"
+    code = """
+import sys
+from wavescat.training.grid import grid
+from wavescat.training.sweep import sweep
+sweep(grid(seed=[1, 2]), compute=False)
+assert not {'dask', 'distributed'} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -405,7 +411,9 @@ def test_a_parent_that_is_killed_leaves_no_workers(start, store):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_cluster_stays_when_the_sweep_ends(how, start, store, cluster):
-    "The runs of a sweep that is interrupted, or dies, stop on the cluster with a checkpoint; the cluster goes on."
+    """A sweep that is interrupted, or dies: its runs stop on the cluster with a checkpoint.
+
+    The cluster goes on."""
     process = start(texts(epochs=3000, seed="0-1"), 0, cluster.scheduler_address)
     es = grid(**SMALL, epochs=3000, seed=range(2))
     until(

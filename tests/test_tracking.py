@@ -527,7 +527,9 @@ def test_a_page_that_is_told_to_end_while_it_starts(store):
 
 
 def test_a_store_of_any_name(tmp_path, monkeypatch, store):
-    "The database and the files lie in the store, whatever it is called; MLflow's own command reads the address too."
+    """The database and the files lie in the store, whatever it is called.
+
+    MLflow's own command reads the address too."""
     shutil.move(store, named := tmp_path / "runs? 50%20#1 'é")
     monkeypatch.setenv("WAVESCAT_RUNS", str(named))
     e = put()

@@ -33,7 +33,7 @@ class DataSettings:
     mix: str | None = None  # how images are mixed within a batch: mixup, cutmix or ricap
     mix_beta: float | None = None  # of the Beta distribution that mixes; None: the mix's own
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-9
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-10
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
     "The network, apart from its scattering."
@@ -45,7 +45,7 @@ class NetworkSettings:
     norm: str = "batch"  # of WyTiny: batch, group, layer or ghost-batch
     ghost: int = 32  # images of a ghost batch
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-10
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-11
 @dataclass(frozen=True, kw_only=True)
 class ScatteringSettings:
     "The scattering in the network, where the model has one."
@@ -59,7 +59,7 @@ class ScatteringSettings:
     slant: float | None = None  # γ of the wavelets; None: 4/L
     engine: str = "wavescat"  # what computes the scattering
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-11
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-12
 @dataclass(frozen=True, kw_only=True)
 class StartSettings:
     "Which weights the network starts from."
@@ -67,7 +67,7 @@ class StartSettings:
     weights: str | None = None  # saved weights: a run's identity, or a file; None: random
     new_head: bool = False  # leave out the last layer of the saved weights
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-14
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-15
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
     "What is minimised."
@@ -77,7 +77,7 @@ class LossSettings:
     margin: float = 1.0  # of hinge losses
     target_scale: float = 1.0  # what targets are divided by, in their unit
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-15
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-16
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     "How the images pass by."
@@ -90,7 +90,7 @@ class LoopSettings:
     # parts that a batch is computed in, to need less memory; batch norm sees the parts
     accumulate: int = 1
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-17
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-18
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     "How a gradient becomes a step."
@@ -105,7 +105,7 @@ class OptimizerSettings:
     filter_weight_decay: float = 0.0  # weight decay of learned filters
     clip: float | None = None  # largest norm of the gradient of all parameters together
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-18
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-19
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
     "How the learning rate changes during training."
@@ -120,7 +120,7 @@ class ScheduleSettings:
     base_momentum: float = 0.85  # one-cycle: momentum at the peak
     max_momentum: float = 0.95  # one-cycle: momentum at the ends
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-21
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-23
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     "How a run is judged."
@@ -131,7 +131,7 @@ class EvaluationSettings:
     patience: int | None = None
     top_k: int = 5  # how many guesses count in test_top_k
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-22
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-24
 @dataclass(frozen=True, kw_only=True)
 class ComputeSettings:
     "How the numbers are computed."
@@ -142,7 +142,7 @@ class ComputeSettings:
     deterministic: bool = True  # on a GPU too; a CPU always is
     seed: int = 0  # initial weights, order of the images, augmentation
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-25
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-27
 _RATE = Limit(at_least=0, below=1)
 _LIMITS = {
     "size": Limit(at_least=1),
@@ -180,7 +180,7 @@ _LIMITS = {
     "seed": Limit(at_least=0, below=2**63),
 }
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-27
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-29
 @dataclass(frozen=True, kw_only=True)
 class Experiment(
     ComputeSettings,
@@ -220,7 +220,7 @@ def _kinds() -> dict[str, tuple[type, ...]]:
     hints = get_type_hints(Experiment)
     return {k: get_args(t) if isinstance(t, types.UnionType) else (t,) for k, t in hints.items()}
 
-# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-30
+# %% ../../nbs/lib/04_runs/01_experiment.ipynb #runs-experiment-33
 def experiment(
     **settings,  # fields of `Experiment`
 ) -> Experiment:

@@ -75,7 +75,7 @@ def is_claimed(e: Experiment) -> bool:
     "Whether a live process is computing this run."
     return is_locked(work_dir(e))
 
-# %% ../../nbs/lib/04_runs/06_lock.ipynb #runs-lock-11
+# %% ../../nbs/lib/04_runs/06_lock.ipynb #runs-lock-12
 def _begin(e: Experiment, work: Path) -> None:
     "Clear up after the last owner, and note who computes the run now."
     finish_publishing(e)

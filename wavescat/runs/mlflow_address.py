@@ -65,7 +65,7 @@ def unreachable(
         "the runs are stored, and are logged when it can"
     )
 
-# %% ../../nbs/lib/04_runs/11_mlflow_address.ipynb #runs-mlflow_address-12
+# %% ../../nbs/lib/04_runs/11_mlflow_address.ipynb #runs-mlflow_address-14
 # where a server listens if its address doesn't say
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
@@ -94,7 +94,7 @@ def _try_server(host: str, port: int, seconds: float) -> object:
     thread.join(seconds + 0.5)
     return reason[0] if reason else None
 
-# %% ../../nbs/lib/04_runs/11_mlflow_address.ipynb #runs-mlflow_address-14
+# %% ../../nbs/lib/04_runs/11_mlflow_address.ipynb #runs-mlflow_address-16
 def _uses_proxy(scheme: str, host: str) -> bool:
     return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
 

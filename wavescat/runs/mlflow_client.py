@@ -46,7 +46,7 @@ def quiet(
             else:
                 os.environ[name] = value
 
-# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-6
+# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-7
 def impatient(
     seconds: float,  # that a request may take
 ):  # a context
@@ -57,7 +57,7 @@ def impatient(
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
     )
 
-# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-9
+# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-10
 def _switch_off_telemetry() -> None:
     os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"})
 
@@ -79,7 +79,7 @@ def connect(address: str) -> "MlflowClient":
     except Exception as e:  # noqa: BLE001
         raise unreachable(address, e) from None
 
-# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-11
+# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-12
 def ask(address: str, question: Callable[[], Answer]) -> Answer:
     "What MLflow answers. Raises `Unreachable` whatever goes wrong, and `ValueError` as it comes."
     try:
@@ -89,7 +89,7 @@ def ask(address: str, question: Callable[[], Answer]) -> Answer:
     except Exception as e:  # noqa: BLE001
         raise unreachable(address, e) from None
 
-# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-14
+# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-16
 def artifacts_address(address: str) -> str | None:
     "Where the files of runs lie if the runs are in a database: beside it. None for a server."
     file = database_file(address)

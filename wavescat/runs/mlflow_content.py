@@ -70,7 +70,7 @@ class Metric(NamedTuple):
     timestamp: int  # ms since 1970
     step: int  # an epoch; 0 for what holds of the whole run
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-11
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-12
 @dataclass(frozen=True)
 class RunContent:
     "What is logged of a run."
@@ -84,7 +84,7 @@ class RunContent:
     files: list[Path]
     weights: list[Path]
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-12
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-13
 def is_number(x: object) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)
 
@@ -106,7 +106,7 @@ def _read_json(path, otherwise):
 def _existing(directory, *names):
     return [directory / name for name in names if (directory / name).is_file()]
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-14
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-15
 def _history_metrics(history, start, end):
     "The numbers of each epoch."
     epochs = max([r.get("epoch", i + 1) for i, r in enumerate(history)], default=1) or 1
@@ -129,7 +129,7 @@ def _result_metrics(result, history, end):
         if is_number(v)
     ]
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-15
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-19
 def _result_texts(result):
     texts = {k: v for k, v in result.items() if isinstance(v, str | bool)}
     if "packages" in result:
@@ -157,7 +157,7 @@ def whole_run_content(
         weights=_existing(directory, "weights.safetensors", "weights.pt"),
     )
 
-# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-19
+# %% ../../nbs/lib/04_runs/13_mlflow_content.ipynb #runs-mlflow_content-24
 def failed_run_content(
     directory: Path,  # of a run that isn't whole
 ) -> RunContent:

@@ -111,7 +111,7 @@ def _store_tag() -> str:
     "Which store this is, on which machine."
     return hashlib.sha256(os.fsencode(f"{platform.node()}:{runs_dir().resolve()}")).hexdigest()[:16]
 
-# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-10
+# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-12
 def _is_ours(run: "Run", stored: StoredRun, known_id: str | None) -> bool:
     "Whether an MLflow run of the same identity was logged from this store, or shows this result."
     tags = run.data.tags
@@ -140,7 +140,7 @@ def _create_run(client, experiment_id, stored, content):
         tags["wavescat.result"] = stored.digest
     return client.create_run(experiment_id, content.start, tags, run_name(content.config))
 
-# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-11
+# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-15
 Figures = Callable[[Path], Mapping]  # a whole run's directory → matplotlib figures by name
 
 
@@ -165,7 +165,7 @@ def _log_run(client, experiment_id, stored, begun, figures):
     client.set_tag(run.info.run_id, "wavescat.logged", stored.digest)
     return run
 
-# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-12
+# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-17
 def log_once(
     client: "MlflowClient",
     place: "MlflowExperiment",

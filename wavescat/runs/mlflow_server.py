@@ -75,7 +75,7 @@ def catch_endings() -> Iterator[_Ending]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-10
+# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-11
 def _server_environment() -> dict[str, str]:
     return {
         **os.environ,
@@ -119,7 +119,7 @@ def run_server(
             if server is not None:
                 end_server(server)
 
-# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-11
+# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-14
 def wait_for_server(
     server: subprocess.Popen,
     page: str,  # its address
@@ -137,7 +137,7 @@ def wait_for_server(
     reason = lines[-1] if lines else "no answer"
     raise Unreachable(f"MLflow's server didn't start: {reason}; see {log}")
 
-# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-13
+# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-16
 def free_port(
     host: str,
     port: int,  # 0: any
@@ -155,7 +155,7 @@ def free_port(
             "choose another, or 0 for a free one"
         ) from None
 
-# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-14
+# %% ../../nbs/lib/04_runs/16_mlflow_server.ipynb #runs-mlflow_server-17
 def _page_address(host: str, port: int) -> str:
     if host in ("", "0.0.0.0"):
         host = "127.0.0.1"

@@ -30,12 +30,12 @@ def read_note(
     except (OSError, ValueError):
         return None
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-6
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-7
 def utc_now() -> str:
     "The present time, to the second, in ISO 8601."
     return datetime.now(UTC).isoformat(timespec="seconds")
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-8
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-9
 def write_owner(
     work: Path,  # the directory of a run that isn't whole
     **progress,  # epoch, of
@@ -44,7 +44,7 @@ def write_owner(
     note = {"host": platform.node(), "pid": os.getpid(), "at": utc_now(), **progress}
     (work / "progress.json").write_text(json.dumps(note), encoding="utf-8")
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-9
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-10
 def write_progress(
     work: Path,  # the directory of a run that isn't whole
     epoch: int,  # epochs done
@@ -54,13 +54,13 @@ def write_progress(
     with contextlib.suppress(OSError):
         write_owner(work, epoch=epoch, of=of)
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-10
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-13
 def take_over_progress(work: Path) -> None:
     "Note that this process computes the run, from the epoch that an earlier owner had reached."
     note = read_note(work / "progress.json") or {}
     write_owner(work, **{k: note[k] for k in ("epoch", "of") if k in note})
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-11
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-14
 def owner_name(
     work: Path,  # the directory of a run that isn't whole
 ) -> str:  # for messages
@@ -68,7 +68,7 @@ def owner_name(
     note = read_note(work / "progress.json") or {}
     return f"process {note.get('pid', '?')} on {note.get('host', '?')}"
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-14
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-17
 def write_failure(
     work: Path,  # the directory of a run that isn't whole
     error: Exception,  # that is being handled
@@ -84,7 +84,7 @@ def write_failure(
         }
         write_json(work / "failure.json", note)
 
-# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-15
+# %% ../../nbs/lib/04_runs/05_progress.ipynb #runs-progress-18
 def failure(
     e: Experiment,
 ) -> dict | None:  # error, traceback, at, on, code

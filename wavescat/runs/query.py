@@ -66,7 +66,7 @@ def unfinished_run(
         row["error"] = failed["error"]
     return {**row, "finished": failed.get("at") or progress.get("at", "")}
 
-# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-10
+# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-11
 def _all_runs() -> list[dict]:
     "A row of every run in the store."
     rows = []
@@ -92,7 +92,7 @@ def runs(
             rows = [row for row in rows if holds(condition, row)]
     return sorted(rows, key=lambda row: row["finished"])
 
-# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-15
+# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-17
 def table(
     where: Sequence[str] = (),  # conditions, as for `runs`
 ):  # pandas.DataFrame, one row a run
@@ -105,7 +105,7 @@ def table(
     ]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-18
+# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-20
 def find(
     run: str,  # an identity, or its first letters
 ) -> tuple[str, Path]:  # identity, and the directory where it is, whole or not
@@ -122,7 +122,7 @@ def find(
     whole = runs_dir() / identity
     return identity, whole if whole.is_dir() else runs_dir() / f"{identity}.work"
 
-# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-19
+# %% ../../nbs/lib/04_runs/09_query.ipynb #runs-query-21
 def experiment_of(
     run: str,  # an identity, or its first letters
 ) -> Experiment:

@@ -19,7 +19,7 @@ from .code import code_version
 from .experiment import Experiment
 from .paths import run_dir, runs_dir
 
-# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-6
+# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-7
 def _read_json(path: Path) -> dict | None:
     "The content of result.json; None if there is no run, or if the text isn't JSON."
     try:
@@ -49,21 +49,21 @@ def read_result(
         return {**result, "stale": True}  # of a version that had other settings
     return {**result, "stale": result["code"] != code_version(e)}
 
-# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-7
+# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-9
 def stored(
     e: Experiment,
 ) -> dict | None:  # the result, with `status` and `stale`
     "The stored result of an experiment, or None. Raises `ValueError` if its file is damaged."
     return read_result(run_dir(e), e)
 
-# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-8
+# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-10
 def history_of(
     e: Experiment,
 ) -> list[dict]:  # one record an epoch
     "What was measured after each epoch of a stored run. Raises `FileNotFoundError` if it isn't stored."
     return json.loads((run_dir(e) / "history.json").read_text(encoding="utf-8"))
 
-# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-11
+# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-13
 def _write_run(directory, e, result, history):
     contents = {"config": asdict(e), "history": history, "result": result}
     for name, content in contents.items():
@@ -104,7 +104,7 @@ def publish(
             shutil.rmtree(leftover, ignore_errors=True)
     return run_dir(e)
 
-# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-16
+# %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-19
 def finish_publishing(
     e: Experiment,  # that this process owns
 ) -> None:

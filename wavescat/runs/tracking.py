@@ -53,7 +53,7 @@ def _read_logged(path: Path) -> dict:
     except (OSError, ValueError, TypeError):
         return {}
 
-# %% ../../nbs/lib/04_runs/15_tracking.ipynb #runs-tracking-9
+# %% ../../nbs/lib/04_runs/15_tracking.ipynb #runs-tracking-10
 def _counts(address: str, experiment_id: str | None) -> dict:
     none = {"logged": 0, "already": 0, "left": 0, "refused": {}}
     return {"uri": address, "experiment": experiment_id, **none}
@@ -90,7 +90,7 @@ def _log_all(client, address, place, figures, limit):
         counts["logged" if new else "already"] += 1
     return counts
 
-# %% ../../nbs/lib/04_runs/15_tracking.ipynb #runs-tracking-10
+# %% ../../nbs/lib/04_runs/15_tracking.ipynb #runs-tracking-11
 def mirror(
     figures: Figures
     | None = None,  # a run's directory → matplotlib figures by name; they are closed

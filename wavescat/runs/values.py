@@ -91,7 +91,7 @@ def read_value(
         wanted = " or ".join("none" if k is NoneType else k.__name__ for k in kinds)
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}") from None
 
-# %% ../../nbs/lib/04_runs/00_values.ipynb #runs-values-14
+# %% ../../nbs/lib/04_runs/00_values.ipynb #runs-values-15
 class Limit(NamedTuple):
     "Which values of a setting are possible."
 

@@ -44,7 +44,7 @@ def hidden_script() -> Iterator[None]:
         if hash_seed is not None:
             os.environ["PYTHONHASHSEED"] = hash_seed
 
-# %% ../../nbs/lib/05_training/33_cluster.ipynb #training-cluster-8
+# %% ../../nbs/lib/05_training/33_cluster.ipynb #training-cluster-9
 @contextlib.contextmanager
 def local_cluster(workers: int) -> "Iterator[Client]":
     "A client of a cluster of processes on this machine, which ends with the block."
@@ -73,7 +73,7 @@ def local_cluster(workers: int) -> "Iterator[Client]":
         with Client(cluster, set_as_default=False) as client:
             yield client
 
-# %% ../../nbs/lib/05_training/33_cluster.ipynb #training-cluster-11
+# %% ../../nbs/lib/05_training/33_cluster.ipynb #training-cluster-12
 _EXAMPLE = "such as tcp://host:8786"
 
 

@@ -71,7 +71,7 @@ def seconds_of(
     images = n["train"] * e.epochs + only_seen / 3
     return images * _seconds_an_image(_timed_experiment(e, largest_L))
 
-# %% ../../nbs/lib/05_training/31_plan.ipynb #training-plan-10
+# %% ../../nbs/lib/05_training/31_plan.ipynb #training-plan-11
 def is_current(result: dict | None) -> bool:
     "Whether there is a result, computed by the present code."
     return result is not None and not result["stale"]

@@ -169,7 +169,7 @@ class _Workers:
             )
         return True
 
-# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-19
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-20
 def _submit(client, state, job, number, ended) -> None:
     "Hand out runs until each worker has one."
     while state.waiting and len(state.running) < max(number, 1):
@@ -195,7 +195,7 @@ def _new_job(todo) -> Job:
         code_version(e)
     return Job(code_version(), worker_env(), os.getcwd(), f"wavescat-{uuid.uuid4().hex}")
 
-# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-20
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-21
 def compute_all(
     client: "Client",
     todo: list[Experiment],

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-# %% ../../nbs/lib/05_training/34_sweep_bar.ipynb #training-sweep_bar-4
+# %% ../../nbs/lib/05_training/34_sweep_bar.ipynb #training-sweep_bar-5
 def status_text(
     epochs: Sequence[str],  # of the runs under way, such as 3/20
     failed: int,  # runs
@@ -30,7 +30,7 @@ def status_text(
         parts.append(f"{failed} failed")
     return "; ".join(parts)
 
-# %% ../../nbs/lib/05_training/34_sweep_bar.ipynb #training-sweep_bar-7
+# %% ../../nbs/lib/05_training/34_sweep_bar.ipynb #training-sweep_bar-8
 class SweepBar:
     "Runs done of all, time that remains, epochs of the runs under way, failures."
 

@@ -33,7 +33,7 @@ def default_workers() -> int:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-6
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-7
 def device_of(
     worker: object,  # its name: a number, or one that ends with it
 ) -> torch.device | None:
@@ -43,7 +43,7 @@ def device_of(
     number = re.search(r"\d*$", str(worker))
     return torch.device("cuda", int((number and number[0]) or 0) % torch.cuda.device_count())
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-8
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-9
 def worker_env() -> dict[str, str]:
     "Environment variables for a worker: where the store and the data are, as absolute paths."
     env = {"WAVESCAT_RUNS": str(runs_dir().absolute())}
@@ -52,7 +52,7 @@ def worker_env() -> dict[str, str]:
             env[name] = str(Path(os.path.expanduser(os.environ[name])).absolute())
     return env
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-9
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-11
 @dataclass(frozen=True)
 class Job:
     "What a sweep tells its workers, besides the experiment."
@@ -62,19 +62,19 @@ class Job:
     folder: str  # the working directory, from which files of one's own may be named
     topic: str  # of Dask, to which epochs are reported
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-11
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-13
 class Outcome(NamedTuple):
     "How a run on a worker ended."
 
     status: str  # done, busy, stopped, failed, refused; also lost and killed, if it didn't end
     text: str = ""  # done: where it was computed; failed and refused: why
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-12
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-15
 def one_line(error: BaseException) -> str:
     "An error in one line."
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-15
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-18
 class _Reporter:
     "Reports the epochs of a run to the sweep."
 
@@ -91,7 +91,7 @@ class _Reporter:
             self.last = now
             self.report(f"{done}/{of}")
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-17
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-21
 def _is_cancelled(worker, key) -> bool:
     "Whether the sweep doesn't want the run any more, or the worker must close."
     task = worker.state.tasks.get(key)
@@ -99,7 +99,7 @@ def _is_cancelled(worker, key) -> bool:
         return True
     return worker.status.name not in ("running", "paused")
 
-# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-19
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-23
 _process = threading.Lock()  # a run has the process to itself
 
 
