@@ -215,7 +215,8 @@ def test_notebook_form(path):
 def test_study_form(path, caplog):
     "papermill reads every parameter as we do, and the template's own defaults are the preset `quick`."
     import papermill
-    from wavescat.studies.presets import parameters, resolve
+    from wavescat.studies.parameters import parameters
+    from wavescat.studies.presets import resolve
 
     nb = json.loads(path.read_text())
     tags = [t for c in nb["cells"] for t in c["metadata"].get("tags", [])]
@@ -237,7 +238,8 @@ def test_study_form(path, caplog):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_presets_plan(path, preset):
     "Every preset of every study gives a list of experiments; paper has the published protocol."
-    from wavescat.studies.presets import experiments_of, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
 
     experiments = experiments_of(path.stem, resolve(path.stem, preset))
     if path.stem in ("speed", "stability"):  # they measure, and train nothing
@@ -335,7 +337,7 @@ def test_presets_plan(path, preset):
         assert {e.norm for e in experiments} == {"batch", "group", "layer", "ghost-batch"} and {
             e.convolution for e in experiments
         } == {"plain", "depthwise", "depthwise-separable"}
-        from wavescat.studies.presets import protocol
+        from wavescat.studies.published import protocol
 
         assert {tuple(getattr(e, k) for k in protocol("wytiny")) for e in experiments} == {
             tuple(protocol("wytiny").values())
@@ -351,7 +353,7 @@ def test_presets_plan(path, preset):
             ("tiny-imagenet", "adam", None)
         }
     elif preset == "paper" and path.stem in ("parametric", "challenge"):
-        from wavescat.studies.presets import published
+        from wavescat.studies.published import published
 
         seeds = published("parametric")["seeds"]["cifar10"]
         assert (
@@ -450,7 +452,7 @@ def test_presets_plan(path, preset):
 
 
 def test_readme_says_what_the_reports_say(tmp_path):
-    from wavescat.studies.render import readme
+    from wavescat.studies.index import readme
 
     path = Path(shutil.copy(ROOT / "README.md", tmp_path))
     before = path.read_text()

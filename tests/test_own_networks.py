@@ -574,7 +574,7 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     from PIL import Image
 
     from wavescat.data.imageset import load
-    from wavescat.studies.presets import tested
+    from wavescat.studies.inference import tested
     from wavescat.training.sweep import plan
     from wavescat.training.train import classify, test_predictions
 

@@ -11,15 +11,11 @@ import pytest
 from conftest import ROOT, wavescat
 
 from wavescat.runs.experiment import experiment
-from wavescat.studies.presets import (
-    arms,
-    experiments_of,
-    listed,
-    parameters,
-    read_parameters,
-    resolve,
-    study_names,
-)
+from wavescat.studies.models import parse_models
+from wavescat.studies.plans import experiments_of, split_names
+from wavescat.studies.parameters import parameters
+from wavescat.studies.presets import read_parameters, resolve
+from wavescat.studies.templates import study_names
 from wavescat.training.sweep import grid, read_grid, values
 
 
@@ -234,13 +230,13 @@ def test_a_path_with_anything_in_a_list_of_models(tmp_path, monkeypatch):
         path.parent.mkdir()
         path.write_text(source + f"# {k}\n")
         quoted = '"' + str(path).replace('"', '""') + ':net"'
-        found = arms(f"resnet18, {quoted} lr:.1")
+        found = parse_models(f"resnet18, {quoted} lr:.1")
         assert (
             list(found) == ["ResNet-18", "my net@2.py:net, lr=0.1"]
             and found["my net@2.py:net, lr=0.1"]["lr"] == 0.1
         ), folder
     assert (
-        arms('resnet18 weights:"/data/lr=.1/w, x:1.safetensors"')[
+        parse_models('resnet18 weights:"/data/lr=.1/w, x:1.safetensors"')[
             "ResNet-18, weights=/data/lr=.1/w, x:1.safetensors"
         ]["weights"]
         == "/data/lr=.1/w, x:1.safetensors"
@@ -248,7 +244,10 @@ def test_a_path_with_anything_in_a_list_of_models(tmp_path, monkeypatch):
     assert resolve("baseline", "smoke", {"dataset": "/a,b"})["dataset"] == "/a,b"
     assert resolve("biomass", "smoke", {"splits": ["state", "/a,b.json"]})[
         "splits"
-    ] == 'state,"/a,b.json"' and listed("splits", 'state,"/a,b.json"') == ["state", "/a,b.json"]
+    ] == 'state,"/a,b.json"' and split_names("splits", 'state,"/a,b.json"') == [
+        "state",
+        "/a,b.json",
+    ]
 
 
 def test_numbers_are_one_experiment():

@@ -333,7 +333,8 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
             and len(done.stderr.strip().splitlines()) == 1
             and not (tmp_path / "no").exists()
         ), done.stderr
-    from wavescat.studies.presets import experiments_of, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
 
     ours, tables = (set(experiments_of(s, resolve(s, "cpu"))) for s in ("challenge", "parametric"))
     assert len(ours & tables) == 20  # the linear heads are computed once for both
@@ -402,7 +403,9 @@ def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
 
 def test_published_protocols_of_the_other_sets():
     "parametric on KTH-TIPS2-b and COVIDx: splits, seeds, schedules and augmentation, without their images."
-    from wavescat.studies.presets import experiments_of, published, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.published import published
+    from wavescat.studies.presets import resolve
 
     rows = "scattering-linear learn:canonical, scattering-wrn"
     seeds = published("parametric")["seeds"]

@@ -595,7 +595,7 @@ def test_every_published_protocol_can_be_said():
     "As settings that an experiment knows and that go together; numbers of PROTOCOLS in the papers."
     from wavescat.runs.experiment import experiment
     from wavescat.training.optim import check_settings, learning_rate
-    from wavescat.studies.presets import protocol, protocols
+    from wavescat.studies.published import protocol, protocols
 
     made = {name: experiment(**protocol(name)) for name in protocols()}
     for e in made.values():
@@ -724,7 +724,7 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
 
     from wavescat.runs.experiment import experiment
     from wavescat.runs.store import run_dir
-    from wavescat.studies.presets import tested
+    from wavescat.studies.inference import tested
     from wavescat.training.train import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))

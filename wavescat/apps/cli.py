@@ -255,7 +255,7 @@ def _pairs(texts):
 
 
 def _settings(protocol):
-    from wavescat.studies.presets import protocol as read
+    from wavescat.studies.published import protocol as read
 
     return read(protocol) if protocol else {}
 
@@ -304,7 +304,9 @@ def _reports(folder, computes=True):
 def _chosen(studies, preset, given, estimate=False):
     "The studies asked for with their parameters, all their experiments, the plan of each and of all; refuses what can't be run."
     from wavescat.core.names import choose
-    from wavescat.studies.presets import experiments_of, resolve, study_names
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
+    from wavescat.studies.templates import study_names
     from wavescat.training.sweep import plan
 
     names = study_names() if not studies or "all" in studies else studies
@@ -326,7 +328,8 @@ def _render(chosen, folder, measuring=(), figures=None):
     from concurrent.futures import ThreadPoolExecutor
     from rich.console import Console
     from rich.table import Table
-    from wavescat.studies.render import Failed, index, make
+    from wavescat.studies.render import Failed, make
+    from wavescat.studies.index import index
 
     summary, failed = Table("study", "runs", "headline"), False
     with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(2) as pool:
@@ -381,7 +384,7 @@ def run(
     runs: Store = None,
 ):
     "Run studies: compute what isn't stored, and write their pages."
-    from wavescat.studies.render import check_kernel
+    from wavescat.studies.kernels import check_kernel
     from wavescat.training.sweep import default_workers, sweep
 
     with _refusing():
@@ -1220,7 +1223,10 @@ def list_(
     from wavescat.models.hybrids import MODELS
     from wavescat.core.names import choose
     from wavescat.training.optim import LOSSES, OPTIMIZERS, PRECISIONS, SCHEDULES
-    from wavescat.studies.presets import parameters, presets, protocols, resolve, study_names
+    from wavescat.studies.parameters import parameters
+    from wavescat.studies.presets import presets, resolve
+    from wavescat.studies.published import protocols
+    from wavescat.studies.templates import study_names
 
     with _refusing():
         choose(preset, presets(), "preset")

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ..studies.render import set_mathematics
+from ..studies.markup import set_mathematics
 from ..runs.store import project_dir
-from ..studies.presets import parameters, presets, resolve
+from ..studies.parameters import parameters
+from ..studies.presets import presets, resolve
 
 # %% ../../nbs/lib/09_apps/01_docs.ipynb #32-docs-4
 class Documented(NamedTuple):
