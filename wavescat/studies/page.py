@@ -137,6 +137,7 @@ def finish(
 
 def end_page(study: str, p: SimpleNamespace, facts: Mapping[str, str]) -> None:
     "Show where the numbers come from, and the command that makes the page."
+    display(Markdown("## Where this comes from"))
     rows = [{"what": what, "value": value} for what, value in facts.items()]
     show_table(rows, "Provenance", words=True)
     print(command(study, vars(p)))
