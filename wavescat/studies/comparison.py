@@ -48,13 +48,16 @@ def show_comparison(
     table: pd.DataFrame,  # as `compare_pairs` makes it
     columns: Mapping[str, str],  # column of the table → its title, in order
     caption: str,
+    corrected: bool = True,  # whether Holm's p-values are shown too
 ) -> None:
-    "Show a comparison under titles in words; p-values come after the columns named."
+    "Show a comparison under titles in words; intervals and p-values come after the columns named."
     from IPython.display import display
 
     from wavescat.figures import plots
 
-    titles = dict(columns) | {"low": "95 % from", "high": "to", "p": "p", "p_holm": "p, Holm"}
+    titles = dict(columns) | {"low": "95 % from", "high": "to", "p": "p"}
+    if corrected:
+        titles["p_holm"] = "p, Holm"
     shown = table[list(titles)].set_axis(list(titles.values()), axis=1)
     display(plots.table(shown, caption, digits=3))
 
@@ -140,13 +143,14 @@ def count_verdict(
     table: pd.DataFrame,
     reference: str,  # what the models are compared with
     place: str,  # as of `largest_differences`
-    words: tuple[str, str] = ("are better", "worse"),  # for positive and negative differences
+    words: tuple[str, str] = ("are better", "worse"),
     titles: tuple[str, str] = ("Better", "Worse"),
+    good: int = 1,  # the sign of a difference that is good: −1 for losses
 ) -> str:
     "How many comparisons are better and worse, and the largest of each."
     if not is_tested(table):
         return CANNOT_TELL
-    better, worse = shown_rows(table, 1), shown_rows(table, -1)
+    better, worse = shown_rows(table, good), shown_rows(table, -good)
     text = (
         f"Of {int(table.p.notna().sum())} comparisons with {reference}, {len(better)} {words[0]} "
         f"and {len(worse)} {words[1]} after Holm's correction."
