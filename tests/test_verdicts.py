@@ -1,4 +1,6 @@
-"""What pages say, on made-up numbers: clearly better, clearly worse, no difference, too few seeds, at chance, a run failed."""
+"""What pages say, on made-up numbers.
+
+Clearly better, clearly worse, no difference, too few seeds, at chance, a run that failed."""
 
 import math
 
