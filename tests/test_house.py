@@ -111,7 +111,7 @@ def _imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom):
             continue
-        where = (node.module or "").split(".")
+        where = node.module.split(".") if node.module else []
         if node.level == 0 and where[0] == "wavescat":
             where = where[1:]
         elif node.level == 1:

@@ -52,6 +52,7 @@ def tested(e: Experiment) -> Tested:
     Raises `FileNotFoundError` if it isn't stored, `ValueError` for one with targets instead of
     classes."""
     import torch
+
     from wavescat.data.augment import AUGMENTATIONS
     from wavescat.data.batches import Batches
     from wavescat.data.imageset import load

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,7 +157,7 @@ def measure(plan: Plan, runs: Runs) -> dict[str, list[dict]]:  # model → a mea
                 "seed": p.corruption_seed,
                 "deform": version,
             }
-            test = lambda e=e: accuracy_when_corrupted(plan, e)
+            test = partial(accuracy_when_corrupted, plan, e)
             m = measured(key, p.compute, test, code_version(e))
             if m and not m["stale"]:
                 measures[model].append(m)
