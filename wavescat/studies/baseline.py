@@ -4,21 +4,18 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'parse_sizes', 'size_text', 'Plan', 'make_plan', 'introduction', 'show_architectures', 'accuracy_rows',
-           'published_sentence', 'show_accuracy', 'compare_models', 'verdict', 'show_comparison_with_plain', 'effects',
-           'draw_accuracy', 'show_validation', 'middle_size', 'show_learning', 'show_errors']
+           'published_sentence', 'show_accuracy', 'compare_models', 'verdict', 'show_comparison_with_plain', 'effects']
 
 # %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-2
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
 from ..analysis.stats import beside, pm
 from ..data.imageset import ImageSet, load
-from ..figures import plots
 from ..models.backbones import architecture
 from ..runs.experiment import Experiment
 from . import page
@@ -34,9 +31,8 @@ from wavescat.studies.comparison import (
 from .plans import common_settings
 from .published import published
 from .results import Runs
-from ..training.metrics import confusion
 from ..training.sweep import check_number, grid, values
-from ..training.train import build_model, image_counts, test_labels, test_predictions
+from ..training.train import build_model, image_counts
 
 # %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-4
 PLAIN = "ResNet-18"
@@ -79,7 +75,7 @@ class Plan:
 # %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-7
 def _models(p: SimpleNamespace) -> dict[str, dict]:
     scattering = {"model": "scatresnet18", "upsample": p.upsample, "engine": p.engine}
-    models = {f"ScatResNet-18, L={l}": scattering | {"L": l} for l in values(p.L)}
+    models = {f"ScatResNet-18, L={L}": scattering | {"L": L} for L in values(p.L)}
     return {PLAIN: {"model": "resnet18"}} | models
 
 
@@ -279,73 +275,3 @@ def effects(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
         )
         for r in table.to_dict("records")
     ]
-
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-28
-def draw_accuracy(plan: Plan, runs: Runs):
-    "Test accuracy against the number of training images of each class."
-
-    def images_of_a_class(n: int | None, model: str) -> int:
-        train = image_counts(plan.groups[n, model][0])["train"]
-        return n or train // len(plan.data().classes)
-
-    curves: dict[str, dict[int, Sequence[float]]] = {model: {} for model in plan.models}
-    for (n, model), group in plan.groups.items():
-        curves[model][images_of_a_class(n, model)] = runs.values(group)
-    return plots.against_size(curves)
-
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-31
-def _choices(plan: Plan, runs: Runs, n: int | None, model: str) -> dict[str, list[float]]:
-    "Test accuracies by how many images the checkpoint was chosen with."
-    group, p = plan.groups[n, model], plan.p
-    usual = p.validation if n else p.validation_all
-    choices = {f"{usual} images": runs.values(group)}
-    for (size, name, v), fewer in plan.fewer.items():
-        if (size, name) == (n, model):
-            choices[f"{v} images"] = runs.values(fewer)
-    return choices | {"none: the last epoch": runs.values(group, "last_test_accuracy")}
-
-
-def show_validation(plan: Plan, runs: Runs) -> None:
-    "How test accuracy depends on the number of validation images."
-    choices = {key: _choices(plan, runs, *key) for key in plan.groups}
-    columns = list(dict.fromkeys(column for by in choices.values() for column in by))
-    rows = []
-    for (n, model), by in choices.items():
-        images = image_counts(plan.groups[n, model][0])["train"]
-        row = {"model": model, "per class": size_text(n), "training images": f"{images:,}"}
-        rows.append(row | {c: pm(by[c]) if c in by else "–" for c in columns})
-    page.show_table(
-        rows,
-        "Test accuracy, %, with the checkpoint chosen by so many validation images: mean over "
-        "seeds ± half the 95 % interval",
-    )
-
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-33
-def middle_size(plan: Plan) -> int | None:
-    return plan.sizes[len(plan.sizes) // 2]
-
-
-def show_learning(plan: Plan, runs: Runs) -> None:
-    "Learning curves at the middle number of images."
-    n = middle_size(plan)
-    page.show_learning(
-        runs,
-        {model: plan.groups[n, model] for model in plan.models},
-        page.TRAINING | {"val_accuracy": "validation accuracy, %"},
-        f"Learning with {size_text(n)} images per class: mean over seeds; the band is the range "
-        "of the seeds.",
-    )
-
-
-def show_errors(plan: Plan, runs: Runs) -> None:
-    "The confusion matrix of the best model at the middle number of images."
-    n, classes = middle_size(plan), plan.data().classes
-    means = {m: np.mean(runs.values(plan.groups[n, m]) or [0]) for m in plan.models}
-    best = max(means, key=means.__getitem__)
-    counted = runs.counted(plan.groups[n, best])
-    if counted:
-        matrix = sum(confusion(test_predictions(e), test_labels(e), len(classes)) for e in counted)
-        page.show_figure(
-            plots.confusion_matrix(matrix, classes),
-            f"{best}, {size_text(n)} images per class: test images of all {len(counted)} seeds.",
-        )
