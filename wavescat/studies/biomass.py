@@ -5,28 +5,24 @@
 # %% auto #0
 __all__ = ['MEAN', 'ZERO', 'Group', 'Predictions', 'Scores', 'Plan', 'check_targets', 'make_plan', 'introduction', 'truth',
            'adding_up', 'predictors', 'predictions', 'scores_of', 'target_names', 'unit_of', 'score_rows',
-           'show_scores', 'draw_scores', 'by_test_set', 'compare_models', 'show_comparison_of_models', 'verdict',
-           'show_against_truth', 'show_published']
+           'show_scores', 'draw_scores']
 
 # %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-2
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
-from ..analysis.stats import beside, holm, paired, pm
+from ..analysis.stats import pm
 from ..data.imageset import ImageSet, load
 from ..figures import plots
 from ..runs.experiment import Experiment
 from . import page
-from .comparison import better_or_worse, is_shown, show_comparison
 from .models import parse_models
 from .plans import can_be_read, common_settings, split_names
-from .published import published
 from .results import Runs
 from ..training.metrics import consistent, r2, rmse, weighted_r2
 from ..training.sweep import check_number, grid, values
@@ -217,122 +213,3 @@ def draw_scores(plan: Plan, scores: Scores):
         for split in plan.splits
     }
     return plots.points(panels, "weighted R²")
-
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-16
-def by_test_set(scores: Mapping[Experiment, float]) -> dict[int, float]:  # by split seed
-    "The score on every test set, the mean over its seeds."
-    found: dict[int, list[float]] = {}
-    for e, score in scores.items():
-        found.setdefault(e.split_seed, []).append(score)
-    return {seed: np.mean(values_) for seed, values_ in found.items()}
-
-
-def compare_models(plan: Plan, scores: Scores) -> pd.DataFrame:
-    "Every model against the mean and against the first model, on the same test sets."
-    tables = []
-    for split in plan.splits:
-        for model in plan.models:
-            others = [MEAN] if model == plan.reference else [MEAN, plan.reference]
-            for other in others:
-                pair = by_test_set(scores[split, model]), by_test_set(scores[split, other])
-                labels = {"split": split, "model": model, "against": other}
-                tables.append(paired({model: pair}).assign(**labels))
-    table = pd.concat(tables, ignore_index=True)
-    table["p_holm"] = holm(table.p)
-    return table
-
-
-def show_comparison_of_models(table: pd.DataFrame) -> None:
-    columns = {"split": "split", "model": "model", "against": "against", "n": "test sets"}
-    show_comparison(
-        table,
-        columns | {"difference": "difference in weighted R²"},
-        "Weighted R², compared on the same test sets",
-    )
-
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-18
-def _in_words(split: str) -> str:
-    return "split image by image" if split == "stratified" else f"split by {split}"
-
-
-def _kind(row: Mapping) -> str:
-    if np.isnan(row["p"]):
-        return "Unknown from so few runs"
-    if not is_shown(row):
-        return "Not shown to beat the mean"
-    return f"{better_or_worse(row).capitalize()} than saying the mean"
-
-
-def _model_and_difference(row: Mapping) -> str:
-    interval = "" if np.isnan(row["low"]) else f", 95 % {row['low']:.2f} to {row['high']:.2f}"
-    return f"{row['model']}, {_in_words(row['split'])} ({row['difference']:+.2f}{interval})"
-
-
-def _sentence_on_models(rows: Iterable[Mapping], several: bool) -> str:
-    shown = [
-        f"{_in_words(r['split']).capitalize()}, {r['model']} is {better_or_worse(r)} than "
-        f"{r['against']} by {abs(r['difference']):.2f}"
-        for r in rows
-        if is_shown(r)
-    ]
-    if shown:
-        return f"{'; '.join(shown)}."
-    return "No difference between the models is shown." if several else ""
-
-
-def verdict(plan: Plan, table: pd.DataFrame) -> str:
-    "Which models are better than the mean on which splits, and which differ from each other."
-    kinds: dict[str, list[str]] = {}
-    for row in table[table.against == MEAN].to_dict("records"):
-        kinds.setdefault(_kind(row), []).append(_model_and_difference(row))
-    sentences = [f"{kind}, by weighted R²: {'; '.join(v)}." for kind, v in kinds.items()]
-    rest = table[table.against != MEAN].to_dict("records")
-    sentences.append(_sentence_on_models(rest, several=len(plan.models) > 1))
-    return " ".join(filter(None, sentences))
-
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-21
-def show_against_truth(plan: Plan, said: Predictions) -> None:
-    "Every test image of the first split as a point."
-    split, names = plan.splits[0], target_names(plan)
-    pairs = {}
-    for model in plan.models:
-        by = said[split, model]
-        if not by:
-            return
-        true = np.concatenate([truth(e).numpy() for e in by])
-        told = np.concatenate([y.numpy() for y in by.values()])
-        pairs[model] = {n: (true[:, i], told[:, i]) for i, n in enumerate(names)}
-    page.show_figure(
-        plots.against_truth(pairs, unit_of(plan)),
-        f"Test images of all test sets, {_in_words(split)}: on the line, a prediction is right. "
-        "Each panel has its own scale.",
-    )
-
-
-_PUBLISHED = {"resnet18-imagenet": "resnet18", "scatresnet18-imagenet": "scatresnet18"}
-
-
-def show_published(plan: Plan, said: Predictions) -> None:
-    "Published errors, beside ours where the images are the same."
-    paper = published("biomass")
-    if plan.p.dataset != "csiro-biomass":
-        text = (
-            f"Published figures are for the CSIRO images ({paper['source']}): ResNet-18 "
-            f"{paper['resnet18']}, with scattering {paper['scatresnet18']}; on that scale a "
-            "predictor that always says zero can't exceed 0.0241, so both are worse than saying "
-            "nothing."
-        )
-        display(Markdown(text))
-        return
-    rows = []
-    for name in (*plan.models, MEAN, ZERO):
-        by = said.get(("stratified", name), {})
-        squared = [5 * float(((y - truth(e)) / 2000).square().mean()) for e, y in by.items()]
-        theirs = paper.get(_PUBLISHED.get(plan.models.get(name, {}).get("model")))
-        rows.append({"predictor": name, "ours": pm(squared, 4)} | beside(squared, theirs))
-    page.show_table(
-        rows,
-        "Mean squared error of targets ÷ 2,000, summed over the five, as published "
-        f"({paper['source']}): both published figures are worse than zero's",
-        digits=5,
-    )
