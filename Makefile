@@ -40,7 +40,7 @@ $(READY): requirements.lock
 
 # the README's table of results, from the results beside the pages
 readme: $(READY)
-	$(BIN)/python -c 'from pathlib import Path; from wavescat.studies.render import readme; readme(Path("reports"), Path("README.md"))'
+	$(BIN)/python -c 'from pathlib import Path; from wavescat.studies.index import readme; readme(Path("reports"), Path("README.md"))'
 
 # notebooks, tests and tools formatted; notebooks cleaned; the package exported from them
 export: $(READY)

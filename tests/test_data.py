@@ -1083,7 +1083,7 @@ def test_integer_labels_of_a_table_are_in_order(tmp_path):
 def test_a_run_keeps_the_order_it_was_trained_in(tmp_path, monkeypatch):
     "Trained on classes sorted as text: the run is stale, and what it says keeps its names."
     from wavescat.runs.experiment import experiment
-    from wavescat.studies.presets import tested
+    from wavescat.studies.inference import tested
     from wavescat.training.results import cached_result
     from wavescat.training.run import run
 

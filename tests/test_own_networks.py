@@ -578,7 +578,7 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     from PIL import Image
 
     from wavescat.data.load import load
-    from wavescat.studies.presets import tested
+    from wavescat.studies.inference import tested
     from wavescat.training.inference import classify, test_predictions
     from wavescat.training.plan import plan
 

@@ -1,5 +1,6 @@
-"""Settings and parameters, whoever gives them: YAML, JSON, a shell, papermill, an edited cell, a command line."""
+"""Settings and parameters, whoever gives them: YAML, JSON, a shell, papermill, a cell, a command line."""
 
+import ast
 import json
 import os
 import re
@@ -11,15 +12,11 @@ import pytest
 from conftest import ROOT, wavescat
 
 from wavescat.runs.experiment import experiment
-from wavescat.studies.presets import (
-    arms,
-    experiments_of,
-    listed,
-    parameters,
-    read_parameters,
-    resolve,
-    study_names,
-)
+from wavescat.studies.models import parse_models
+from wavescat.studies.parameters import parameters
+from wavescat.studies.plans import experiments_of, split_names
+from wavescat.studies.presets import read_parameters, resolve
+from wavescat.studies.templates import study_names, template_cells
 from wavescat.training.grid import grid, read_grid, values
 
 
@@ -228,19 +225,24 @@ def test_a_comma_within_a_value(tmp_path):
 
 def test_a_path_with_anything_in_a_list_of_models(tmp_path, monkeypatch):
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
-    source = "from torch import nn\ndef net(shape, num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], num_classes))\n"
+    source = (
+        "from torch import nn\n"
+        "def net(shape, num_classes):\n"
+        "    inputs = shape[0] * shape[1] * shape[2]\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, num_classes))\n"
+    )
     for k, folder in enumerate(("a, b", "me@home: x=1", 'say "it"')):
         path = tmp_path / folder / "my net@2.py"
         path.parent.mkdir()
         path.write_text(source + f"# {k}\n")
         quoted = '"' + str(path).replace('"', '""') + ':net"'
-        found = arms(f"resnet18, {quoted} lr:.1")
+        found = parse_models(f"resnet18, {quoted} lr:.1")
         assert (
             list(found) == ["ResNet-18", "my net@2.py:net, lr=0.1"]
             and found["my net@2.py:net, lr=0.1"]["lr"] == 0.1
         ), folder
     assert (
-        arms('resnet18 weights:"/data/lr=.1/w, x:1.safetensors"')[
+        parse_models('resnet18 weights:"/data/lr=.1/w, x:1.safetensors"')[
             "ResNet-18, weights=/data/lr=.1/w, x:1.safetensors"
         ]["weights"]
         == "/data/lr=.1/w, x:1.safetensors"
@@ -248,7 +250,10 @@ def test_a_path_with_anything_in_a_list_of_models(tmp_path, monkeypatch):
     assert resolve("baseline", "smoke", {"dataset": "/a,b"})["dataset"] == "/a,b"
     assert resolve("biomass", "smoke", {"splits": ["state", "/a,b.json"]})[
         "splits"
-    ] == 'state,"/a,b.json"' and listed("splits", 'state,"/a,b.json"') == ["state", "/a,b.json"]
+    ] == 'state,"/a,b.json"' and split_names("splits", 'state,"/a,b.json"') == [
+        "state",
+        "/a,b.json",
+    ]
 
 
 def test_numbers_are_one_experiment():
@@ -260,3 +265,25 @@ def test_numbers_are_one_experiment():
         and grid(lr=1)[0] == experiment(lr="1e0")
         and values(" 1 - 3, 8 ") == [1, 2, 3, 8]
     )
+
+
+STILL_PROGRAMS = {"parametric", "stability"}  # templates that aren't pages yet
+
+
+@pytest.mark.parametrize("study", sorted(set(study_names()) - STILL_PROGRAMS))
+def test_a_template_is_a_page(study):
+    "Prose with few lines of code: no definitions, no computation, no nested f-string."
+    cells = template_cells(study)
+    code = [
+        "".join(c["source"])
+        for c in cells
+        if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+    ]
+    lines = [[line for line in source.splitlines() if line.strip()] for source in code]
+    assert len(cells) <= 12 and sum(map(len, lines)) <= 60 and max(map(len, lines)) <= 10
+    nodes = [node for source in code for node in ast.walk(ast.parse(source))]
+    computing = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.DictComp, ast.BinOp, ast.While)
+    assert not [ast.unparse(node) for node in nodes if isinstance(node, computing)]
+    texts = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    nested = [text for text in texts if "f'" in ast.unparse(text)[2:]]
+    assert not nested

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 from conftest import ROOT
 
-from wavescat.studies.presets import experiments_of, protocol, published, resolve
+from wavescat.studies.plans import experiments_of
+from wavescat.studies.presets import resolve
+from wavescat.studies.published import protocol, published
 
 STUDIES = sorted(p.stem for p in (ROOT / "nbs" / "studies").glob("*.ipynb"))
 MEASURING = ("speed", "stability")  # they train nothing

@@ -48,7 +48,8 @@ def test_page(smoke, visit, name, width):
         "the page itself doesn't scroll sideways"
     )
     sizes = page.evaluate(
-        "[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt.length, i.src.startsWith('data:image/gif')])"
+        "[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt.length, "
+        "i.src.startsWith('data:image/gif')])"
     )
     assert (
         sizes

@@ -303,11 +303,13 @@ def trained(tmp_path_factory):
 
 def study(monkeypatch, **parameters):
     "What the study gives with these parameters, executed in this process."
-    from wavescat.studies import presets as studies
+    from wavescat.studies import results
+    from wavescat.studies.presets import resolve
+    from wavescat.studies.templates import template_cells
 
     gave = []
-    monkeypatch.setattr(studies, "give", lambda *what: gave.append(what))
-    values = studies.resolve(
+    monkeypatch.setattr(results, "publish_results", lambda *what: gave.append(what))
+    values = resolve(
         "stability",
         "smoke",
         {
@@ -317,7 +319,7 @@ def study(monkeypatch, **parameters):
             **parameters,
         },
     )
-    for cell in studies.cells("stability"):
+    for cell in template_cells("stability"):
         if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
             exec("".join(cell["source"]), values)
     ((verdict, table, results),) = gave
@@ -388,7 +390,8 @@ def test_study_refuses_in_one_line(trained, monkeypatch, parameter, words):
 
 
 def test_study_refuses_a_run_on_other_images_before_it_computes(trained, tmp_path, monkeypatch):
-    from wavescat.studies.presets import experiments_of, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
 
     copy = shutil.copytree(trained, tmp_path / trained.name)
     about = json.loads((copy / "images.json").read_text())

@@ -1,4 +1,7 @@
-"""What the studies compute: the best of a grid is trained anew, weights go on to other classes, corruptions are tested on the right images, biomass on its authors' layout."""
+"""What the studies compute.
+
+The best of a grid is trained anew, weights go on to other classes, corruptions are tested on the right
+images, biomass is read in its authors' layout."""
 
 import hashlib
 import json
@@ -14,7 +17,9 @@ def _gave(smoke, study):
 
 
 def test_the_best_of_a_grid_is_trained_anew(smoke):
-    "tuned: chosen by validation accuracy alone, the first of equals; tested with seeds that the choice hasn't seen; as many tries for either model."
+    """Chosen by validation accuracy alone, the first of equals; as many tries for either model.
+
+    Tested with seeds that the choice hasn't seen."""
     gave = _gave(smoke, "tuned")
     runs = [(r["experiment"], r) for r in gave["runs"]]
     setting = lambda e: (e["lr"], e["weight_decay"], e["epochs"])
@@ -88,9 +93,10 @@ def test_corruptions_are_tested_on_the_images_that_the_run_was(smoke, tmp_path):
     gave = json.loads(next((tmp_path / "robustness").glob("*.json")).read_text())
     clean = gave["table"][0]
     for title, model in (("ResNet-18", "resnet18"), ("ScatResNet-18, L=8", "scatresnet18")):
+        of_model = [r for r in gave["runs"] if r["experiment"]["model"] == model]
         assert (
             clean[f"{title}: accuracy, %"].split()[0]
-            == f"{np.mean([r['test_accuracy'] for r in gave['runs'] if r['experiment']['model'] == model]):.1f}"
+            == f"{np.mean([r['test_accuracy'] for r in of_model]):.1f}"
         )
     assert len(gave["table"]) == 1 + 6 + 15 + 1
 
@@ -129,7 +135,8 @@ def csiro(tmp_path_factory):
             "Dry_Total_g": green + clover + dead,
         }
         rows += [
-            f"ID{i}__{t},train/ID{i}.jpg,2015/9/{i % 6 + 1},{('Tas', 'NSW', 'Vic')[i % 3]},Ryegrass,.6,4,{t},{v:.2f}"
+            f"ID{i}__{t},train/ID{i}.jpg,2015/9/{i % 6 + 1},{('Tas', 'NSW', 'Vic')[i % 3]},Ryegrass,.6,4,"
+            f"{t},{v:.2f}"
             for t, v in values.items()
         ]
     (folder / "csiro-biomass" / "train.csv").write_text("\n".join(rows) + "\n")
@@ -171,7 +178,8 @@ def test_biomass_on_its_authors_layout(csiro, tmp_path):
     )
     for split in ("image by image", "by date", "by state"):
         assert f", split {split} (" in gave["headline"] and re.match(
-            "(Not shown to beat the mean|Better than saying the mean|Worse than saying the mean|Unknown from so few runs), by weighted R²: ",
+            "(Not shown to beat the mean|Better than saying the mean|Worse than saying the mean|"
+            "Unknown from so few runs), by weighted R²: ",
             gave["headline"],
         ), gave["headline"]
     assert "0.01956" in text and "not whole: 24 of 357" in text and "worse than zero" in text
@@ -204,7 +212,9 @@ def test_the_index_answers_first():
 
 
 def test_rows_are_compared_seed_by_seed(smoke):
-    "parametric: the same images and seeds in every row; the differences of the table, by hand; the wrong gradient trains other filters, in a network that starts the same."
+    """The same images and seeds in every row; the differences of the table, by hand.
+
+    The wrong gradient trains other filters, in a network that starts the same."""
     gave = _gave(smoke, "parametric")
     runs = {}
     for r in gave["runs"]:
@@ -270,9 +280,15 @@ def test_rows_are_compared_seed_by_seed(smoke):
 
 
 def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
-    "A file beside the command, with settings of its own; the leaderboard ranks it; a file that can't enter is refused in a line and leaves nothing."
+    """A file beside the command, with settings of its own; the leaderboard ranks it.
+
+    A file that can't enter is refused in a line and leaves nothing."""
     (tmp_path / "mine.py").write_text(
-        "from torch import nn\ndef flat(shape, num_classes, width=64): return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2] // 64, width), nn.Linear(width, num_classes))\n"
+        "from torch import nn\n"
+        "def flat(shape, num_classes, width=64):\n"
+        "    inputs = shape[0] * shape[1] * shape[2] // 64\n"
+        "    head = nn.Linear(inputs, width), nn.Linear(width, num_classes)\n"
+        "    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), *head)\n"
     )
     done = wavescat(
         "run",
@@ -297,7 +313,11 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
     assert len(scores) == 2 and scores == sorted(scores, reverse=True)
     assert wavescat("runs", "show", mine[0]["identity"], store=smoke[1]).returncode == 0
     (tmp_path / "no.py").write_text(
-        "from torch import nn\ndef number(shape, num_classes): return 7\ndef broken(shape, num_classes): raise RuntimeError('not\\nthis way')\ndef three(shape, num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 3))\n"
+        "from torch import nn\n"
+        "def number(shape, num_classes): return 7\n"
+        "def broken(shape, num_classes): raise RuntimeError('not\\nthis way')\n"
+        "def three(shape, num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 3))\n"
     )
     for entries, said in (
         ("no.py:number", "no.py:number returned int, expected a torch module"),
@@ -307,7 +327,8 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
         ),
         (
             "no.py:three",
-            "no.py:three makes (2, 3) of two images of shape (1, 32, 32), expected (2, 8): a score for each of 8 classes",
+            "no.py:three makes (2, 3) of two images of shape (1, 32, 32), expected (2, 8): "
+            "a score for each of 8 classes",
         ),
         ("scattering-linear, theirs.py:flat", "theirs.py is missing"),
         ("scattering-linear, mine.py:round", "mine.py has no function round"),
@@ -333,7 +354,8 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
             and len(done.stderr.strip().splitlines()) == 1
             and not (tmp_path / "no").exists()
         ), done.stderr
-    from wavescat.studies.presets import experiments_of, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
 
     ours, tables = (set(experiments_of(s, resolve(s, "cpu"))) for s in ("challenge", "parametric"))
     assert len(ours & tables) == 20  # the linear heads are computed once for both
@@ -402,7 +424,9 @@ def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
 
 def test_published_protocols_of_the_other_sets():
     "parametric on KTH-TIPS2-b and COVIDx: splits, seeds, schedules and augmentation, without their images."
-    from wavescat.studies.presets import experiments_of, published, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
+    from wavescat.studies.published import published
 
     rows = "scattering-linear learn:canonical, scattering-wrn"
     seeds = published("parametric")["seeds"]

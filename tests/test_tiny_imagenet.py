@@ -442,7 +442,8 @@ def test_alexnet_is_fine_tuned(tmp_path):
     ],
 )
 def test_what_the_studies_refuse(study, parameters, message, tmp_path):
-    from wavescat.studies.presets import experiments_of, resolve
+    from wavescat.studies.plans import experiments_of
+    from wavescat.studies.presets import resolve
 
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         experiments_of(study, resolve(study, "quick", dict(p.split("=", 1) for p in parameters)))
@@ -595,7 +596,7 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     from test_data import _tiny
 
     from wavescat.data.load import load
-    from wavescat.studies.presets import trained_on
+    from wavescat.studies.page import trained_on
 
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path))

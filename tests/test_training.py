@@ -610,7 +610,7 @@ def test_rm(trained, tmp_path):
 def test_every_published_protocol_can_be_said():
     "As settings that an experiment knows and that go together; numbers of PROTOCOLS in the papers."
     from wavescat.runs.experiment import experiment
-    from wavescat.studies.presets import protocol, protocols
+    from wavescat.studies.published import protocol, protocols
     from wavescat.training.schedules import learning_rate
     from wavescat.training.settings import check_settings
 
@@ -742,7 +742,7 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
 
     from wavescat.runs.experiment import experiment
     from wavescat.runs.paths import run_dir
-    from wavescat.studies.presets import tested
+    from wavescat.studies.inference import tested
     from wavescat.training.run import run
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..models.backbones import left_as_it_was
 
 from wavescat.analysis.probing import (
     check_images,
@@ -22,6 +21,7 @@ from wavescat.analysis.probing import (
     hooked,
     target_classes,
 )
+from ..models.inspection import evaluation_mode
 
 # %% ../../nbs/lib/06_analysis/21_attribution.ipynb #attribution-5
 def scattering_layer(
@@ -44,7 +44,7 @@ def coefficients(
     name, layer = scattering_layer(model)
     outputs: list[Tensor] = []
     watched = hooked({name: layer}, lambda _, output: outputs.append(output))
-    with left_as_it_was(model), torch.no_grad(), watched:
+    with evaluation_mode(model), torch.no_grad(), watched:
         class_scores(model, x)
     return outputs[-1].reshape(len(x), -1, len(layer.paths), *outputs[-1].shape[-2:])
 
@@ -92,7 +92,7 @@ def _attribute(model, x, target, baseline, steps):
     x = check_images(x)
     c = coefficients(model, x)
     b = _baseline_like(c, baseline)
-    with left_as_it_was(model):
+    with evaluation_mode(model):
         with torch.no_grad():
             classes = target_classes(_scores_at(model, x, c), target)[:, None]
 

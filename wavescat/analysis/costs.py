@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from ..models.backbones import left_as_it_was
 
 from .measurements import cached_measurement
 from .timing import COLOURS, ENGINES, Case
 from ..core.names import choose
+from ..models.inspection import evaluation_mode
 
 # %% ../../nbs/lib/06_analysis/13_costs.ipynb #costs-5
 @torch.no_grad()
@@ -32,7 +32,7 @@ def flops(
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
-    with left_as_it_was(model), FlopCounterMode(display=False) as counted:
+    with evaluation_mode(model), FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, *shape, device=device))
     return counted.get_total_flops()
 

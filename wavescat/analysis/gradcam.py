@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..models.backbones import left_as_it_was
 
 from .map_layers import default_layer, find_layer
 from wavescat.analysis.probing import (
@@ -23,6 +22,7 @@ from wavescat.analysis.probing import (
     target_classes,
 )
 from ..core.names import choose
+from ..models.inspection import evaluation_mode
 
 # %% ../../nbs/lib/06_analysis/19_gradcam.ipynb #gradcam-5
 METHODS = ("gradcam", "gradcam++")
@@ -71,7 +71,7 @@ def _explain(model, x, target, name, module) -> _Explained:
         return outputs[-1].clone()  # what follows may change it in place
 
     watched = hooked({name: module}, hook)
-    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), watched:
+    with torch.inference_mode(False), evaluation_mode(model), torch.enable_grad(), watched:
         scores = class_scores(model, x)
         if outputs:
             score = scores.gather(1, target_classes(scores, target)[:, None]).sum()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from ..models.backbones import left_as_it_was
 
 from .gradcam import gradcam
 from .probing import check_images, class_scores, gradients, target_classes
+from ..models.inspection import evaluation_mode
 
 # %% ../../nbs/lib/06_analysis/20_guided.ipynb #guided-5
 class _PositiveReLU(torch.autograd.Function):
@@ -65,7 +65,7 @@ def guided_backpropagation(
     """The gradient of a score to the pixels through ReLUs that pass positive gradients only.
 
     Raises `ValueError` if the scores have no gradient to the images."""
-    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), GuidedReLUs():
+    with torch.inference_mode(False), evaluation_mode(model), torch.enable_grad(), GuidedReLUs():
         x = check_images(x).detach().clone().requires_grad_()
         scores = class_scores(model, x)
         score = scores.gather(1, target_classes(scores, target)[:, None]).sum()

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from ..models.backbones import left_as_it_was
 
 from .probing import check_images, class_scores, gradients, hooked
 from ..core.names import choose
+from ..models.inspection import evaluation_mode
 
 # %% ../../nbs/lib/06_analysis/18_map_layers.ipynb #map-layers-5
 def layers(
@@ -32,7 +32,7 @@ def layers(
         if isinstance(output, Tensor) and output.ndim >= 4 and output.shape[-2:].numel() > 1:
             sizes[name] = (output.shape[1:-2].numel(), *output.shape[-2:])
 
-    with left_as_it_was(model), torch.no_grad(), hooked(modules, note):
+    with evaluation_mode(model), torch.no_grad(), hooked(modules, note):
         class_scores(model, x[:1])
     if not sizes:
         raise ValueError(
@@ -56,7 +56,7 @@ def default_layer(
         outputs[name] = output
 
     watched = hooked({name: modules[name] for name in names}, note)
-    with torch.inference_mode(False), left_as_it_was(model), torch.enable_grad(), watched:
+    with torch.inference_mode(False), evaluation_mode(model), torch.enable_grad(), watched:
         scores = class_scores(model, x[:1].detach().clone().requires_grad_())
         candidates = [name for name in names if outputs[name].requires_grad]
         of = [outputs[name] for name in candidates]

@@ -96,7 +96,7 @@ def _overhead(load: Load, augment: str, precision: str, repeats: int) -> dict:
         training, empty = (Training(e, World(torch.device(load.device))) for _ in range(2))
         empty.forward = _Nothing().to(load.device)
         empty.optimizer = optimizer(empty.forward, empty.e)
-        augmented = training.train.inorder(
+        augmented = training.train.in_order(
             load.batch, lambda x: training.augment(x, training.generator)
         )
         epochs = {
@@ -136,7 +136,7 @@ def _kymatio_head_loop(training: Training, load: Load) -> Callable[[], None]:
 
     def epoch():
         order = torch.randperm(len(training.train))
-        for x, y in training.train.inorder(load.batch, order=order):
+        for x, y in training.train.in_order(load.batch, order=order):
             with torch.no_grad():
                 features = S(x.contiguous()).flatten(1, 2)
             loss = cross_entropy(head(features), y)

@@ -24,7 +24,8 @@ from wavescat.apps.site_cells import (
 )
 from .site_entries import Entry, entries
 from .site_text import Site, link_between, module_of, prose
-from ..studies.presets import parameters, presets, resolve
+from ..studies.parameters import parameters
+from ..studies.presets import presets, resolve
 
 # %% ../../nbs/lib/09_apps/23_site_pages.ipynb #site-pages-5
 class NotebookPage:

@@ -11,7 +11,7 @@ import posixpath
 import re
 from pathlib import Path
 
-from ..studies.render import set_mathematics
+from ..studies.markup import set_mathematics
 
 # %% ../../nbs/lib/09_apps/21_site_text.ipynb #site-text-4
 class Site:

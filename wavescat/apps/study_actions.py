@@ -33,16 +33,14 @@ from ..models.registry import MODELS
 from ..models.wytiny import CONVOLUTIONS
 from ..runs.experiment import Experiment
 from ..runs.paths import project_dir, runs_dir
+from ..studies.index import index
+from ..studies.kernels import check_kernel
 from ..studies.pages import make_pages, measures_machine
-from wavescat.studies.presets import (
-    experiments_of,
-    parameters,
-    presets,
-    protocols,
-    resolve,
-    study_names,
-)
-from ..studies.render import check_kernel, index
+from ..studies.parameters import parameters
+from ..studies.plans import experiments_of
+from ..studies.presets import presets, resolve
+from ..studies.published import protocols
+from ..studies.templates import study_names
 from ..training.losses import LOSSES
 from ..training.optimizers import OPTIMIZERS
 from ..training.plan import plan

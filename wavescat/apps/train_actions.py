@@ -33,7 +33,7 @@ from ..figures.run import check_class_errors, draw_class_errors, draw_gradcam
 from ..runs.experiment import Experiment
 from ..runs.paths import run_dir, runs_dir
 from ..runs.store import history_of
-from ..studies.presets import protocol as read_protocol
+from ..studies.published import protocol as read_protocol
 from ..training.checks import check
 from ..training.distributed import is_main_process
 from ..training.grid import grid, read_grid

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.files import replace
+from ..core.files import replace_file
 
 # %% ../../nbs/lib/04_runs/07_checkpoint.ipynb #runs-checkpoint-5
 def save_checkpoint(
@@ -25,7 +25,7 @@ def save_checkpoint(
         except RuntimeError as e:  # in this way torch says that the disk is full
             raise OSError(f"the checkpoint can't be written: {e}") from e
 
-    replace(work / "checkpoint.pt", write)
+    replace_file(work / "checkpoint.pt", write)
 
 # %% ../../nbs/lib/04_runs/07_checkpoint.ipynb #runs-checkpoint-7
 def load_checkpoint(
