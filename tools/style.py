@@ -66,11 +66,22 @@ def argument_count(node):
 def describe_module(path):
     "Numbers of one module: lines, columns, functions that are long or take much."
     lines = path.read_text(encoding="utf-8").splitlines()
-    found = functions(ast.parse("\n".join(lines)))
+    tree = ast.parse("\n".join(lines))
+    found = functions(tree)
+    generated = {
+        k  # nbdev's list of names, and the title that it copies
+        for n in tree.body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+        for k in range(n.lineno, n.end_lineno + 1)
+    } | {1}
     is_command_line = path.stem.startswith("cli")  # a command's parameters are its options
     return {
         "lines": len(lines),
-        "columns": [len(x) for x in lines if x.strip() and "://" not in x],
+        "columns": [
+            len(x)
+            for k, x in enumerate(lines, 1)
+            if x.strip() and "://" not in x and k not in generated and not x.startswith("# %%")
+        ],
         "functions": len(found),
         "long functions": [n.name for n in found if n.end_lineno - n.lineno >= MOST_LINES],
         "many arguments": [

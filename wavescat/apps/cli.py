@@ -167,7 +167,7 @@ def predict_command(
 
     Example: wavescat predict 564b0b photo.png --gradcam why.png
     """
-    from wavescat.apps.train_actions import GradCam, predict_images
+    from wavescat.apps.model_actions import GradCam, predict_images
 
     predict_images(run, images, top, GradCam(gradcam, layer, target))
 
@@ -182,7 +182,7 @@ def weights_command(model: PretrainedModel, out: WeightsFile, file: TorchvisionF
 
     Models named …-imagenet were trained on images of 224×224: add -p size=224.
     """
-    from wavescat.apps.train_actions import save_pretrained
+    from wavescat.apps.model_actions import save_pretrained
 
     save_pretrained(model, out, file)
 

@@ -16,8 +16,21 @@ from .table import Row, read_table
 # %% ../../nbs/lib/02_data/15_own_columns.ipynb #own-columns-5
 ROLES = ("path", "label", "split", "group", "patient")
 _LIKE_PATH = set(
-    "file files filename file_name filepath file_path image images image_file image_name "
-    "image_path img img_path".split()
+    [
+        "file",
+        "files",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "image",
+        "images",
+        "image_file",
+        "image_name",
+        "image_path",
+        "img",
+        "img_path",
+    ]
 )
 
 
@@ -64,7 +77,17 @@ def read_image_table(
 
 # %% ../../nbs/lib/02_data/15_own_columns.ipynb #own-columns-10
 _LIKE_LABEL = set(
-    "class classes class_id class_name classname category categories labels label_id".split()
+    [
+        "class",
+        "classes",
+        "class_id",
+        "class_name",
+        "classname",
+        "category",
+        "categories",
+        "labels",
+        "label_id",
+    ]
 )
 _LIKE_INDEX = re.compile(
     r"column \d+ \(no name\)|unnamed.*|level_\d+|(.*[_ ])?(id|idx|index|uuid|guid)"

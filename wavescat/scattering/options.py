@@ -56,7 +56,7 @@ def _check_shape(J, shape):
     is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
     if not is_pair or not all(isinstance(n, Integral) and n > 0 for n in shape):
         raise ValueError(f"shape must be (H, W), two positive whole numbers, got {shape!r}")
-    if 2**J > min(shape):
+    if min(shape) < 2**J:
         largest = int(math.log2(max(min(shape), 1)))
         raise ValueError(
             f"2**J = {2**J} is larger than the image, {shape[0]}×{shape[1]} pixels: "
