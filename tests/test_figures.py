@@ -1,9 +1,11 @@
-"""Filters as pictures: what is drawn is what the filters are, and what can't be drawn is refused."""
+"""Figures of filters: they show what the filters are, and what can't be drawn is refused."""
 
 import math
 import os
 import subprocess
 import sys
+from itertools import permutations
+from types import ModuleType
 
 import matplotlib
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 matplotlib.use("agg")
 from conftest import ROOT, wavescat
 
+from wavescat import figures
 from wavescat.figures.disk import coefficients_disk
 from wavescat.figures.files import save
 from wavescat.figures.films import film
@@ -21,19 +24,19 @@ from wavescat.figures.frames import frame_bounds, littlewood_paley
 from wavescat.figures.grids import filter_grid
 from wavescat.figures.inputs import measure_orientations
 from wavescat.figures.learning import before_after, parameter_curves
-from wavescat.figures.matching import match
+from wavescat.figures.matching import match, morlet_distances
 from wavescat.figures.parts import PARTS
 from wavescat.figures.recorder import Recorder, load_recording
 from wavescat.runs.experiment import experiment
 from wavescat.scattering import bank as filters
+from wavescat.scattering.learned import LEARN, LearnedBank, random_frame
 from wavescat.scattering.bank import FilterBank, filter_bank, fourier_bank
 from wavescat.scattering.layer import Scattering2D
-from wavescat.scattering.learned import LEARN, LearnedBank, random_frame
 from wavescat.training.inference import load_model
 from wavescat.training.run import run
 
 
-def _walk(learn="canonical", records=5, J=2, L=4, side=16, size=0.03, **kw):
+def _random_walk(learn="canonical", records=5, J=2, L=4, side=16, size=0.03, **kw):
     "A recorder of a bank whose parameters wander."
     bank = LearnedBank(J, L, (side, side), learn, **kw)
     recorder, gen = Recorder(bank), torch.Generator().manual_seed(0)
@@ -56,22 +59,23 @@ def _images(fig):
 def test_a_grid_has_every_filter(part, J, L, shape):
     bank = filter_bank(J, L, shape)
     fig = filter_grid(bank, part)
-    shown = _images(fig)
-    assert len(shown) == J * L
+    pictures = _images(fig)
+    assert len(pictures) == J * L
     fig.canvas.draw()
+    last = pictures[-1]
     if part == "fourier":
-        np.testing.assert_allclose(shown[-1], np.fft.fftshift(bank.psi_f[-1, -1].numpy()))
+        np.testing.assert_allclose(last, np.fft.fftshift(bank.psi_f[-1, -1].numpy()))
     if part == "real":
         psi = torch.fft.ifft2(bank.psi_f[-1, -1]).real
-        assert math.isclose(np.max(shown[-1]), psi[0, 0], rel_tol=1e-9) and len(shown[-1]) % 2 == 1
-        assert np.unravel_index(np.argmax(shown[-1]), shown[-1].shape) == (len(shown[-1]) // 2,) * 2
+        assert math.isclose(np.max(last), psi[0, 0], rel_tol=1e-9) and len(last) % 2 == 1
+        assert np.unravel_index(np.argmax(last), last.shape) == (len(last) // 2,) * 2
 
 
-def test_most_orientations_are_left_out():
+def test_a_grid_has_at_most_so_many_orientations():
     assert len(_images(filter_grid(filter_bank(1, 40, (16, 16)), most=5))) == 5
 
 
-def test_layers_models_and_banks_are_one():
+def test_layers_models_and_banks_are_read_alike():
     S = Scattering2D(2, (16, 16), 4)
     learned = Scattering2D(2, (16, 16), 4, learn="canonical")
     banks = [
@@ -82,16 +86,15 @@ def test_layers_models_and_banks_are_one():
         S.filters(),
     ]
     for other in banks[1:]:
-        assert (
-            match(S, other).distance.max() < 1e-5 and (match(S, other).place == np.arange(8)).all()
-        )
+        pairs = match(S, other)
+        assert pairs.distance.max() < 1e-5 and (pairs.partner == np.arange(8)).all()
         np.testing.assert_allclose(frame_bounds(other), frame_bounds(S), atol=1e-5)
 
 
 def test_orientations_are_modulo_pi():
-    start = filters.tight_frame(2, 4)
-    turned = start._replace(theta=start.theta + math.pi)
-    a, b = (fourier_bank(m, 1.6, 2, (24, 24)) for m in (start, turned))
+    frame = filters.tight_frame(2, 4)
+    half_turn = frame._replace(theta=frame.theta + math.pi)
+    a, b = (fourier_bank(m, 1.6, 2, (24, 24)) for m in (frame, half_turn))
     torch.testing.assert_close(measure_orientations(a), measure_orientations(b), atol=1e-6, rtol=0)
     assert match(a, b).distance.max() < 1e-6 and (a.psi_f - b.psi_f).abs().max() > 0.5
 
@@ -99,10 +102,6 @@ def test_orientations_are_modulo_pi():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_assignment_is_optimal(seed):
     "No other pairing of a small bank is cheaper."
-    from itertools import permutations
-
-    from wavescat.figures.matching import morlet_distances
-
     a, b = random_frame(1, 5, seed), random_frame(1, 5, seed + 100)
     d = morlet_distances(a, b)
     banks = [LearnedBank(1, 5, (16, 16)) for _ in "ab"]
@@ -111,19 +110,17 @@ def test_the_assignment_is_optimal(seed):
             for p, v in zip((bank.theta, bank.xi, bank.raw_sigma, bank.raw_gamma), m):
                 p.copy_(v)
     least = min(sum(d[i, p[i]] for i in range(5)) for p in permutations(range(5)))
-    found = match(*banks)
-    assert math.isclose(found.distance.sum(), least, rel_tol=1e-4) and sorted(found.place) == list(
-        range(5)
-    )
-    assert (d >= 0).all() and (
-        a.theta[:, None] - b.theta
-    ).abs().max() > math.pi  # modulo π matters here
+    pairs = match(*banks)
+    assert math.isclose(pairs.distance.sum(), least, rel_tol=1e-4)
+    assert sorted(pairs.partner) == list(range(5))
+    assert (d >= 0).all()
+    assert (a.theta[:, None] - b.theta).abs().max() > math.pi  # modulo π matters here
 
 
-def test_a_spectrum_s_mirror_is_the_same_filter():
+def test_the_mirror_image_of_a_spectrum_is_the_same_filter():
     bank = filter_bank(2, 3, (15, 16))
-    mirror = FilterBank(bank.psi_f.flip(-2, -1).roll((1, 1), (-2, -1)), bank.phi_f)
-    assert match(bank, mirror).distance.max() < 1e-6
+    mirrored = FilterBank(bank.psi_f.flip(-2, -1).roll((1, 1), (-2, -1)), bank.phi_f)
+    assert match(bank, mirrored).distance.max() < 1e-6
 
 
 def test_littlewood_paley_is_drawn_as_computed():
@@ -132,15 +129,11 @@ def test_littlewood_paley_is_drawn_as_computed():
     fig = littlewood_paley(bank)
     np.testing.assert_allclose(fig.axes[0].images[0].get_array(), np.fft.fftshift(A.numpy()))
     low, high = frame_bounds(bank)
-    assert (
-        (low, high) == (A.min().item(), A.max().item()) and 0.12 < low < 0.13 and 1 <= high < 1.0001
-    )
+    assert (low, high) == (A.min().item(), A.max().item())
+    assert 0.12 < low < 0.13 and 1 <= high < 1.0001
     mean = fig.axes[1].lines[0].get_ydata()
-    assert (
-        math.isclose(mean[0], A[0, 0], rel_tol=1e-9)
-        and mean.min() >= low - 1e-9
-        and mean.max() <= high + 1e-9
-    )
+    assert math.isclose(mean[0], A[0, 0], rel_tol=1e-9)
+    assert mean.min() >= low - 1e-9 and mean.max() <= high + 1e-9
     with pytest.raises(ValueError, match="frequency 0 is the lowest"):
         frame_bounds(bank, -1)
 
@@ -148,38 +141,34 @@ def test_littlewood_paley_is_drawn_as_computed():
 def test_before_and_after_stand_in_pairs():
     bank = filter_bank(1, 4, (16, 16))
     swapped = FilterBank(bank.psi_f[:, [2, 0, 3, 1]], bank.phi_f)
-    shown = _images(before_after(bank, swapped))
-    for a, b in zip(shown[:4], shown[4:8]):
+    pictures = _images(before_after(bank, swapped))
+    for a, b in zip(pictures[:4], pictures[4:8]):
         np.testing.assert_allclose(a, b)
 
 
 @pytest.mark.parametrize("learn", LEARN)
-def test_a_recorder_plays_back_what_was(learn):
-    bank, recorder = _walk(learn, learn_phi=True)
-    now = [f.detach().clone() for f in bank()]
+def test_a_recorder_gives_back_the_banks(learn):
+    bank, recorder = _random_walk(learn, learn_phi=True)
+    expected = [f.detach().clone() for f in bank()]
     recorder.record()
     with torch.no_grad():
         for p in bank.parameters():
             p += 1.0
-    for own, then in zip(recorder.at(-1)(), now):
-        torch.testing.assert_close(own, then)
+    for recorded, f in zip(recorder.at(-1)(), expected):
+        torch.testing.assert_close(recorded, f)
     h = recorder.history()
-    assert (
-        list(h["step"]) == list(range(6))
-        and h["distance"].shape == (6, 8)
-        and h["distance"][0].max() < 1e-5
-        and h["distance"][-1].mean() > 1e-3
-    )
+    distance = h["distance"]
+    assert list(h["step"]) == list(range(6)) and distance.shape == (6, 8)
+    assert distance[0].max() < 1e-5 and distance[-1].mean() > 1e-3
     gradients = [n for n in h if n.startswith("gradient")]
-    assert len(gradients) == len(list(bank.parameters())) and all(
-        np.isfinite(h[n][:5]).all() and np.isnan(h[n][5]) for n in gradients
-    )
+    assert len(gradients) == len(list(bank.parameters()))
+    assert all(np.isfinite(h[n][:5]).all() and np.isnan(h[n][5]) for n in gradients)
     assert ("theta" in h) == (learn != "pixelwise")
     parameter_curves(recorder).canvas.draw()
 
 
 def test_curves_are_what_was_recorded():
-    bank, recorder = _walk(records=1, L=1, J=1)
+    bank, recorder = _random_walk(records=1, L=1, J=1)
     for theta in (0.2, -0.2, -0.4):
         with torch.no_grad():
             bank.theta.fill_(theta)
@@ -190,35 +179,29 @@ def test_curves_are_what_was_recorded():
     np.testing.assert_allclose(
         y[[1, 3, 4]], np.degrees([0.2, math.pi - 0.2, math.pi - 0.4]), rtol=1e-5
     )
-    assert (
-        all("step" == ax.get_xlabel() for ax in fig.axes)
-        and "rad/pixel" in fig.axes[1].get_ylabel()
-        and "pixels" in fig.axes[2].get_ylabel()
-    )
+    assert all(ax.get_xlabel() == "step" for ax in fig.axes)
+    assert "rad/pixel" in fig.axes[1].get_ylabel() and "pixels" in fig.axes[2].get_ylabel()
     with pytest.raises(ValueError, match="steps must grow"):
         recorder.record(5)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_a_film_has_its_frames(tmp_path, every):
-    _, recorder = _walk(records=7)
+    _, recorder = _random_walk(records=7)
     path = film(recorder, tmp_path / "f.gif", every=every, fps=5, size=16)
     with Image.open(path) as gif:
-        assert (
-            gif.n_frames == math.ceil(7 / every)
-            and gif.info["duration"] == 200
-            and gif.info["loop"] == 0
-        )
+        assert gif.n_frames == math.ceil(7 / every)
+        assert gif.info["duration"] == 200 and gif.info["loop"] == 0
 
 
-def test_still_banks_have_frames_too(tmp_path):
+def test_equal_banks_have_frames_too(tmp_path):
     S = Scattering2D(1, (16, 16), 2)
     with Image.open(film([S] * 4, tmp_path / "f.gif", parts=list(PARTS))) as gif:
         assert gif.n_frames == 4
 
 
-def test_a_film_is_kept_small(tmp_path):
-    _, recorder = _walk(records=12)
+def test_a_film_is_made_small_enough(tmp_path):
+    _, recorder = _random_walk(records=12)
     large, small = (
         film(recorder, tmp_path / f"{n}.gif", **kw).stat().st_size
         for n, kw in (("large", {}), ("small", dict(limit=30_000)))
@@ -242,21 +225,18 @@ def _disk(S, paths):
 
 
 @pytest.mark.parametrize("xi, ring", [(2.4, 1), (1.2, 0)])
-def test_stripes_stand_where_their_frequency_is(xi, ring):
+def test_stripes_are_drawn_at_their_frequency(xi, ring):
     "A wave along the rows is above and below the middle, fine ones outside."
     S = Scattering2D(2, (32, 32), 8)
     u = torch.arange(32.0)
     for stripes, directions in (
-        (torch.cos(xi * u)[:, None].expand(32, 32), (-90, 90)),
-        (torch.cos(xi * u).expand(32, 32), (0, 180)),
+        (torch.cos(xi * u)[:, None].expand(32, 32), {90.0}),
+        (torch.cos(xi * u).expand(32, 32), {0.0, 180.0}),
     ):
         angle, radius, energy = _disk(S(stripes), S.paths)
         top = np.argsort(energy)[-2:]
-        assert len(angle) == 2 * 16 and (
-            {*abs(angle[top].round())} == {90.0}
-            if directions == (-90, 90)
-            else {*abs(angle[top].round())} == {0.0, 180.0}
-        )
+        assert len(angle) == 2 * 16
+        assert {*abs(angle[top].round())} == directions
         assert ((radius[top] > 0.58) == bool(ring)).all()
 
 
@@ -274,10 +254,9 @@ def test_a_disk_has_every_coefficient(J, L, order):
         and hasattr(c, "set_paths")
         and ax.get_title().startswith("order")
     ]
-    found = np.concatenate([c.get_array() for c in drawn])
-    assert math.isclose(found.sum(), 2 * x[:, 1:].double().square().sum(), rel_tol=1e-5) and len(
-        found
-    ) == 2 * (len(S.paths) - 1)
+    energies = np.concatenate([c.get_array() for c in drawn])
+    assert math.isclose(energies.sum(), 2 * x[:, 1:].double().square().sum(), rel_tol=1e-5)
+    assert len(energies) == 2 * (len(S.paths) - 1)
     for c in drawn:
         assert all(len(p.vertices) > 4 for p in c.get_paths())
     fig.canvas.draw()
@@ -298,8 +277,8 @@ def test_figures_are_saved(tmp_path, suffix, head):
 
 
 @pytest.mark.parametrize("learn", LEARN)
-def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
-    "Full-batch steps from the tight frame: a record a step, the last of them the model's own filters."
+def test_the_filters_of_a_stored_run_are_loaded(tmp_path, monkeypatch, learn):
+    "Full-batch steps from the tight frame: one record a step, the last of the final filters."
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     options = dict(
         model="scattering-linear",
@@ -315,16 +294,15 @@ def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
     run(e)
     r = load_recording(e)
     assert r.steps == list(range(6))
-    for a, b in zip(
-        r.at(-1)(), next(m for m in load_model(e).modules() if isinstance(m, LearnedBank))()
-    ):
+    bank = next(m for m in load_model(e).modules() if isinstance(m, LearnedBank))
+    for a, b in zip(r.at(-1)(), bank()):
         torch.testing.assert_close(a, b)
     for a, b in zip(r.at(0)(), LearnedBank(1, 4, r.source.shape, learn)()):
         torch.testing.assert_close(a, b)
     h = r.history()
-    assert h["distance"][0].max() < 1e-5 < h["distance"][-1].mean() and all(
-        np.isnan(h[n][0]) and (h[n][1:] > 0).all() for n in h if n.startswith("gradient")
-    )
+    assert h["distance"][0].max() < 1e-5 < h["distance"][-1].mean()
+    gradients = [h[n] for n in h if n.startswith("gradient")]
+    assert all(np.isnan(g[0]) and (g[1:] > 0).all() for g in gradients)
     with Image.open(film(r, tmp_path / "f.gif")) as gif:
         assert gif.n_frames == 6
     fixed = experiment(**options)
@@ -333,24 +311,21 @@ def test_a_stored_run_is_played_back(tmp_path, monkeypatch, learn):
         load_recording(fixed)
     with pytest.raises(FileNotFoundError, match="isn't stored"):
         load_recording(experiment(**options, learn=learn, seed=1))
-    for identity, file, code, says in (
+    for identity, file, code, message in (
         (e.identity[:8], "g.gif", 0, ""),
         (e.identity, "g.mp4", 2, "ends in .gif"),
         (fixed.identity, "h.gif", 2, "recorded no filters"),
         ("zzz", "h.gif", 2, "no run begins with"),
     ):
         done = wavescat("runs", "film", identity, tmp_path / file, "--every", "2", store=tmp_path)
-        assert (
-            done.returncode == code
-            and says in done.stderr
-            and done.stderr.count("\n") == (code > 0)
-            and (tmp_path / file).exists() == (code == 0)
-        ), done.stderr
+        assert done.returncode == code and message in done.stderr, done.stderr
+        assert done.stderr.count("\n") == (code > 0), done.stderr
+        assert (tmp_path / file).exists() == (code == 0)
     with Image.open(tmp_path / "g.gif") as gif:
         assert gif.n_frames == 3
 
 
-def test_what_can_t_be_is_refused(tmp_path):
+def test_what_cannot_be_drawn_is_refused(tmp_path):
     S, other = Scattering2D(2, (16, 16), 4), Scattering2D(2, (16, 16), 3)
     empty, file, fig = (
         Recorder(LearnedBank(1, 2, (8, 8))),
@@ -358,7 +333,7 @@ def test_what_can_t_be_is_refused(tmp_path):
         filter_grid(filter_bank(1, 1, (8, 8))),
     )
     nan = FilterBank(*(t * math.nan for t in S.filters()))
-    for said, bad in {
+    for message, bad in {
         "did you mean imaginary": lambda: filter_grid(S, "imaginery"),
         "expected a FilterBank": lambda: filter_grid([1, 2]),
         "holds 0 scattering layers": lambda: filter_grid(torch.nn.Linear(1, 1)),
@@ -385,13 +360,35 @@ def test_what_can_t_be_is_refused(tmp_path):
         "no suffix": lambda: save(fig, tmp_path / "a"),
         "unknown format": lambda: save(fig, tmp_path / "a.tif"),
     }.items():
-        with pytest.raises(ValueError, match=said) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             bad()
         assert "\n" not in str(caught.value)
     assert not file.exists()
 
 
-def test_the_room_is_light():
-    "Training doesn't know it: nothing that computes brings in drawing."
-    code = "import sys, wavescat.training.run; assert not {'wavescat.figures.visualise', 'matplotlib', 'skimage.color'} & set(sys.modules)"
+def test_training_imports_no_figures():
+    "Nothing that computes brings in drawing."
+    code = (
+        "import sys, wavescat.training.run; "
+        "drawing = {'matplotlib', 'skimage.color'}; "
+        "loaded = {m for m in sys.modules if m in drawing or m.startswith('wavescat.figures')}; "
+        "assert not loaded, loaded"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0
+
+
+@pytest.mark.parametrize("name", figures.__all__)
+def test_the_names_that_figures_offers(name):
+    "Each is defined, and none is hidden by a module of the same name."
+    assert not isinstance(getattr(figures, name), ModuleType)
+
+
+def test_figures_are_loaded_when_they_are_used():
+    "Importing the list of figures loads neither torch nor matplotlib."
+    code = (
+        "import sys; from wavescat import figures; "
+        "assert not {'torch', 'matplotlib'} & set(sys.modules); "
+        "import wavescat.figures.style; "
+        "assert figures.figure is wavescat.figures.style.figure and 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0
