@@ -29,9 +29,9 @@ from wavescat.figures.parts import PARTS
 from wavescat.figures.recorder import Recorder, load_recording
 from wavescat.runs.experiment import experiment
 from wavescat.scattering import bank as filters
-from wavescat.scattering.learned import LEARN, LearnedBank, random_frame
 from wavescat.scattering.bank import FilterBank, filter_bank, fourier_bank
 from wavescat.scattering.layer import Scattering2D
+from wavescat.scattering.learned import LEARN, LearnedBank, random_frame
 from wavescat.training.inference import load_model
 from wavescat.training.run import run
 

@@ -1,4 +1,4 @@
-"""An entry of the challenge: two convolutions behind scattering; an image and its mirror image are asked together."""
+"""An entry of the challenge: two convolutions behind scattering, averaged over an image and its mirror image."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,9 @@ from wavescat.scattering import Scattering2D
 
 
 class Shallow(nn.Module):
-    "Scattering, batch norm, two 3×3 convolutions, means over 2×2 fields, dropout, linear, (B, C, H, W) → (B, classes); scores of image and mirror image are averaged when it isn't trained."
+    """Scattering, batch norm, two 3×3 convolutions, means over 2×2 fields, dropout, linear.
+
+    (B, C, H, W) → (B, classes). In evaluation, the scores of image and mirror image are averaged."""
 
     def __init__(self, shape, num_classes, channels=128):
         super().__init__()
