@@ -1,4 +1,4 @@
-"""An entry of the challenge: two convolutions behind scattering, averaged over an image and its mirror image."""
+"""An entry of the challenge: two convolutions behind scattering; image and mirror image are averaged."""
 
 from torch import Tensor, nn
 
