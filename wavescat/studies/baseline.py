@@ -185,7 +185,7 @@ def _published_row(plan: Plan, runs: Runs, n: int | None, model: str) -> dict:
 
 
 def published_sentence(paper: Mapping) -> str:
-    "Published published_values, for a page of other images."
+    "Published figures, for a page of other images."
     parts = []
     for name, published_values in paper["test_accuracy"].items():
         title = PLAIN if name == "resnet18" else name.replace("L", "ScatResNet-18 L=")
@@ -194,13 +194,13 @@ def published_sentence(paper: Mapping) -> str:
             + ", ".join(f"{value} ({n} per class)" for n, value in published_values.items())
         )
     return (
-        "Published published_values are for CIFAR-10 and stand in the table when `dataset=cifar10`. For "
+        "Published figures are for CIFAR-10 and stand in the table when `dataset=cifar10`. For "
         f"orientation, {paper['source']}: {'; '.join(parts)}."
     )
 
 # %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-20
 def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
-    "The main table, and published published_values beside it or below it."
+    "The main table, and published figures beside it or below it."
     from IPython.display import display
 
     rows, paper = accuracy_rows(plan, runs), published("scatresnet18")
@@ -212,7 +212,7 @@ def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
     )
     if plan.p.dataset == "cifar10":
         compared = [_published_row(plan, runs, n, model) for n, model in plan.groups]
-        page.show_table(compared, f"Beside published published_values: {paper['source']}")
+        page.show_table(compared, f"Beside published figures: {paper['source']}")
     else:
         display(Markdown(published_sentence(paper)))
     return rows

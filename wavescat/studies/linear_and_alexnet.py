@@ -103,7 +103,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
 
 # %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-10
 def can_stand_beside(p: SimpleNamespace) -> bool:
-    "Whether published published_values are for these images."
+    "Whether published figures are for these images."
     return p.dataset == "tiny-imagenet" and not p.classes.strip() and p.size in (0, 64)
 
 

@@ -145,11 +145,11 @@ def published_sentence(paper: Mapping) -> str:
         published_values = paper["per_class"][key].items()
         parts.append(f"{name} " + ", ".join(f"{v} ({n} per class)" for n, v in published_values))
     source = paper["per_class"]["source"]
-    return f"Published published_values are for CIFAR-10, {source}: {'; '.join(parts)}."
+    return f"Published figures are for CIFAR-10, {source}: {'; '.join(parts)}."
 
 
 def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
-    "The main table, and published published_values beside it or below it."
+    "The main table, and published figures beside it or below it."
     from IPython.display import display
 
     rows = accuracy_rows(plan, runs)

@@ -134,7 +134,7 @@ def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
 
 
 def is_published_protocol(p: SimpleNamespace) -> bool:
-    "Whether published published_values can stand beside these runs."
+    "Whether published figures can stand beside these runs."
     whole = p.dataset == "tiny-imagenet" and not p.classes.strip()
     return whole and p.width == 64 and p.size in (0, 64) and p.epochs == 35
 
