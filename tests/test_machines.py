@@ -14,7 +14,8 @@ from conftest import ROOT, wavescat
 from wavescat.data.folders import cache_dir, data_dir
 from wavescat.data.load import load
 from wavescat.runs import paths
-from wavescat.studies import render as report
+from wavescat.studies.index import index
+from wavescat.studies.render import write_page
 
 FIPS = """
 import hashlib
@@ -250,7 +251,7 @@ def test_a_name_that_is_no_text(tmp_path):
         and done.stderr.count("\n") == 1
         and "must be text in UTF-8" in done.stderr
     ), done.stderr
-    report.write(tmp_path / "page.html", "leaves\udcff ±")
+    write_page(tmp_path / "page.html", "leaves\udcff ±")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "leaves\\udcff ±"
 
 
@@ -290,9 +291,7 @@ def test_links_to_pages_of_any_name(tmp_path):
     (tmp_path / "variance").mkdir()
     (tmp_path / "variance" / "50% #1?.json").write_text(json.dumps(gave))
     (tmp_path / "variance" / "50% #1?.html").write_text("<html></html>")
-    assert 'href="variance/50%25%20%231%3F.html"' in report.index(tmp_path).read_text(
-        encoding="utf-8"
-    )
+    assert 'href="variance/50%25%20%231%3F.html"' in index(tmp_path).read_text(encoding="utf-8")
 
 
 def test_the_home_folder_in_every_path(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -33,20 +32,9 @@ def _execute(path):
     )
 
 
-@pytest.fixture(scope="session")
-def executed(request):
-    asked = {
-        i.callspec.params["path"]
-        for i in request.session.items
-        if i.name.startswith("test_notebook[")
-    }
-    with ThreadPoolExecutor(2) as pool:
-        yield {p: pool.submit(_execute, p) for p in NOTEBOOKS if p in asked}
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook(path, executed):
-    done = executed[path].result()
+def test_notebook(path):
+    done = _execute(path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -26,10 +26,12 @@ from wavescat.data.sources import SOURCES
 from wavescat.runs.experiment import experiment
 from wavescat.runs.paths import run_dir
 from wavescat.training.checks import check
-from wavescat.training.inference import classify, prepared, test_predictions
+from wavescat.training.inference import classify, prepared
+from wavescat.training.inference import test_predictions as predictions_of_test
 from wavescat.training.results import cached_result
 from wavescat.training.run import run
-from wavescat.training.task import build_model, split_of, test_labels
+from wavescat.training.task import build_model, split_of
+from wavescat.training.task import test_labels as labels_of_test
 from wavescat.training.tensors import save_tensors
 
 CPU = torch.device("cpu")
@@ -183,7 +185,7 @@ def test_predict_gives_the_stored_predictions(tmp_path, form, sizes, size, colou
     )
     run(e, device=CPU)
     names, values, classes = classify(e.identity, _test_files(e), CPU)
-    stored = test_predictions(e)
+    stored = predictions_of_test(e)
     if form is _targets:
         assert not classes and names == ["height", "weight"]
         np.testing.assert_allclose(values.numpy(), stored, rtol=1e-5, atol=1e-6)
@@ -229,8 +231,8 @@ def test_the_command_and_gradcam_see_whole_images(tmp_path):
         for line in done.stdout.splitlines()
         if line.startswith(str(tmp_path / "own"))
     ]
-    assert called == ["ab"[k] for k in test_predictions(e)] and result["test_accuracy"] == 100
-    assert called == ["ab"[k] for k in test_labels(e)]
+    assert called == ["ab"[k] for k in predictions_of_test(e)] and result["test_accuracy"] == 100
+    assert called == ["ab"[k] for k in labels_of_test(e)]
 
 
 def _mixed(folder, n=6):
@@ -264,7 +266,7 @@ def test_predict_reads_every_kind_of_file_as_training_did(tmp_path):
     )
     run(e, device=CPU)
     _, values, _ = classify(e.identity, _test_files(e), CPU)
-    assert values.argmax(1).tolist() == test_predictions(e).tolist()
+    assert values.argmax(1).tolist() == predictions_of_test(e).tolist()
     _, _, images, batches = prepared(e.identity, _test_files(e), CPU)
     assert (batches.images.numpy() == load(str(path), 16).train[split_of(e).test]).all() and images[
         "white"
@@ -409,9 +411,9 @@ def test_predict_on_files_of_published_sets(tmp_path, name, size):
     d = load(name, size)
     assert (batches.images.numpy() == (d.test if part is None else d.train[part])).all()
     if classes:
-        assert values.argmax(1).tolist() == test_predictions(e).tolist()
+        assert values.argmax(1).tolist() == predictions_of_test(e).tolist()
     else:
-        np.testing.assert_allclose(values.numpy(), test_predictions(e), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values.numpy(), predictions_of_test(e), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------ files as people have them
@@ -948,6 +950,6 @@ def test_predict_on_grey_images_of_an_embedded_set(tmp_path):
         files.append(tmp_path / f"{i}.png")
         Image.fromarray(image[0]).save(files[-1])
     _, values, _ = classify(e.identity, files, CPU)
-    assert values.argmax(1).tolist() == test_predictions(e)[::20].tolist()
+    assert values.argmax(1).tolist() == predictions_of_test(e)[::20].tolist()
     _, _, _, batches = prepared(e.identity, files, CPU)
     assert (batches.images.numpy() == images).all()

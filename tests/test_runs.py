@@ -31,7 +31,7 @@ SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
         (["run", "variance", "-p", "lr=nan"], "lr must be a finite number"),
         (["run", "variance", "-p", "seeds="], "expected whole numbers"),
         (["run", "l_sweep", "-p", "validation=0"], "validation must be at least 1"),
-        (["run", "baseline", "-p", "per_class=2,2"], "different whole numbers"),
+        (["run", "baseline", "-p", "per_class=2,2"], "list each once"),
         (["train", "-p", "seed=99999999999999999999"], "seed must be less than"),
         (["list", "--preset", "nope"], "unknown preset"),
         (["train", "-p", "model=resnet"], "did you mean resnet50 or resnet18"),
