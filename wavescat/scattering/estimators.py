@@ -46,24 +46,24 @@ def unflatten_rows(
     shape: Sequence[int] | None,  # of an image; None: images aren't flattened
 ) -> np.ndarray:  # (n, H, W), (n, C, H, W) or (n, H, W, C)
     "Images from rows. Raises `ValueError` where `shape` doesn't go with the array."
-    if X.ndim == 2 and shape is None:
+    if shape is None and X.ndim == 2:
         raise ValueError(
             f"expected images (n, H, W) or (n, C, H, W), got an array of shape {X.shape}: "
             "if its rows are flattened images, set shape=(H, W) or (C, H, W)"
         )
-    if X.ndim == 2 and X.shape[1] != math.prod(shape):
-        raise ValueError(
-            f"rows of {X.shape[1]} numbers can't be images of shape {tuple(shape)}, "
-            f"which have {math.prod(shape)}"
-        )
-    if X.ndim == 2:
-        return X.reshape(len(X), *shape)
-    if shape is not None:
+    if shape is None:
+        return X
+    if X.ndim != 2:
         raise ValueError(
             "shape is for flattened images, and these aren't: "
             f"got an array of shape {X.shape}; leave shape out"
         )
-    return X
+    if X.shape[1] != math.prod(shape):
+        raise ValueError(
+            f"rows of {X.shape[1]} numbers can't be images of shape {tuple(shape)}, "
+            f"which have {math.prod(shape)}"
+        )
+    return X.reshape(len(X), *shape)
 
 # %% ../../nbs/lib/01_scattering/22_estimators.ipynb #estimators-11
 def colours_first(
@@ -92,7 +92,7 @@ def path_name(path: Path) -> str:
     "A path as text, such as S1_j0_45°."
     parts = [f"S{path.order}"]
     for j, theta in ((path.j1, path.theta1), (path.j2, path.theta2)):
-        if j is not None:
+        if j is not None and theta is not None:
             parts.append(f"j{j}_{math.degrees(theta):.4g}°")
     return "_".join(parts)
 

@@ -33,16 +33,15 @@ class LayerFilters(nn.Module):
         self.J, self.L, self.max_order, self.shape = J, L, max_order, shape
         self.slant, self.learn = options.slant, options.learn
         self.init, self.seed = options.init, options.seed
-        self.padded_shape = tuple(padded_size(n, J) for n in shape)
+        self.padded_shape = padded_size(shape[0], J), padded_size(shape[1], J)
         self.cascade = Cascade(J, self.padded_shape, L, max_order)
         self.bank = self._make_bank(options)
 
     def _make_bank(self, options) -> LearnedBank | None:
         if options.learn is None and self.bank_class is LearnedBank:
             return None
-        sizes = self.J, self.L, self.padded_shape
-        o = options
-        return self.bank_class(*sizes, o.learn, o.init, o.seed, o.slant, o.learn_phi)
+        o, shape = options, self.padded_shape
+        return self.bank_class(self.J, self.L, shape, o.learn, o.init, o.seed, o.slant, o.learn_phi)
 
     def filters(self) -> FilterBank:
         "The bank as it stands: ψ̂ (J, L, M, N) and φ̂ (M, N) on the padded torus; float64 if fixed."
@@ -69,7 +68,8 @@ def filter_groups(
     rest: dict | None = None,  # options of the others
 ) -> list[dict]:
     "Two groups for an optimiser, θ and the other parameters of filters, without weight decay."
-    theta, other = [], []
+    theta: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for name, p in bank.named_parameters():
         (theta if name == "theta" else other).append(p)
     groups = [

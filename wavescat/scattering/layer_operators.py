@@ -39,8 +39,9 @@ def constant_operators(
     layer: "LayerOperators",  # with learned filters, see below
 ) -> dict[str, Tensor]:
     "The operators of learned filters as they stand, without gradients."
+    assert layer.bank is not None
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # torch's stubs lack it
     try:
         with _disable_current_modes():
             values = {name: t.detach() for name, t in layer.bank_tensors.items()}
@@ -48,7 +49,7 @@ def constant_operators(
             operators = prepare(layer.cascade, bank, dtype=layer.dtype)
             return {name: o.detach() for name, o in operators.items()}
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 # %% ../../nbs/lib/01_scattering/18_layer_operators.ipynb #layer_operators-11
 def must_convert(

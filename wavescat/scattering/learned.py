@@ -99,6 +99,8 @@ def _parameter(values):
 class BankParameters(nn.Module):
     "What of a bank can be trained, and the sizes that it goes with."
 
+    raw_phi_sigma: Tensor  # width of φ, pixels; a parameter where it is learned
+
     def __init__(
         self,
         J: int,  # number of scales
@@ -111,7 +113,8 @@ class BankParameters(nn.Module):
         learn_phi: bool = False,  # whether the width of φ is learned too
     ):
         super().__init__()
-        self.J, self.L, self.shape, self.learn = J, L, tuple(shape), learn
+        self.J, self.L, self.learn = J, L, learn
+        self.shape = shape[0], shape[1]
         start = initial_morlets(J, L, init, seed, slant, shared=learn == "equivariant")
         # so many that a filter twice as wide still has its tails, to 1e-8
         self.periods = periods_needed(start, shape)

@@ -40,7 +40,7 @@ class Cascade(nn.Module):
         max_order: int = 2,  # 0, 1 or 2
     ):
         super().__init__()
-        self.plan = Plan(J, tuple(sides), L, max_order)
+        self.plan = Plan(J, (sides[0], sides[1]), L, max_order)
         self.steps, self.cache = cascade_steps(J, max_order), cache_size()
         self.kept_blocks: dict[Step, list[int]] = {}  # of spectra, by FFT; `prepare` fills it
         device, dtype = torch.get_default_device(), torch.get_default_dtype()

@@ -6,6 +6,8 @@
 __all__ = ['padded_size', 'reflection', 'fold', 'crop', 'scattering2d']
 
 # %% ../../nbs/lib/01_scattering/04_transform.ipynb #transform-2
+import functools
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def fold(
     blocks = (
         x_f[..., i * m : (i + 1) * m, j * n : (j + 1) * n] for i in range(k) for j in range(k)
     )
-    return sum(blocks) / k**2
+    return functools.reduce(torch.add, blocks) / k**2
 
 # %% ../../nbs/lib/01_scattering/04_transform.ipynb #transform-14
 def crop(
