@@ -1,4 +1,6 @@
-"""CIFAR-10-C's corruptions against its definitions, written once more with NumPy, SciPy and Pillow, one image at a time.
+"""CIFAR-10-C's corruptions against its definitions, one image at a time.
+
+The definitions are written once more with NumPy, SciPy and Pillow.
 
 Source: Hendrycks & Dietterich 2019, the numbers for 32×32 pixels."""
 

@@ -1,4 +1,5 @@
-"""Data sets: small ones in the publishers' layouts, a server that misbehaves, damaged files. One clear error each, and nothing left behind."""
+"""Data sets: small ones in the publishers' layouts, a server that misbehaves, damaged files. One
+clear error each, and nothing left behind."""
 
 import gzip
 import hashlib
@@ -57,7 +58,8 @@ def _left(folder):
 
 
 class Server:
-    "Serves one body in the way that `how` says: well, slowly, cut off, with a wrong length, or not at all the first `failing` times."
+    """Serves one body in the way that `how` says: well, slowly, cut off, with a wrong length, or
+    not at all the first `failing` times."""
 
     def __init__(self, body, how="well", failing=0):
         self.body, self.how, self.failing, self.asked = body, how, failing, 0
@@ -543,10 +545,10 @@ def _biomass(wrong=None):
             "Dry_Total_g": green + clover + dead + (1 if i == 3 else 0),
             "GDM_g": green + clover,
         }
-        rows += [
-            f"ID{i}__{t},train/ID{i}.jpg,9/{i}/2015,Tas,Ryegrass,.6,4,{t},{wrong if wrong and i == 4 and t == 'GDM_g' else v}"
-            for t, v in values.items()
-        ]
+        if wrong and i == 4:
+            values["GDM_g"] = wrong
+        common = f"train/ID{i}.jpg,9/{i}/2015,Tas,Ryegrass,.6,4"
+        rows += [f"ID{i}__{t},{common},{t},{v}" for t, v in values.items()]
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -760,7 +762,12 @@ def test_a_colour_that_never_changes(tmp_path):
 
 def test_large_images_train_narrow_models(tmp_path):
     "torch's own 1×1 convolution with stride crashed here, in a process of its own."
-    code = "import torch; from wavescat.models.resnet import ResNet18; m = ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\nfor _ in range(3): m(torch.randn(8, 3, 100, 100).to(memory_format=torch.channels_last)).sum().backward()"
+    code = (
+        "import torch; from wavescat.models.resnet import ResNet18; m = "
+        "ResNet18(num_classes=2, width=4).to(memory_format=torch.channels_last)\n"
+        "for _ in range(3): m(torch.randn(8, 3, 100, "
+        "100).to(memory_format=torch.channels_last)).sum().backward()"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -805,7 +812,11 @@ def test_two_processes_decode_at_once(tmp_path):
     for c in ("cat", "dog"):
         for i in range(200):
             _image(tmp_path / "own" / c / f"{i}.png", 24)
-    code = f"import wavescat.data.cache as c; from wavescat.data.load import load; b = c.build_decoded; c.build_decoded = lambda *a: (print('built'), b(*a))[1]; print(load({str(tmp_path / 'own')!r}).checksum)"
+    code = (
+        "import wavescat.data.cache as c; from wavescat.data.load import load; b = "
+        "c.build_decoded; c.build_decoded = lambda *a: (print('built'), b(*a))[1]; "
+        f"print(load({str(tmp_path / 'own')!r}).checksum)"
+    )
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -843,7 +854,10 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path):
     for c in ("cat", "dog"):
         for i in range(3):
             _image(tmp_path / "own" / c / f"{i}.png", 8)
-    code = f"import numpy, os, signal; from wavescat.data.load import load; numpy.savez = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); load({str(tmp_path / 'own')!r})"
+    code = (
+        "import numpy, os, signal; from wavescat.data.load import load; numpy.savez = lambda "
+        f"*a, **k: os.kill(os.getpid(), signal.SIGKILL); load({str(tmp_path / 'own')!r})"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
     d = load(str(tmp_path / "own"))
     assert len(d.train) == 6 and len([p for p in cache_dir().iterdir() if p.is_dir()]) == 1
@@ -1042,7 +1056,15 @@ def test_what_the_columns_are_taken_for_is_said_once(tmp_path, capsys):
 def test_small_and_missing_classes_are_said(tmp_path):
     path = _table(
         tmp_path,
-        "path,label,split\n0.png,a,train\n1.png,a,train\n2.png,b,train\n3.png,A,train\n4.png,A,train\n5.png,a,test\n",
+        (
+            "path,label,split\n"
+            "0.png,a,train\n"
+            "1.png,a,train\n"
+            "2.png,b,train\n"
+            "3.png,A,train\n"
+            "4.png,A,train\n"
+            "5.png,a,test\n"
+        ),
     )
     assert load(str(path)).notes[1:] == (
         "one training image only of b",
@@ -1149,9 +1171,9 @@ def test_what_was_passed_over_is_counted_and_named(tmp_path):
     d = load(str(own))
     assert d.train.shape[0] == d.test.shape[0] == 4 and d.classes == ("a", "b")
     assert d.notes[0] == "training images are those of Train, test images those of Testing"
-    assert (
-        d.notes[1]
-        == "skipped 10 files, no images that Pillow reads or not in a class folder: .DS_Store, __MACOSX (1 inside), val (1 inside) and 7 more"
+    assert d.notes[1] == (
+        "skipped 10 files, no images that Pillow reads or not in a class folder: .DS_Store, "
+        "__MACOSX (1 inside), val (1 inside) and 7 more"
     )
 
 
@@ -1441,6 +1463,6 @@ def test_official_cifar10_if_it_is_here(folders, monkeypatch):
     )
     p = split(d, "permuted", 10, seed=207715039)
     assert (
-        all((d.train_labels[p.train] == np.repeat(np.arange(10), 10)))
+        all(d.train_labels[p.train] == np.repeat(np.arange(10), 10))
         and (np.flatnonzero(d.train_labels == 0)[[3363, 408]] == p.train[:2]).all()
     )

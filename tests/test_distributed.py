@@ -190,7 +190,8 @@ from wavescat.runs.experiment import experiment
 from wavescat.runs.lock import claim
 settings = {[*BASE, *RUNS["fixed front"]]!r}
 with claim(experiment(**dict(s.split("=") for s in settings[1::2]))):
-    done = subprocess.run({LAUNCH!r} + ["-m", "wavescat.apps.cli", "train", *settings], capture_output=True, text=True, timeout=200)
+    command = {LAUNCH!r} + ["-m", "wavescat.apps.cli", "train", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
 print(done.returncode, done.stderr)
 """
     done = subprocess.run(
@@ -210,7 +211,8 @@ print(done.returncode, done.stderr)
 
 
 def test_the_others_are_left_before_python_ends(tmp_path):
-    "A thread of theirs that still holds a tensor when Python ends would abort the process: a run that is done would be said to have failed."
+    """A thread of theirs that still holds a tensor when Python ends would abort the process: a
+    run that is done would be said to have failed."""
     script = tmp_path / "leave.py"
     script.write_text(f"""
 import atexit
@@ -264,7 +266,9 @@ def _together(processes, to):
 
 
 def test_every_model_learns_in_two_processes_what_it_learns_in_one(tmp_path):
-    "Losses, gradients, running statistics, weights and scores in double precision; uneven parts, a batch of one image; networks of one's own with every norm, draw and unused parameter."
+    """Losses, gradients, running statistics, weights and scores in double precision; uneven
+    parts, a batch of one image; networks of one's own with every norm, draw and unused
+    parameter."""
     import torch
 
     (alone,) = _together(1, tmp_path / "one")

@@ -1,4 +1,5 @@
-"""Networks of one's own: what can't be trained, stored or computed again is refused in a line before anything is computed; the rest comes back as it was."""
+"""Networks of one's own: what can't be trained, stored or computed again is refused in a line
+before anything is computed; the rest comes back as it was."""
 
 import json
 import os
@@ -22,7 +23,13 @@ from wavescat.training.tensors import read_weights
 
 CPU = torch.device("cpu")
 SMALL = dict(per_class=2, epochs=2, batch_size=8, lr=0.01, augment="none")
-HEAD = "import os, random, sys\nimport numpy as np\nimport torch\nfrom torch import nn\nfrom wavescat.scattering.layer import Scattering2D\n"
+HEAD = (
+    "import os, random, sys\n"
+    "import numpy as np\n"
+    "import torch\n"
+    "from torch import nn\n"
+    "from wavescat.scattering.layer import Scattering2D\n"
+)
 LINEAR = "self.head = nn.Linear(C * H * W, num_classes)"
 SCORES = "self.head(x.flatten(1))"
 
@@ -34,8 +41,15 @@ def _lines(text):
 def _network(init=LINEAR, forward=f"return {SCORES}", before="", more=""):
     "A file with a function `net`."
     return (
-        f"{HEAD}{before}\nclass Net(nn.Module):\n    def __init__(self, shape, num_classes):\n        super().__init__()\n        C, H, W = shape\n{_lines(init)}"
-        f"    def forward(self, x):\n{_lines(forward)}{more}\ndef net(shape, num_classes): return Net(shape, num_classes)\n"
+        f"{HEAD}{before}\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, shape, num_classes):\n"
+        "        super().__init__()\n"
+        "        C, H, W = shape\n"
+        f"{_lines(init)}"
+        "    def forward(self, x):\n"
+        f"{_lines(forward)}{more}\n"
+        "def net(shape, num_classes): return Net(shape, num_classes)\n"
     )
 
 
@@ -77,7 +91,12 @@ REFUSED = {
     ),
     "reads the command line": (
         HEAD
-        + "import argparse\na = argparse.ArgumentParser()\na.add_argument('--depth', required=True)\na.parse_args()\n",
+        + (
+            "import argparse\n"
+            "a = argparse.ArgumentParser()\n"
+            "a.add_argument('--depth', required=True)\n"
+            "a.parse_args()\n"
+        ),
         {},
         "it ends the program, sys.exit(2) after it printed",
     ),
@@ -112,17 +131,27 @@ REFUSED = {
             "x = self.c(x)\nreturn self.head(x.view(x.size(0), -1))",
         ),
         {},
-        "mine.py:net doesn't work on two images of shape (1, 32, 32): RuntimeError: a view of channels-last memory: use flatten or reshape in place of view, or channels_last=false",
+        (
+            "mine.py:net doesn't work on two images of shape (1, 32, 32): RuntimeError: a view of "
+            "channels-last memory: use flatten or reshape in place of view, or "
+            "channels_last=false"
+        ),
     ),
     "two outputs": (
         _network(forward=f"y = {SCORES}\nreturn y, y"),
         {},
-        "mine.py:net makes tuple of two images of shape (1, 32, 32), expected a tensor of shape (2, 8): return the scores alone",
+        (
+            "mine.py:net makes tuple of two images of shape (1, 32, 32), expected a tensor of "
+            "shape (2, 8): return the scores alone"
+        ),
     ),
     "two outputs while it is trained": (
         _network(forward=f"y = {SCORES}\nreturn (y, y) if self.training else y"),
         {},
-        "mine.py:net makes tuple of 8 images of shape (1, 32, 32) while it is trained, expected a tensor of shape (8, 8): return the scores alone",
+        (
+            "mine.py:net makes tuple of 8 images of shape (1, 32, 32) while it is trained, "
+            "expected a tensor of shape (8, 8): return the scores alone"
+        ),
     ),
     "named outputs while it is trained": (
         _network(forward=f"y = {SCORES}\nreturn {{'out': y}} if self.training else y"),
@@ -132,7 +161,10 @@ REFUSED = {
     "a wrong number": (
         _network("self.head = nn.Linear(C * H * W, num_classes + 1)"),
         {},
-        "mine.py:net makes (2, 9) of two images of shape (1, 32, 32), expected (2, 8): a score for each of 8 classes",
+        (
+            "mine.py:net makes (2, 9) of two images of shape (1, 32, 32), expected (2, 8): a "
+            "score for each of 8 classes"
+        ),
     ),
     "whole numbers": (
         _network(forward=f"return {SCORES}.long()"),
@@ -162,7 +194,10 @@ REFUSED = {
             forward=f"assert not self.training or len(x) == 6, 'batches of 6'\nreturn {SCORES}"
         ),
         dict(batch_size=6),
-        "mine.py:net can't be trained on 4 images of shape (1, 32, 32) while it is trained: AssertionError: batches of 6",
+        (
+            "mine.py:net can't be trained on 4 images of shape (1, 32, 32) while it is trained: "
+            "AssertionError: batches of 6"
+        ),
     ),
     "the last images tested": (
         _network(forward=f"assert len(x) != 5, 'five'\nreturn {SCORES}"),
@@ -177,12 +212,18 @@ REFUSED = {
     "float64": (
         _network(LINEAR + "\nself.double()"),
         {},
-        "mine.py:net doesn't work on two images of shape (1, 32, 32): RuntimeError: mat1 and mat2 must have the same dtype",
+        (
+            "mine.py:net doesn't work on two images of shape (1, 32, 32): RuntimeError: mat1 and "
+            "mat2 must have the same dtype"
+        ),
     ),
     "no gradient": (
         _network(forward=f"with torch.no_grad(): return {SCORES}"),
         {},
-        "the scores that mine.py:net makes of 8 images of shape (1, 32, 32) while it is trained have no gradient",
+        (
+            "the scores that mine.py:net makes of 8 images of shape (1, 32, 32) while it is "
+            "trained have no gradient"
+        ),
     ),
     "fails while it is trained": (
         _network(forward=f"return {SCORES} if not self.training else self.nothing(x)"),
@@ -215,7 +256,10 @@ REFUSED = {
     "a state of its own": (
         _network(more=EXTRA),
         {},
-        "mine.py:net can't be stored: _extra_state is dict, and a file of weights holds plain tensors: return a tensor from get_extra_state",
+        (
+            "mine.py:net can't be stored: _extra_state is dict, and a file of weights holds plain "
+            "tensors: return a tensor from get_extra_state"
+        ),
     ),
     "complex128": (
         _network(LINEAR + "\nself.register_buffer('c', torch.ones(3, dtype=torch.complex128))"),
@@ -336,18 +380,33 @@ def test_an_interrupt_is_no_fault_of_the_file(own):
         own(source)
 
 
-TIED = "self.a = nn.Linear(C * H * W, 8, bias=False)\nself.b = nn.Linear(C * H * W, 8, bias=False)\nself.b.weight = self.a.weight\nself.head = nn.Linear(8, num_classes)"
+TIED = (
+    "self.a = nn.Linear(C * H * W, 8, bias=False)\n"
+    "self.b = nn.Linear(C * H * W, 8, bias=False)\n"
+    "self.b.weight = self.a.weight\n"
+    "self.head = nn.Linear(8, num_classes)"
+)
 WORKS = {
     "tied weights": _network(
         TIED, "return self.head(self.a(x.flatten(1)) + self.b(x.flip(-1).flatten(1)))"
     ),
     "a block used twice": _network(
-        "self.block = nn.Linear(8, 8)\nself.layers = nn.Sequential(nn.Linear(C * H * W, 8), self.block, nn.Tanh(), self.block)\nself.head = nn.Linear(8, num_classes)",
+        (
+            "self.block = nn.Linear(8, 8)\n"
+            "self.layers = nn.Sequential(nn.Linear(C * H * W, 8), self.block, nn.Tanh(), "
+            "self.block)\n"
+            "self.head = nn.Linear(8, num_classes)"
+        ),
         "return self.head(self.layers(x.flatten(1)))",
     ),
     "views of a buffer": _network(
         LINEAR
-        + "\nself.register_buffer('m', torch.arange(8.))\nself.register_buffer('v', self.m[2:5])\nself.register_buffer('w', self.m)",
+        + (
+            "\n"
+            "self.register_buffer('m', torch.arange(8.))\n"
+            "self.register_buffer('v', self.m[2:5])\n"
+            "self.register_buffer('w', self.m)"
+        ),
         f"return {SCORES} + self.m + self.v.sum()",
     ),
     "a view of a parameter": _network(
@@ -356,7 +415,10 @@ WORKS = {
     "its state, a tensor": _network(
         LINEAR + "\nself.n = 3.",
         f"return {SCORES} * self.n",
-        more="    def get_extra_state(self): return torch.tensor(self.n)\n    def set_extra_state(self, state): self.n = float(state)\n",
+        more=(
+            "    def get_extra_state(self): return torch.tensor(self.n)\n"
+            "    def set_extra_state(self, state): self.n = float(state)\n"
+        ),
     ),
     "not contiguous": _network(
         "self.w = nn.Parameter(torch.randn(C * H * W, num_classes).mul(.01).t())",
@@ -366,9 +428,12 @@ WORKS = {
         LINEAR + "\nself.register_buffer('m', None)\nself.register_parameter('p', None)"
     ),
     "many kinds": _network(
-        LINEAR
-        + "\nself.register_buffer('c', torch.full((3,), 1 + 2j, dtype=torch.complex64).conj())\nself.register_buffer('b', torch.ones(3, dtype=torch.bool))\n"
-        "self.register_buffer('i', torch.tensor(7, dtype=torch.int16))\nself.register_buffer('e', torch.ones(0))\nself.register_buffer('f', torch.ones(0))",
+        LINEAR + "\n"
+        "self.register_buffer('c', torch.full((3,), 1 + 2j, dtype=torch.complex64).conj())\n"
+        "self.register_buffer('b', torch.ones(3, dtype=torch.bool))\n"
+        "self.register_buffer('i', torch.tensor(7, dtype=torch.int16))\n"
+        "self.register_buffer('e', torch.ones(0))\n"
+        "self.register_buffer('f', torch.ones(0))",
         f"return {SCORES} + self.c.imag.sum()",
     ),
     "complex parameters": _network(
@@ -376,23 +441,39 @@ WORKS = {
         f"return ({SCORES} * self.c).real",
     ),
     "asks for numbers": _network(
-        LINEAR
-        + "\nself.n = float(self.head.weight.detach().norm())\nself.s = torch.ones(3).sum().item()\nassert self.head.weight.abs().max() > 0\n"
+        LINEAR + "\n"
+        "self.n = float(self.head.weight.detach().norm())\n"
+        "self.s = torch.ones(3).sum().item()\n"
+        "assert self.head.weight.abs().max() > 0\n"
         "self.q = torch.linalg.qr(torch.randn(4, 4))[0]\nself.m = self.head.weight.detach().numpy().sum()",
         f"return {SCORES} / self.n",
     ),
     "paths": _network(
-        "self.S = Scattering2D(2, (H, W), L=2, flat=True)\nself.head = nn.Linear(len(self.S.paths) * C * (H // 4) * (W // 4), num_classes)",
+        (
+            "self.S = Scattering2D(2, (H, W), L=2, flat=True)\n"
+            "self.head = nn.Linear(len(self.S.paths) * C * (H // 4) * (W // 4), num_classes)"
+        ),
         "return self.head(self.S(x).flatten(1))",
     ),
     "lazy": HEAD
-    + "def net(shape, num_classes): return nn.Sequential(nn.LazyConv2d(2, 3, 4), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))\n",
+    + (
+        "def net(shape, num_classes): return nn.Sequential(nn.LazyConv2d(2, 3, 4), "
+        "nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))\n"
+    ),
     "front and rest of its own": _network(
-        "self.front = Scattering2D(2, (H, W), L=2, flat=True)\nself.rest = nn.Linear(9 * C * H * W // 16, num_classes)",
+        (
+            "self.front = Scattering2D(2, (H, W), L=2, flat=True)\n"
+            "self.rest = nn.Linear(9 * C * H * W // 16, num_classes)"
+        ),
         "return self.rest(self.front(x).flatten(1))",
     ),
     "by NumPy": _network(
-        "self.w = nn.Parameter(torch.tensor(np.random.randn(num_classes, C * H * W), dtype=torch.float32))\nself.g = nn.Parameter(torch.tensor([random.gauss(0, 1) for _ in range(num_classes)]))",
+        (
+            "self.w = nn.Parameter(torch.tensor(np.random.randn(num_classes, C * H * W), "
+            "dtype=torch.float32))\n"
+            "self.g = nn.Parameter(torch.tensor([random.gauss(0, 1) for _ in "
+            "range(num_classes)]))"
+        ),
         "return x.flatten(1) @ self.w.t() * self.g",
     ),
     "filters by NumPy that stay fixed": _network(
@@ -400,15 +481,30 @@ WORKS = {
         f"return {SCORES} * self.f",
     ),
     "by NumPy while it is trained": _network(
-        forward=f"y = {SCORES}\nreturn y * float(1 + .5 * np.random.randn() + random.random() + torch.rand(())) if self.training else y"
+        forward=(
+            f"y = {SCORES}\n"
+            "return y * float(1 + .5 * np.random.randn() + random.random() + torch.rand(())) if "
+            "self.training else y"
+        )
     ),
     "by a generator of its file": _network(
-        "self.w = nn.Parameter(torch.tensor(chance.standard_normal((num_classes, C * H * W)) * draw, dtype=torch.float32))",
+        (
+            "self.w = nn.Parameter(torch.tensor(chance.standard_normal((num_classes, C * H * W)) "
+            "* draw, dtype=torch.float32))"
+        ),
         "return x.flatten(1) @ self.w.t()",
         before="chance, draw = np.random.default_rng(0), np.random.rand() + random.random()",
     ),
     "changes the process": _network(
-        before="os.chdir('/')\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(3)\nassert len(sys.argv) < 2\nsys.argv.append('x')\nprint('hello')"
+        before=(
+            "os.chdir('/')\n"
+            "torch.set_default_dtype(torch.float64)\n"
+            "torch.set_grad_enabled(False)\n"
+            "torch.set_num_threads(3)\n"
+            "assert len(sys.argv) < 2\n"
+            "sys.argv.append('x')\n"
+            "print('hello')"
+        )
     ),
     "spectral norm": _network(
         "self.head = nn.utils.parametrizations.spectral_norm(nn.Linear(C * H * W, num_classes))"
@@ -419,7 +515,8 @@ WORKS = {
 @pytest.mark.parametrize("files", ["safetensors", "torch"])
 @pytest.mark.parametrize("name", WORKS)
 def test_a_network_comes_back_as_it_was(name, files, own, monkeypatch):
-    "The same experiment gives the same bits, whatever was drawn before; what was drawn goes on as if nothing had been run; the stored network says what the trained one said."
+    """The same experiment gives the same bits, whatever was drawn before; what was drawn goes on
+    as if nothing had been run; the stored network says what the trained one said."""
     if files == "torch":
         for module in ("safetensors", "safetensors.torch"):
             monkeypatch.setitem(sys.modules, module, None)
@@ -648,9 +745,10 @@ def test_a_seed_is_tried_once(own):
 
 def test_settings_that_a_network_takes(own):
     "Any setting may be an argument of the function: the trial has its value too."
-    source = (
-        HEAD
-        + "def net(shape, num_classes, lr=.1, epochs=200, seed=0):\n    assert (lr, epochs, seed) == (.01, 2, 4), (lr, epochs, seed)\n    return nn.Sequential(nn.Flatten(), nn.Linear(1024, num_classes))\n"
+    source = HEAD + (
+        "def net(shape, num_classes, lr=.1, epochs=200, seed=0):\n"
+        "    assert (lr, epochs, seed) == (.01, 2, 4), (lr, epochs, seed)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(1024, num_classes))\n"
     )
     check(own(source, seed=4), CPU)
     with pytest.raises(ValueError, match="AssertionError: .0.01, 2, 5."):

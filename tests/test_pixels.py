@@ -1,10 +1,12 @@
-"""Pixels: one reader for training, prediction, Grad-CAM and the demos; files as people have them; files that change while a process lives."""
+"""Pixels: one reader for training, prediction, Grad-CAM and the demos; files as people have them;
+files that change while a process lives."""
 
 import io
 import json
 import os
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +238,8 @@ def test_the_command_and_gradcam_see_whole_images(tmp_path):
 
 
 def _mixed(folder, n=6):
-    "Files of every kind in one set: grey of 12 bits, colours of 16, float, palette, CMYK, turned, transparent, 1 bit."
+    """Files of every kind in one set: grey of 12 bits, colours of 16, float, palette, CMYK,
+    turned, transparent, 1 bit."""
     rng = np.random.default_rng(1)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -323,59 +326,66 @@ def test_training_and_test_images_of_two_sizes(tmp_path):
         load(str(tmp_path / "own"))
 
 
-def _published(root, name):
-    "A small set in its publisher's layout, its images of another size and shape than the reader makes them; its test files."
-    rng, place = np.random.default_rng(0), root / "data" / SOURCES[name].folder
+def _striped_file(rng, path, c, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _striped(rng, c, size).save(path)
 
-    def image(path, c, size):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _striped(rng, c, size).save(path)
 
-    if name == "kth-tips2-b":
-        for c, kind in enumerate(("cork", "wool")):
-            for sample in "abcd":
-                for i in range(3):
-                    image(
-                        place / "KTH-TIPS2-b" / kind / f"sample_{sample}" / f"{i}.png",
-                        c,
-                        (200, 180),
-                    )
-        return {"split": "sample", "split_seed": 0}
-    if name == "covidx-cxr":
-        for part in ("train", "test"):
-            for i in range(8):
-                image(place / part / f"{i}.png", i % 2, (70, 40))
-            (place / f"{part}.txt").write_text(
-                "".join(
-                    f"p{part}{i} {i}.png {'positive' if i % 2 else 'negative'} x\n"
-                    for i in range(8)
-                )
-            )
-        return {}
-    if name == "tiny-imagenet":
-        for c, kind in enumerate(("n01", "n02")):
-            for i in range(6):
-                image(place / "train" / kind / "images" / f"{kind}_{i}.JPEG", c, (80, 50))
-        for i in range(4):
-            image(place / "val" / "images" / f"val_{i}.JPEG", i % 2, (50, 90))
-        (place / "wnids.txt").write_text("n01\nn02\n")
-        (place / "words.txt").write_text("n01\tcat\nn02\tdog\n")
-        (place / "val" / "val_annotations.txt").write_text(
-            "".join(f"val_{i}.JPEG\tn0{1 + i % 2}\t0\t0\t1\t1\n" for i in range(4))
-        )
-        return {}
+def _kth_tips(rng, place):
+    for c, kind in enumerate(("cork", "wool")):
+        for sample, i in product("abcd", range(3)):
+            path = place / "KTH-TIPS2-b" / kind / f"sample_{sample}" / f"{i}.png"
+            _striped_file(rng, path, c, (200, 180))
+
+
+def _covidx(rng, place):
+    for part in ("train", "test"):
+        rows = []
+        for i in range(8):
+            _striped_file(rng, place / part / f"{i}.png", i % 2, (70, 40))
+            rows.append(f"p{part}{i} {i}.png {'positive' if i % 2 else 'negative'} x\n")
+        (place / f"{part}.txt").write_text("".join(rows))
+
+
+def _tiny_imagenet(rng, place):
+    for c, kind in enumerate(("n01", "n02")):
+        for i in range(6):
+            path = place / "train" / kind / "images" / f"{kind}_{i}.JPEG"
+            _striped_file(rng, path, c, (80, 50))
     rows = []
+    for i in range(4):
+        _striped_file(rng, place / "val" / "images" / f"val_{i}.JPEG", i % 2, (50, 90))
+        rows.append(f"val_{i}.JPEG\tn0{1 + i % 2}\t0\t0\t1\t1\n")
+    (place / "wnids.txt").write_text("n01\nn02\n")
+    (place / "words.txt").write_text("n01\tcat\nn02\tdog\n")
+    (place / "val" / "val_annotations.txt").write_text("".join(rows))
+
+
+def _biomass(rng, place):
+    rows = ["image_path,Sampling_Date,State,Species,target_name,target"]
     for i in range(10):
-        image(place / "train" / f"{i}.png", i % 2, (60, 30))
+        _striped_file(rng, place / "train" / f"{i}.png", i % 2, (60, 30))
         green, dead, clover = 10 + i, 5 + i % 2, 2 + i % 3
-        for t, v in zip(
-            BIOMASS_TARGETS, (green, dead, clover, green + clover, green + clover + dead)
-        ):
+        grams = (green, dead, clover, green + clover, green + clover + dead)
+        for t, v in zip(BIOMASS_TARGETS, grams):
             rows.append(f"train/{i}.png,2015/1/{1 + i},NSW,grass,{t},{v}")
-    (place / "train.csv").write_text(
-        "image_path,Sampling_Date,State,Species,target_name,target\n" + "\n".join(rows) + "\n"
-    )
-    return {"loss": "mse"}
+    (place / "train.csv").write_text("\n".join(rows) + "\n")
+
+
+PUBLISHED = {  # name → its writer, and the settings of a run on it
+    "kth-tips2-b": (_kth_tips, {"split": "sample", "split_seed": 0}),
+    "covidx-cxr": (_covidx, {}),
+    "tiny-imagenet": (_tiny_imagenet, {}),
+    "csiro-biomass": (_biomass, {"loss": "mse"}),
+}
+
+
+def _published(root, name):
+    """A small set in its publisher's layout, its images of another size and shape than the reader
+    makes them; returns settings of a run on it."""
+    write, settings = PUBLISHED[name]
+    write(np.random.default_rng(0), root / "data" / SOURCES[name].folder)
+    return settings
 
 
 @pytest.mark.parametrize(

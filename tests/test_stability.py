@@ -1,4 +1,5 @@
-"""Deformations against independent implementations, paired draws, representations of every kind, and the study with stored runs and weight files."""
+"""Deformations against independent implementations, paired draws, representations of every kind,
+and the study with stored runs and weight files."""
 
 import json
 import shutil
@@ -37,7 +38,11 @@ def one_seed():
 
 
 def test_deform_needs_torch_alone():
-    code = "import sys; before = set(sys.modules); import torch; with_torch = set(sys.modules); import wavescat.analysis.stability; print(*{m.partition('.')[0] for m in set(sys.modules) - with_torch} - {'wavescat'})"
+    code = (
+        "import sys; before = set(sys.modules); import torch; with_torch = set(sys.modules); "
+        "import wavescat.analysis.stability; print(*{m.partition('.')[0] for m in "
+        "set(sys.modules) - with_torch} - {'wavescat'})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -54,7 +59,8 @@ def test_deform_needs_torch_alone():
 @pytest.mark.parametrize("shape", [(24, 24), (17, 30), (32, 9)])
 @pytest.mark.parametrize("name", [n for n, d in DEFORMATIONS.items() if d.tau])
 def test_displacing_agrees_with_scipy(name, shape):
-    "Bilinear, half-sample reflection: SciPy's map_coordinates, on square and other images, of one colour and of three."
+    """Bilinear, half-sample reflection: SciPy's map_coordinates, on square and other images, of
+    one colour and of three."""
     from scipy.ndimage import map_coordinates
 
     d, x = DEFORMATIONS[name], torch.rand(2, 3, *shape, dtype=torch.float64)
@@ -221,7 +227,8 @@ def test_scattering_is_more_stable_than_pixels_under_a_warp():
 
 
 def test_shifts_around_the_torus():
-    "The Fourier modulus doesn't feel them; scattering feels them in proportion to their size, and half as much with each scale."
+    """The Fourier modulus doesn't feel them; scattering feels them in proportion to their size,
+    and half as much with each scale."""
     from wavescat.data.load import load
 
     x = reflect(torch.tensor(load("textures").test[::80]).float() / 255 - 0.5)

@@ -475,9 +475,10 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
     p = start("-c", f"from wavescat.runs.mlflow_server import serve; serve({port})")
     try:
         said = p.stdout.readline()
-        assert (
-            said
-            == f"MLflow shows 4 runs at http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning (Ctrl-C ends it)\n"
+        assert said == (
+            "MLflow shows 4 runs at "
+            f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning (Ctrl-C "
+            "ends it)\n"
         ), said + p.stderr.read()
         with pytest.raises(ValueError, match=f"^port {port} of 127.0.0.1 can't be had: [^\n]*$"):
             serve(port)

@@ -1,4 +1,5 @@
-"""Runs that are killed, that diverge, that run out of disk or memory; weights that can't be trusted; the commands on stored runs."""
+"""Runs that are killed, that diverge, that run out of disk or memory; weights that can't be
+trusted; the commands on stored runs."""
 
 import importlib.util
 import json
@@ -45,7 +46,8 @@ from wavescat.runs.experiment import experiment
 from wavescat.runs.lock import claim
 from wavescat.training.run import run
 base = dict(model="scatresnet18", L=2, width=2, per_class=2, batch_size=8, epochs=2)
-for options in (dict(), dict(seed=1), dict(lr=1e30)): print(run(experiment(**{**base, **options}))["identity"])
+for options in (dict(), dict(seed=1), dict(lr=1e30)):
+    print(run(experiment(**{**base, **options}))["identity"])
 e = experiment(**{**base, "seed": 9})
 try:
     with claim(e): raise RuntimeError("the roof fell in")
@@ -57,7 +59,8 @@ except RuntimeError: print(e.identity)
 
 
 def test_killed_while_it_cleared_up(trained, monkeypatch):
-    "A result that is stored, beside what its run left on the way: the next who asks clears it away, unless it is newer, of somebody who computes it again."
+    """A result that is stored, beside what its run left on the way: the next who asks clears it
+    away, unless it is newer, of somebody who computes it again."""
     from wavescat.runs.paths import run_dir, work_dir
     from wavescat.runs.query import experiment_of
     from wavescat.training.run import run
@@ -85,7 +88,10 @@ from wavescat.runs.experiment import experiment
 from wavescat.runs.paths import work_dir
 from wavescat.training.checks import check
 from wavescat.training.run import run
-e = experiment(model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8, precision=sys.argv[1], mix="mixup")
+e = experiment(
+    model="scatresnet18", L=4, width=4, per_class=8, validation=16, epochs=8, batch_size=8,
+    precision=sys.argv[1], mix="mixup",
+)
 torch.set_num_threads(1)
 check(e)                                       # reads the images before the children do
 point = work_dir(e) / "checkpoint.pt"
@@ -97,8 +103,11 @@ while True:
         run(e); os._exit(0)
     if sys.argv[2] == "whole": os.waitpid(child, 0); break
     before = os.stat(point).st_mtime_ns if point.exists() else 0
-    while kills < 2 and (not point.exists() or os.stat(point).st_mtime_ns == before): time.sleep(.001)  # twice after a step of its own, however fast the machine
-    time.sleep(random.uniform(0, .2) if kills < 2 else random.expovariate(.7) * (1 + kills / 8))   # ever longer: a step can take seconds here
+    # twice after a step of its own, however fast the machine
+    while kills < 2 and (not point.exists() or os.stat(point).st_mtime_ns == before):
+        time.sleep(.001)
+    # ever longer: a step can take seconds here
+    time.sleep(random.uniform(0, .2) if kills < 2 else random.expovariate(.7) * (1 + kills / 8))
     os.kill(child, signal.SIGKILL)
     if os.waitpid(child, 0)[1] == 0: break
     kills += 1
@@ -184,7 +193,8 @@ def stop():
 for _ in range(2):
     try: result = run(e, stop=stop); break
     except Stopped: pass
-print(e.identity, result["status"], result["resumed"], all(v.isfinite().all() for v in load_model(e).state_dict().values()))
+finite = all(v.isfinite().all() for v in load_model(e).state_dict().values())
+print(e.identity, result["status"], result["resumed"], finite)
 """
     said = {}
     for how in ("whole", "stopped"):
@@ -240,7 +250,10 @@ from wavescat.training.distributed import World
 from wavescat.runs.experiment import experiment
 from wavescat.training.trainer import Training
 from wavescat.data.batches import Batches
-e = experiment(model="scattering-linear", L=4, order=1, per_class=10, augment="none", batch_size=128, epochs=3, lr=.01, accumulate=8)
+e = experiment(
+    model="scattering-linear", L=4, order=1, per_class=10, augment="none", batch_size=128,
+    epochs=3, lr=.01, accumulate=8,
+)
 cached, plain = (Training(e, World(torch.device("cpu"))) for _ in range(2))
 data = plain.data
 plain.forward = plain.model
@@ -366,7 +379,8 @@ def _full_disk(tmp_path):
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    "What was stored stays as it was, the run that can't be stored fails in one line and leaves no half of itself, and there is room again it is computed."
+    """What was stored stays as it was, the run that can't be stored fails in one line and leaves
+    no half of itself, and there is room again it is computed."""
     prefix, disk = _full_disk(tmp_path), tmp_path / "disk"
     train = (
         f"{sys.executable} -c 'from wavescat.apps.cli import main; main()' train "
@@ -400,7 +414,8 @@ umount {disk}
 
 
 def test_poisoned_weights(tmp_path):
-    "A pickle that would write a file is refused, as weights to start from and as a stored model; nothing is written."
+    """A pickle that would write a file is refused, as weights to start from and as a stored
+    model; nothing is written."""
 
     class Poison:
         def __reduce__(self):
@@ -483,7 +498,8 @@ def test_compiled_is_the_same_run(tmp_path):
 
 
 def test_predict(trained, tmp_path):
-    "Training images of the embedded set, written as files, get the classes that the stored model gives them; the data set isn't asked for."
+    """Training images of the embedded set, written as files, get the classes that the stored
+    model gives them; the data set isn't asked for."""
     import numpy as np
     from PIL import Image
 
@@ -635,7 +651,8 @@ def test_every_published_protocol_can_be_said():
 
 
 def test_weights_from_elsewhere(tmp_path):
-    "torchvision's names become ours, and a run starts from them with a new head; another file, or none, is refused and nothing is written."
+    """torchvision's names become ours, and a run starts from them with a new head; another file,
+    or none, is refused and nothing is written."""
     import torch
     from PIL import Image
     from safetensors.torch import load_file
@@ -736,7 +753,8 @@ def test_weights_from_elsewhere(tmp_path):
     ],
 )
 def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
-    "Also where its filters were drawn and stayed fixed, which its file of weights doesn't have; and chance goes on as if it hadn't been loaded."
+    """Also where its filters were drawn and stayed fixed, which its file of weights doesn't have;
+    and chance goes on as if it hadn't been loaded."""
     import numpy as np
     import torch
 
@@ -771,7 +789,8 @@ def test_a_stored_model_comes_back_as_it_was(options, tmp_path, monkeypatch):
 
 
 def test_random_filters_that_stayed_fixed_are_not_drawn_anew(tmp_path, monkeypatch):
-    "A run that starts from one with such filters has its seed, or isn't begun; a file of weights doesn't say which that is."
+    """A run that starts from one with such filters has its seed, or isn't begun; a file of
+    weights doesn't say which that is."""
     import torch
 
     from wavescat.runs.experiment import experiment
