@@ -38,10 +38,12 @@ FLAGS = [
 ]
 
 
-def wavescat(*args, store, cwd=ROOT, env=None, **kw):
-    "Run the command in a fresh process with a store of its own."
+def wavescat(command, *more, store, cwd=ROOT, env=None, **kw):
+    """Run a command in a fresh process with a store of its own.
+
+    Words are parted at spaces; what may hold a space, such as a path, follows as an argument."""
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, *map(str, args)],
+        [sys.executable, "-c", COMMAND, *str(command).split(), *map(str, more)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -104,7 +106,7 @@ def _own_networks_forgotten():
 def smoke(tmp_path_factory):
     "The smoke studies, run once in a fresh process: the folder of reports, the store, what was printed."
     folder, store = tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("runs")
-    done = wavescat("run", "all", "--preset", "smoke", "--reports", folder, store=store)
+    done = wavescat("run all --preset smoke --reports", folder, store=store)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, store, done
 

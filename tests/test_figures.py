@@ -317,7 +317,7 @@ def test_the_filters_of_a_stored_run_are_loaded(tmp_path, monkeypatch, learn):
         (fixed.identity, "h.gif", 2, "recorded no filters"),
         ("zzz", "h.gif", 2, "no run begins with"),
     ):
-        done = wavescat("runs", "film", identity, tmp_path / file, "--every", "2", store=tmp_path)
+        done = wavescat("runs film", identity, tmp_path / file, "--every", "2", store=tmp_path)
         assert done.returncode == code and message in done.stderr, done.stderr
         assert done.stderr.count("\n") == (code > 0), done.stderr
         assert (tmp_path / file).exists() == (code == 0)

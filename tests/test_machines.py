@@ -57,10 +57,10 @@ def test_where_md5_is_forbidden(tmp_path):
             capture_output=True,
             env={**os.environ, **env},
         )
-    done = wavescat("data", "info", "textures", store=tmp_path / "s", env=env)
+    done = wavescat("data info textures", store=tmp_path / "s", env=env)
     assert done.returncode == 0 and "seen in both" in done.stdout, done.stderr
     done = wavescat(
-        "run", "variance", *SMALL, "--reports", tmp_path / "r", store=tmp_path / "s", env=env
+        "run variance", *SMALL, "--reports", tmp_path / "r", store=tmp_path / "s", env=env
     )
     assert done.returncode == 0, done.stderr
     (tmp_path / "x").write_bytes(b"abc")
@@ -127,8 +127,7 @@ def test_another_kernel_called_python3(tmp_path):
         )
     )
     done = wavescat(
-        "run",
-        "variance",
+        "run variance",
         *SMALL,
         "--reports",
         tmp_path / "r",
@@ -184,7 +183,7 @@ def test_a_terminal_that_shows_ascii_only(tmp_path):
     "Every letter that it can't show is shown as its number, and the index is written."
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
     done = wavescat(
-        "run", "variance", *SMALL, "--reports", tmp_path / "r", store=tmp_path / "s", env=env
+        "run variance", *SMALL, "--reports", tmp_path / "r", store=tmp_path / "s", env=env
     )
     assert done.returncode == 0 and (tmp_path / "r" / "index.html").is_file(), done.stderr
     for args in (
@@ -236,8 +235,7 @@ def test_a_name_that_is_no_text(tmp_path):
             "leaves\\udcff" in done.stdout or args[1] in ("info", "log")
         ), (args, done.stderr)
     done = wavescat(
-        "run",
-        "variance",
+        "run variance",
         *SMALL,
         "-p",
         f"dataset={folder}",
@@ -260,10 +258,7 @@ def test_folders_of_any_name(name, tmp_path, smoke):
     "Reports, figures and links; the store and the data beside them."
     folder = tmp_path / name
     done = wavescat(
-        "report",
-        "variance",
-        "--preset",
-        "smoke",
+        "report variance --preset smoke",
         "--reports",
         folder / "r",
         "--figures",
@@ -314,8 +309,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="neither a folder"):
         load("~nobody-of-this-name/leaves")
     done = wavescat(
-        "run",
-        "variance",
+        "run variance",
         *SMALL,
         "--reports=~/r",
         "--figures=~/f",
@@ -344,18 +338,10 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         done.stderr
     )
     done = wavescat(
-        "train",
-        "-p",
-        "model=linear",
-        "-p",
-        "augment=none",
-        "-p",
-        "per_class=2",
-        "-p",
-        "epochs=1",
-        "--err=~/e.png",
-        "--copy",
-        "~/c-",
+        (
+            "train -p model=linear -p augment=none -p per_class=2 -p epochs=1 "
+            "--err=~/e.png --copy ~/c-"
+        ),
         store="~/s",
         env={"HOME": str(tmp_path)},
     )
@@ -365,17 +351,10 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         and (tmp_path / "c-result.json").is_file()
     ), done.stderr
     done = wavescat(
-        "train",
-        "-p",
-        "model=linear",
-        "-p",
-        "augment=none",
-        "-p",
-        "per_class=2",
-        "-p",
-        "epochs=0",
-        "-p",
-        "weights=~/c-weights.safetensors",
+        (
+            "train -p model=linear -p augment=none -p per_class=2 -p epochs=0 "
+            "-p weights=~/c-weights.safetensors"
+        ),
         store="~/s",
         env={"HOME": str(tmp_path)},
     )

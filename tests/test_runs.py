@@ -55,13 +55,7 @@ def test_refused_in_one_line(args, says, tmp_path):
 def test_reports_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     done = wavescat(
-        "run",
-        "variance",
-        "--preset",
-        "smoke",
-        "--reports",
-        tmp_path / "file" / "r",
-        store=tmp_path / "s",
+        "run variance --preset smoke", "--reports", tmp_path / "file" / "r", store=tmp_path / "s"
     )
     assert (
         done.returncode == 2
@@ -73,16 +67,7 @@ def test_reports_that_cannot_be_written(tmp_path):
 
 def test_a_run_that_diverges_still_gives_a_page(tmp_path):
     done = wavescat(
-        "run",
-        "baseline",
-        "--preset",
-        "smoke",
-        "-p",
-        "lr=1e30",
-        "-p",
-        "per_class=2",
-        "-p",
-        "seeds=0",
+        "run baseline --preset smoke -p lr=1e30 -p per_class=2 -p seeds=0",
         "--reports",
         tmp_path / "r",
         store=tmp_path / "s",
@@ -130,12 +115,7 @@ def test_own_images_by_a_relative_path(tmp_path):
 
 def test_missing_data_is_refused_in_one_line(tmp_path):
     done = wavescat(
-        "run",
-        "baseline",
-        "--preset",
-        "smoke",
-        "-p",
-        "dataset=cifar10",
+        "run baseline --preset smoke -p dataset=cifar10",
         store=tmp_path,
         env={
             "WAVESCAT_DATA": str(tmp_path / "none"),
@@ -154,7 +134,7 @@ def test_settings_that_no_study_knows(tmp_path):
 
     shutil.copytree(ROOT / "nbs" / "studies", tmp_path / "nbs" / "studies")
     (tmp_path / "settings.ini").write_text("[DEFAULT]\n[quick]\nbaseline.epoch = 3\n")
-    done = wavescat("run", "baseline", store=tmp_path / "s", cwd=tmp_path)
+    done = wavescat("run baseline", store=tmp_path / "s", cwd=tmp_path)
     assert (
         done.returncode == 2
         and "section [quick]: unknown setting 'epoch'; did you mean epochs" in done.stderr
@@ -165,7 +145,7 @@ def test_run_again_computes_nothing(smoke, tmp_path):
     folder, store, first = smoke
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
     dry = wavescat(
-        "run", "all", "--preset", "smoke", "--dry-run", "--runs", store, store=tmp_path / "unused"
+        "run all --preset smoke", "--dry-run", "--runs", store, store=tmp_path / "unused"
     )
     assert (
         dry.returncode == 0
@@ -173,10 +153,7 @@ def test_run_again_computes_nothing(smoke, tmp_path):
         and not (tmp_path / "unused").exists()
     ), dry.stdout
     again = wavescat(
-        "run",
-        "variance",
-        "--preset",
-        "smoke",
+        "run variance --preset smoke",
         "--reports",
         tmp_path,
         "--figures",
@@ -227,7 +204,7 @@ def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
     runs, alone = runs_of("variance"), runs_of("biomass")  # l_sweep and baseline have the first too
     for path in runs[1:] + alone:
         shutil.rmtree(path)
-    done = wavescat("report", "--preset", "smoke", "--reports", tmp_path / "r", store=store)
+    done = wavescat("report --preset smoke", "--reports", tmp_path / "r", store=store)
     assert done.returncode == 0, done.stderr
     for study in ("baseline", "l_sweep", "variance"):
         assert (
@@ -241,13 +218,7 @@ def test_report_computes_nothing_and_says_what_is_missing(smoke, tmp_path):
         and not (tmp_path / "r" / "biomass").exists()
     )
     done = wavescat(
-        "report",
-        "variance",
-        "--preset",
-        "smoke",
-        "--reports",
-        tmp_path / "e",
-        store=tmp_path / "empty",
+        "report variance --preset smoke", "--reports", tmp_path / "e", store=tmp_path / "empty"
     )
     assert (
         done.returncode == 2
@@ -266,16 +237,14 @@ def test_stale_results_are_left_out_until_computed_again(smoke, tmp_path):
         path.write_text(
             json.dumps({**json.loads(path.read_text()), "code": "older", "test_accuracy": 99.0})
         )
-    done = wavescat(
-        "report", "variance", "--preset", "smoke", "--reports", tmp_path / "r", store=store
-    )
+    done = wavescat("report variance --preset smoke", "--reports", tmp_path / "r", store=store)
     text = (tmp_path / "r" / "variance" / "smoke.html").read_text()
     assert (
         done.returncode == 0
         and "4 computed by another version of the code" in text
         and "99.00" not in text
     )
-    done = wavescat("run", "variance", "--preset", "smoke", "--dry-run", store=store)
+    done = wavescat("run variance --preset smoke --dry-run", store=store)
     assert "4 of other code, to be computed again" in done.stdout
 
 
@@ -305,15 +274,7 @@ def test_two_seeds_for_two_things(tmp_path):
 def test_engine_kymatio_gives_the_same_study(smoke, tmp_path):
     pytest.importorskip("kymatio")
     done = wavescat(
-        "run",
-        "variance",
-        "--preset",
-        "smoke",
-        "-p",
-        "engine=kymatio",
-        "--reports",
-        tmp_path,
-        store=tmp_path / "s",
+        "run variance --preset smoke -p engine=kymatio", "--reports", tmp_path, store=tmp_path / "s"
     )
     assert done.returncode == 0, done.stderr
     ours, theirs = (
@@ -394,10 +355,7 @@ def test_a_cell_that_fails(smoke, tmp_path):
     )
     template.write_text(json.dumps(nb))
     done = wavescat(
-        "run",
-        "variance",
-        "--preset",
-        "smoke",
+        "run variance --preset smoke",
         *SMALL,
         "--reports",
         tmp_path / "r",

@@ -77,14 +77,7 @@ def test_transfer_starts_from_what_was_learned(smoke):
 def test_corruptions_are_tested_on_the_images_that_the_run_was(smoke, tmp_path):
     "With all test images, what a model says of clean ones is what its run stored."
     done = wavescat(
-        "run",
-        "robustness",
-        "--preset",
-        "smoke",
-        "-p",
-        "images=800",
-        "-p",
-        "severities=1",
+        "run robustness --preset smoke -p images=800 -p severities=1",
         "--reports",
         tmp_path,
         store=smoke[1],
@@ -146,18 +139,10 @@ def csiro(tmp_path_factory):
 def test_biomass_on_its_authors_layout(csiro, tmp_path):
     env = {"WAVESCAT_DATA": str(csiro), "WAVESCAT_CACHE": str(tmp_path / "cache")}
     done = wavescat(
-        "run",
-        "biomass",
-        "--preset",
-        "smoke",
-        "-p",
-        "dataset=csiro-biomass",
-        "-p",
-        "size=32",
-        "-p",
-        "splits=stratified,date,state",
-        "-p",
-        "target_scale=2000",
+        (
+            "run biomass --preset smoke -p dataset=csiro-biomass -p size=32 "
+            "-p splits=stratified,date,state -p target_scale=2000"
+        ),
         "--reports",
         tmp_path / "r",
         store=tmp_path / "s",
@@ -291,10 +276,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
         "    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), *head)\n"
     )
     done = wavescat(
-        "run",
-        "challenge",
-        "--preset",
-        "smoke",
+        "run challenge --preset smoke",
         "-p",
         "entries=scattering-linear, mine.py:flat width:5 epochs:3",
         "--reports",
@@ -311,7 +293,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
     } == {(5, 3, 16 * 5 + 5 + 6 * 8)}
     scores = [float(row["test, %"].split()[0]) for row in gave["table"]]
     assert len(scores) == 2 and scores == sorted(scores, reverse=True)
-    assert wavescat("runs", "show", mine[0]["identity"], store=smoke[1]).returncode == 0
+    assert wavescat("runs show", mine[0]["identity"], store=smoke[1]).returncode == 0
     (tmp_path / "no.py").write_text(
         "from torch import nn\n"
         "def number(shape, num_classes): return 7\n"
@@ -336,10 +318,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
         ("scattering-linear, scattering-linear seed:3", "seed is the study's"),
     ):
         done = wavescat(
-            "run",
-            "challenge",
-            "--preset",
-            "smoke",
+            "run challenge --preset smoke",
             "-p",
             f"entries={entries}",
             "--reports",
@@ -363,14 +342,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
 
 def test_a_challenge_that_every_entry_loses_still_gives_a_page(tmp_path):
     done = wavescat(
-        "run",
-        "challenge",
-        "--preset",
-        "smoke",
-        "-p",
-        "entries=scattering-linear",
-        "-p",
-        "lr=1e38",
+        "run challenge --preset smoke -p entries=scattering-linear -p lr=1e38",
         "--reports",
         tmp_path / "reports",
         store=tmp_path / "s",
@@ -385,20 +357,10 @@ def test_a_challenge_that_every_entry_loses_still_gives_a_page(tmp_path):
 
 def test_the_page_says_which_rows_diverged(tmp_path):
     done = wavescat(
-        "run",
-        "parametric",
-        "--preset",
-        "smoke",
-        "-p",
-        "rows=scattering-linear",
-        "-p",
-        "per_class=2",
-        "-p",
-        "seeds=0,1",
-        "-p",
-        "lr=1e38",
-        "-p",
-        "timed_epochs=0",
+        (
+            "run parametric --preset smoke -p rows=scattering-linear -p per_class=2 "
+            "-p seeds=0,1 -p lr=1e38 -p timed_epochs=0"
+        ),
         "--reports",
         tmp_path / "reports",
         store=tmp_path / "s",

@@ -274,29 +274,11 @@ def test_epochs_are_printed_as_they_end(tmp_path):
         f"epoch {n} of 100000: lr" for n in (3, 6)
     ], lines
     done = wavescat(
-        "train",
-        "-p",
-        "model=linear",
-        "-p",
-        "per_class=2",
-        "-p",
-        "epochs=4",
-        "--log-every",
-        "3",
-        store=tmp_path / "stored",
+        "train -p model=linear -p per_class=2 -p epochs=4 --log-every 3", store=tmp_path / "stored"
     )
     assert done.returncode == 0 and len(re.findall(r"^epoch \d+ of 4: lr", done.stdout, re.M)) == 1
     again = wavescat(
-        "train",
-        "-p",
-        "model=linear",
-        "-p",
-        "per_class=2",
-        "-p",
-        "epochs=4",
-        "--log-every",
-        "2",
-        store=tmp_path / "stored",
+        "train -p model=linear -p per_class=2 -p epochs=4 --log-every 2", store=tmp_path / "stored"
     )  # it is stored: nothing is computed, its epochs are still printed
     assert re.findall(r"^epoch (\d+) of 4: lr", again.stdout, re.M) == ["2", "4"]
 
@@ -344,7 +326,7 @@ def test_images_at_a_time_in_testing_change_nothing(tmp_path, monkeypatch):
     ],
 )
 def test_what_training_refuses(tmp_path, more, message):
-    done = wavescat("train", "-p", "model=linear", "-p", "epochs=0", *more, store=tmp_path / "runs")
+    done = wavescat("train -p model=linear -p epochs=0", *more, store=tmp_path / "runs")
     assert (
         done.returncode == 2
         and message in done.stderr
@@ -372,8 +354,7 @@ def test_alexnet_is_fine_tuned(tmp_path):
     }
     save_file(theirs, tmp_path / "alexnet.safetensors")
     done = wavescat(
-        "weights",
-        "alexnet-imagenet",
+        "weights alexnet-imagenet",
         tmp_path / "ours.safetensors",
         "--from",
         tmp_path / "alexnet.safetensors",
@@ -415,7 +396,7 @@ def test_alexnet_is_fine_tuned(tmp_path):
     result = json.loads((tmp_path / "tuned-result.json").read_text())
     assert result["weights_from"] and result["parameters"] == 61_100_840 - 998 * 4097
     done = wavescat(
-        "weights", "alexnet-imagenet", tmp_path / "none.safetensors", store=tmp_path / "runs"
+        "weights alexnet-imagenet", tmp_path / "none.safetensors", store=tmp_path / "runs"
     )
     assert (
         done.returncode == 2
@@ -744,17 +725,10 @@ def test_other_images_of_the_same_name(tmp_path):
     results = []
     for root in ("part", "part", "more", "part"):
         done = wavescat(
-            "train",
-            "-p",
-            "dataset=tiny-imagenet",
-            "-p",
-            "model=linear",
-            "-p",
-            "augment=none",
-            "-p",
-            "epochs=1",
-            "-p",
-            "lr=1e-4",
+            (
+                "train -p dataset=tiny-imagenet -p model=linear -p augment=none -p epochs=1 "
+                "-p lr=1e-4"
+            ),
             "--data",
             tmp_path / root,
             "--copy",

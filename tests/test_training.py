@@ -306,7 +306,7 @@ def test_what_no_launcher_made_and_what_cannot_train_is_refused(tmp_path):
         )
         assert done.returncode == 2 and "leave one image alone" in done.stderr, done.stderr
     for condition in ("epochs==2", "seed!==99", "epochs=", "epochs=9-1", "test_accuracy=>3"):
-        done = wavescat("runs", "rm", "-y", "-w", condition, store=tmp_path / "s")
+        done = wavescat("runs rm", "-y", "-w", condition, store=tmp_path / "s")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, (condition, done.stderr)
     assert len(list((tmp_path / "s").glob("*"))) == 1
 
@@ -562,30 +562,25 @@ def test_predict(trained, tmp_path):
 
 def test_runs(trained):
     store, (one, two, diverged, failed) = trained
-    listed = wavescat("runs", "list", store=store).stdout
+    listed = wavescat("runs list", store=store).stdout
     assert (
         all(i in listed for i in (one, two, diverged, failed))
         and "failed" in listed
         and "diverged" in listed
     )
+    assert wavescat("runs list -w split=stratified -w seed=1", store=store).stdout.count("\n") == 2
+    assert wavescat("runs list -w seed=1", store=store).stdout.count("\n") == 2
     assert (
-        wavescat(
-            "runs", "list", "-w", "split=stratified", "-w", "seed=1", store=store
-        ).stdout.count("\n")
-        == 2
-    )
-    assert wavescat("runs", "list", "-w", "seed=1", store=store).stdout.count("\n") == 2
-    assert (
-        failed in (only := wavescat("runs", "list", "-w", "status=failed", store=store).stdout)
+        failed in (only := wavescat("runs list -w status=failed", store=store).stdout)
         and one not in only
     )
-    assert wavescat("runs", "list", "--csv", store=store).stdout.startswith("identity,status")
-    shown = wavescat("runs", "show", failed[:6], store=store).stdout
+    assert wavescat("runs list --csv", store=store).stdout.startswith("identity,status")
+    shown = wavescat("runs show", failed[:6], store=store).stdout
     assert "Traceback" in shown and "the roof fell in" in shown
-    compared = wavescat("runs", "compare", one, two, store=store).stdout
+    compared = wavescat("runs compare", one, two, store=store).stdout
     assert "seed" in compared and "test_accuracy" in compared and "width" not in compared
-    logged = wavescat("runs", "log", store=store, env={"MLFLOW_TRACKING_URI": ""})
-    there = wavescat("runs", "list", "--csv", store=store).stdout.count("\n") - 1
+    logged = wavescat("runs log", store=store, env={"MLFLOW_TRACKING_URI": ""})
+    there = wavescat("runs list --csv", store=store).stdout.count("\n") - 1
     assert (
         logged.returncode == 0
         and there >= 4
@@ -611,11 +606,11 @@ def test_rm(trained, tmp_path):
     one, _, _, failed = trained[1]
     there = len(list(store.iterdir()))
     assert (
-        wavescat("runs", "rm", one, store=store, input="n\n").returncode == 0
+        wavescat("runs rm", one, store=store, input="n\n").returncode == 0
         and (store / one).is_dir()
     )
-    assert "1 removed" in wavescat("runs", "rm", "-w", "status=failed", "--yes", store=store).stdout
-    assert "1 removed" in wavescat("runs", "rm", one, "-y", store=store).stdout
+    assert "1 removed" in wavescat("runs rm -w status=failed --yes", store=store).stdout
+    assert "1 removed" in wavescat("runs rm", one, "-y", store=store).stdout
     assert (
         not (store / one).exists()
         and not (store / f"{failed}.work").exists()
@@ -646,7 +641,7 @@ def test_every_published_protocol_can_be_said():
         [0.1, 0.02, 0.0008]
     )
     assert [learning_rate(made["wytiny"], k) for k in (0, 7)] == pytest.approx([0.05, 0.5])
-    done = wavescat("train", "--protocol", "wytinny", store="unused")
+    done = wavescat("train --protocol wytinny", store="unused")
     assert done.returncode == 2 and "did you mean wytiny" in done.stderr
 
 
@@ -683,8 +678,7 @@ def test_weights_from_elsewhere(tmp_path):
     out = tmp_path / "ours.safetensors"
     assert (
         wavescat(
-            "weights",
-            "resnet18-imagenet",
+            "weights resnet18-imagenet",
             out,
             "--from",
             tmp_path / "theirs.pth",
