@@ -37,7 +37,7 @@ def one_thread():
 @pytest.mark.parametrize("name", STORED["runs"])
 def test_a_stored_run_is_computed_again(name, tmp_path, monkeypatch, one_thread):
     """The same bits on the machine where they were stored; on others nearly the same losses: a last
-    bit grows over the steps, to 1.5 % of wytiny's loss between AVX-512 and AVX2."""
+    bit grows over the steps, to 5 % of a loss between AVX-512 and AVX2."""
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
     stored = STORED["runs"][name]
     e = experiment(**stored["settings"])
@@ -45,7 +45,7 @@ def test_a_stored_run_is_computed_again(name, tmp_path, monkeypatch, one_thread)
     result = run(e)
     assert result["status"] == stored["result"]["status"]
     for key in ("train_loss", "test_loss"):
-        assert result[key] == pytest.approx(stored["result"][key], rel=0.05)
+        assert result[key] == pytest.approx(stored["result"][key], rel=0.1)
     if _machine() == STORED["machine"]:
         for file in FILES:
             bits = hashlib.sha256((run_dir(e) / file).read_bytes()).hexdigest()[:16]
