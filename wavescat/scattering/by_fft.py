@@ -6,8 +6,6 @@
 __all__ = ['convolve_blocks', 'fft_moduli_in_scratch', 'average_fft_maps', 'FftEngine']
 
 # %% ../../nbs/lib/01_scattering/12_by_fft.ipynb #by_fft-2
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from wavescat.scattering.functions import (
     spectrum_blocks,
 )
 from .memory import Scratch, out_in
-from .operators import Cascade
+from .operators import Cascade, Engine
 from .plan import decimation, operator_name
 
 # %% ../../nbs/lib/01_scattering/12_by_fft.ipynb #by_fft-5
@@ -70,18 +68,8 @@ def average_fft_maps(
     return torch.bmm(rows.expand(n * L, m, r), v, out=into).view(n, L, m, width)
 
 # %% ../../nbs/lib/01_scattering/12_by_fft.ipynb #by_fft-14
-class FftEngine:
+class FftEngine(Engine):
     "The operations of a cascade by FFT; maps are (images, L, rows, columns)."
-
-    def __init__(
-        self,
-        cascade: Cascade,  # the arrangement
-        operators: Mapping[str, Tensor],  # from `prepare`
-        cache: int,  # bytes that are near the processor
-        scratch: Scratch | None = None,  # memory to work in; None: autograd keeps every result
-    ):
-        self.cascade, self.plan, self.operators = cascade, cascade.plan, operators
-        self.cache, self.scratch = cache, scratch
 
     def maps(self, x, pad):
         "Images (n, H, W), padded, as maps of one orientation."
@@ -91,8 +79,7 @@ class FftEngine:
 
     def average(self, u, j):
         "Averages of maps at resolution 2ʲ: (images, L, m, m′)."
-        rows, columns = self.operators[f"low{j}_0"], self.operators[f"low{j}_1"]
-        return average_fft_maps(u, rows, columns, self.scratch)
+        return average_fft_maps(u, *self.averaging(j), self.scratch)
 
     def source(self, u, j, order):
         "What the steps from these maps start from: spectra (n, L, R, C, 2)."

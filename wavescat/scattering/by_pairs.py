@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .functions import modulus, modulus_of_parts
 from .memory import Scratch, out_in
-from .operators import Cascade
+from .operators import Cascade, Engine
 from .plan import Step, operator_name
 
 # %% ../../nbs/lib/01_scattering/11_by_pairs.ipynb #by_pairs-5
@@ -146,18 +146,8 @@ def average_pair_maps(
     return v.view(m, L, n, width).permute(2, 1, 0, 3)
 
 # %% ../../nbs/lib/01_scattering/11_by_pairs.ipynb #by_pairs-26
-class PairEngine:
+class PairEngine(Engine):
     "The operations of a cascade on frequency pairs; maps are (rows, columns, L, images)."
-
-    def __init__(
-        self,
-        cascade: Cascade,  # the arrangement
-        operators: Mapping[str, Tensor],  # from `prepare`
-        cache: int,  # bytes that are near the processor
-        scratch: Scratch | None = None,  # memory to work in; None: autograd keeps every result
-    ):
-        self.cascade, self.plan, self.operators = cascade, cascade.plan, operators
-        self.cache, self.scratch = cache, scratch
 
     def maps(self, x, pad):
         "Images (n, H, W), padded, as maps of one orientation: whole rows of images are repeated."
@@ -168,8 +158,7 @@ class PairEngine:
 
     def average(self, u, j):
         "Averages of maps at resolution 2ʲ: (images, L, m, m′)."
-        rows, columns = self.operators[f"low{j}_0"], self.operators[f"low{j}_1"]
-        return average_pair_maps(u, rows, columns, self.scratch)
+        return average_pair_maps(u, *self.averaging(j), self.scratch)
 
     def source(self, u, j, order):
         "What the steps from these maps at resolution 2ʲ start from: coefficients (R, C, L, n)."

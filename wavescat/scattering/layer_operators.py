@@ -80,18 +80,11 @@ class LayerBuffers(LayerPaths):
     rows: Tensor
     cols: Tensor
 
-    def __init__(
-        self,
-        J: int,  # number of scales
-        shape: tuple[int, int],  # (H, W) of the images, pixels
-        L: int,  # number of orientations
-        max_order: int,  # highest order, 0, 1 or 2
-        options: ScatteringOptions,  # which filters
-    ):
-        super().__init__(J, shape, L, max_order, options)
+    def __init__(self, *sizes_and_options):
+        super().__init__(*sizes_and_options)
         self.register_buffer("like", torch.empty(0), persistent=False)
-        for name, n in zip(("rows", "cols"), shape):
-            self.register_buffer(name, reflection(n, J), persistent=False)
+        for name, n in zip(("rows", "cols"), self.shape):
+            self.register_buffer(name, reflection(n, self.J), persistent=False)
         if self.bank is None:
             for name, o in fixed_operators(self, torch.get_default_dtype()).items():
                 self.register_buffer(name, o, persistent=False)
