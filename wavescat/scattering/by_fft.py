@@ -16,7 +16,7 @@ from wavescat.scattering.functions import (
     spectrum_blocks,
 )
 from .memory import Scratch, out_in
-from .operators import Cascade, Engine
+from .operators import Engine
 from .plan import decimation, operator_name
 
 # %% ../../nbs/lib/01_scattering/12_by_fft.ipynb #by_fft-5

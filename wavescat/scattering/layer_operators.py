@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .layer_filters import LayerPaths
 from .operators import prepare
-from .options import ScatteringOptions
 from .tracing import is_plain
 from .transform import reflection
 
