@@ -233,9 +233,7 @@ def test_what_a_killed_fetch_left_is_cleared(cifar):
 def test_an_unknown_checksum_is_recorded_and_held_to(monkeypatch):
     first, second = _tar([("set/a", b"1")], "w"), _tar([("set/a", b"2")], "w")
     monkeypatch.setitem(
-        SOURCES,
-        "set",
-        Source("Set", "", "", "", "set", "x", {"set.tar": FileInfo()}, {}, 100),
+        SOURCES, "set", Source("Set", "", "", "", "set", "x", {"set.tar": FileInfo()}, {}, 100)
     )
     for body, fine in ((first, True), (first, True), (second, False)):
         with Server(body) as server:
@@ -641,11 +639,7 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     _image(tmp_path / "a.jpg", (10, 20), exif=exif)
-    assert decode((tmp_path / "a.jpg").read_bytes(), tmp_path / "a.jpg", None).shape == (
-        3,
-        20,
-        10,
-    )
+    assert decode((tmp_path / "a.jpg").read_bytes(), tmp_path / "a.jpg", None).shape == (3, 20, 10)
 
 
 def test_own_csv(tmp_path):

@@ -268,13 +268,7 @@ def test_what_mlflow_shows(store, capfd):
 def test_twice_is_once(store):
     for s in range(3):
         put(s)
-    assert [counts(mirror(limit=n))["logged"] for n in (1, 0, 1, None, None)] == [
-        1,
-        0,
-        1,
-        1,
-        0,
-    ]
+    assert [counts(mirror(limit=n))["logged"] for n in (1, 0, 1, None, None)] == [1, 0, 1, 1, 0]
     assert len(shown()) == 3
     shutil.rmtree(store / ".mlflow" / "logged")
     assert (
@@ -385,10 +379,7 @@ def test_two_processes_at_once_and_one_killed(store):
     for s in range(6):
         put(s)
     database_file(uri()).unlink()
-    killed = start(
-        "-c",
-        HOOK + KILLED_IN_THE_SECOND_RUN,
-    )
+    killed = start("-c", HOOK + KILLED_IN_THE_SECOND_RUN)
     assert killed.communicate(timeout=60) == ("", "")
     assert killed.returncode == -9 and sorted(r.info.status for r in shown().values()) == [
         "FINISHED",

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from wavescat.runs.experiment import experiment
-from wavescat.studies import (
-    baseline,
-    l_sweep,
-    linear_and_alexnet,
-    regimes,
-    tuned,
-    variance,
-    wytiny,
-)
+from wavescat.studies import baseline, l_sweep, linear_and_alexnet, regimes, tuned, variance, wytiny
 from wavescat.studies.comparison import CANNOT_TELL, Pair, compare_pairs, count_verdict, effect
 from wavescat.studies.presets import resolve, values_of
 from wavescat.studies.results import condition, made_up_runs
