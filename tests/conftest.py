@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # many tests start processes that compute side by side: with all cores each, they'd wait for one another
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # where the tests run in the background, what they start could ignore Ctrl-C
+# many tests start processes that compute side by side: with all cores each, they'd wait
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# where the tests run in the background, what they start could ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "from wavescat.apps.cli import main; main()"
@@ -51,6 +49,20 @@ def wavescat(command, *more, store, cwd=ROOT, env=None, **kw):
         env={**os.environ, "WAVESCAT_RUNS": str(store), **(env or {})},
         **kw,
     )
+
+
+def papermill(study, output, *options, folder):
+    "Execute a study's template by papermill's own command, in a folder with a store of its own."
+    template = ROOT / "nbs" / "studies" / f"{study}.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", template, output, *options, "--no-progress-bar"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "WAVESCAT_RUNS": str(folder / "runs")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def pytest_make_parametrize_id(val, argname):

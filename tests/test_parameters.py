@@ -2,14 +2,11 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT, wavescat
+from conftest import papermill, wavescat
 
 from wavescat.runs.experiment import experiment
 from wavescat.studies.models import parse_models
@@ -96,23 +93,7 @@ def test_what_papermill_sets_that_no_study_has():
 def test_papermills_own_options(how, tmp_path):
     "Numbers, texts and lists are read; the preset gives the rest; false computes nothing."
     (tmp_path / "given.yaml").write_text("preset: smoke\nL: 2\nper_class: 2\ncompute: false\n")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            ROOT / "nbs/studies/variance.ipynb",
-            "out.ipynb",
-            *how,
-            "--no-progress-bar",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "runs")},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    papermill("variance", "out.ipynb", *how, folder=tmp_path)
     assert "wavescat run variance --preset smoke -p L=2\n" in json.loads(
         json.dumps((tmp_path / "out.ipynb").read_text(encoding="utf-8"))
     ).replace("\\n", "\n")

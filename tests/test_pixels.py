@@ -873,15 +873,8 @@ def test_a_set_put_where_data_sets_lie_later(tmp_path, monkeypatch):
 def test_a_check_is_made_again_when_files_change(tmp_path):
     "What could be run can't be run any more, and the other way round: images, the split's file, the weights."
     own = _plain(tmp_path / "own", n=6)
-    e = experiment(
-        dataset=str(own),
-        model="linear",
-        epochs=1,
-        batch_size=2,
-        augment="none",
-        lr=1e-4,
-        per_class=4,
-    )
+    linear = dict(model="linear", epochs=1, batch_size=2, augment="none", lr=1e-4)
+    e = experiment(dataset=str(own), per_class=4, **linear)
     check(e)
     for i in range(1, 6):
         (own / "a" / f"{i}.bmp").unlink()
@@ -895,15 +888,7 @@ def test_a_check_is_made_again_when_files_change(tmp_path):
 
     d, place = load(str(own)), tmp_path / "split.json"
     save_split(Split(np.arange(4), np.arange(0), np.arange(4, 8)), d, place)
-    e = experiment(
-        dataset=str(own),
-        model="linear",
-        epochs=1,
-        batch_size=2,
-        augment="none",
-        lr=1e-4,
-        split=str(place),
-    )
+    e = experiment(dataset=str(own), split=str(place), **linear)
     check(e)
     place.write_text("{}")
     with pytest.raises(ValueError, match="is no split"):

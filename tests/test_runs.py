@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import COMMAND, ROOT, wavescat
+from conftest import COMMAND, ROOT, papermill, wavescat
 
 SMALL = ["-p", "seeds=0", "-p", "epochs=1"]
 
@@ -295,40 +295,8 @@ def test_engine_kymatio_gives_the_same_study(smoke, tmp_path):
 
 def test_plain_papermill(tmp_path):
     "A template runs without our runner, from any folder."
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            ROOT / "nbs/studies/variance.ipynb",
-            tmp_path / "out.ipynb",
-            "-p",
-            "L",
-            "2,4",
-            "-p",
-            "seeds",
-            "0",
-            "-p",
-            "epochs",
-            "1",
-            "-p",
-            "width",
-            "2",
-            "-p",
-            "validation",
-            "16",
-            "-p",
-            "per_class",
-            "2",
-            "--no-progress-bar",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "WAVESCAT_RUNS": str(tmp_path / "runs")},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    options = "-p L 2,4 -p seeds 0 -p epochs 1 -p width 2 -p validation 16 -p per_class 2"
+    papermill("variance", "out.ipynb", *options.split(), folder=tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 

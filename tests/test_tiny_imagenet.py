@@ -458,20 +458,9 @@ def test_settings_that_would_change_nothing(settings, message):
 
     with pytest.raises(ValueError, match=re.escape(message)):
         check(experiment(**{**dict(model="linear", per_class=2, epochs=9), **settings}))
-    check(
-        experiment(
-            model="wytiny",
-            norm="ghost-batch",
-            width=2,
-            ghost=8,
-            batch_size=16,
-            per_class=2,
-            epochs=9,
-            schedule="piecewise",
-            points="0:.1/3:.5/9:.1",
-            lr=0.5,
-        )
-    )
+    ghosts = dict(model="wytiny", norm="ghost-batch", width=2, ghost=8, batch_size=16)
+    piecewise = dict(schedule="piecewise", points="0:.1/3:.5/9:.1", lr=0.5, epochs=9)
+    check(experiment(**ghosts, **piecewise, per_class=2))
 
 
 def test_parameters_of_every_backbone():
@@ -623,19 +612,8 @@ def test_float16_stopped_and_continued(tmp_path, monkeypatch):
     from wavescat.runs.paths import run_dir
     from wavescat.training.run import run
 
-    e, files = (
-        experiment(
-            model="wytiny",
-            width=2,
-            per_class=8,
-            epochs=6,
-            batch_size=16,
-            lr=0.05,
-            augment="none",
-            precision="float16",
-        ),
-        {},
-    )
+    network = dict(model="wytiny", width=2, precision="float16", augment="none")
+    e, files = experiment(**network, per_class=8, epochs=6, batch_size=16, lr=0.05), {}
     for how in ("whole", "stopped"):
         monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / how))
         monkeypatch.setenv("WAVESCAT_CHECKPOINT_SECONDS", "0")
