@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
+from tolerances import within
 
 from wavescat.data import own_folder
 from wavescat.data.archive import unpack
@@ -1448,7 +1449,7 @@ def test_official_cifar10_if_it_is_here(folders, monkeypatch):
         and (np.bincount(d.test_labels) == 1000).all()
         and d.classes[0] == "airplane"
     )
-    assert np.allclose(d.train.mean((0, 2, 3)) / 255, d.mean, atol=1e-3)
+    assert np.allclose(d.train.mean((0, 2, 3)) / 255, d.mean, **within("gradients"))
     s = split(d, per_class=100, validation=5000)
     assert (
         len(s.train) == 1000

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from tolerances import within
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -199,5 +200,7 @@ def test_other_precisions(dtype):
     maps = gradcam(model.to(dtype), x.to(dtype), 1, layer="bn")
     assert maps.shape == (2, 12, 20) and maps.dtype == dtype
     torch.testing.assert_close(
-        maps, gradcam(model.float(), x.float(), 1, layer="bn").to(dtype), rtol=0.1, atol=0.02
+        maps,
+        gradcam(model.float(), x.float(), 1, layer="bn").to(dtype),
+        **within("reordered", torch.bfloat16),
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerances import within
 
 import wavescat.scattering.plan
 from wavescat.scattering.layer import Scattering2D
@@ -113,7 +114,7 @@ def test_the_compiler_of_torch_gives_the_same_gradients(cls, learn):
         return torch.autograd.grad(loss, list(bank.parameters()))
 
     for compiled, eager in zip(gradients(torch.compile(bank)), gradients(bank)):
-        torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(compiled, eager, **within("gradients"))
 
 
 def test_the_layer_compiled_gives_the_same_gradients():
@@ -125,4 +126,4 @@ def test_the_layer_compiled_gives_the_same_gradients():
         return torch.autograd.grad(layer(x).square().sum(), leaves)
 
     for compiled, eager in zip(gradients(torch.compile(S, fullgraph=True)), gradients(S)):
-        torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(compiled, eager, **within("reordered"))

@@ -107,6 +107,15 @@ def test_no_private_name_crosses_modules(path):
             assert not private, f"{path.stem} imports {private} from {node.module}"
 
 
+def test_tolerances_stand_in_one_table():
+    "Tests name a kind of comparison; tests/tolerances.py has its numbers. Bits: 0."
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in ("atol", "rtol"):
+                value = getattr(node.value, "value", None)
+                assert value == 0, f"{path.name}, line {node.value.lineno}: use within(...)"
+
+
 def test_ruff_sees_undefined_names(tmp_path):
     (tmp_path / "m.py").write_text("def f(): return nowhere\n")
     assert "F821" in _run(sys.executable, "-m", "ruff", "check", "--select", "F", tmp_path).stdout
