@@ -1,7 +1,6 @@
 """Data sets: small ones in the publishers' layouts, a server that misbehaves, damaged files. One
 clear error each, and nothing left behind."""
 
-import gzip
 import hashlib
 import io
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import RNG, mnist_files, random_image, tiny_imagenet
 from PIL import Image, features
 from tolerances import within
 
@@ -363,47 +363,10 @@ def test_a_photograph_is_damaged(monkeypatch):
 
 
 # ------------------------------------------------------------------ the other layouts
-RNG = np.random.RandomState(1)
-
-
-def _image(path, side=16, mode="RGB", **how):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    h, w = side if isinstance(side, tuple) else (side, side)
-    a = RNG.randint(0, 256, (h, w, 4), dtype=np.uint8)
-    im = {
-        "RGB": lambda: Image.fromarray(a[..., :3]),
-        "L": lambda: Image.fromarray(a[..., 0]),
-        "RGBA": lambda: Image.fromarray(a),
-        "I;16": lambda: Image.fromarray(a[..., 0].astype(np.uint16) * 257),
-        "P": lambda: Image.fromarray(a[..., :3]).quantize(16),
-    }[mode]()
-    im.save(path, **how)
-    return a
-
-
-def _mnist(monkeypatch):
-    folder = source_folder("mnist")
-    folder.mkdir(parents=True)
-    idx = lambda a: bytes([0, 0, 8, a.ndim]) + np.array(a.shape, ">i4").tobytes() + a.tobytes()
-    arrays = {
-        "train-images-idx3-ubyte.gz": RNG.randint(0, 256, (30, 28, 28), dtype=np.uint8),
-        "train-labels-idx1-ubyte.gz": (np.arange(30) % 10).astype(np.uint8),
-        "t10k-images-idx3-ubyte.gz": RNG.randint(0, 256, (20, 28, 28), dtype=np.uint8),
-        "t10k-labels-idx1-ubyte.gz": (np.arange(20) % 10).astype(np.uint8),
-    }
-    contents = {n: idx(a) for n, a in arrays.items()}
-    monkeypatch.setitem(
-        SOURCES,
-        "mnist",
-        SOURCES["mnist"]._replace(
-            inside={n: FileInfo("md5:" + hashlib.md5(c).hexdigest()) for n, c in contents.items()}
-        ),
-    )
-    return folder, arrays, {n: gzip.compress(c) for n, c in contents.items()}
 
 
 def test_mnist_from_four_files_by_content(monkeypatch):
-    folder, arrays, packed = _mnist(monkeypatch)
+    folder, arrays, packed = mnist_files(monkeypatch)
     folder.rmdir()
     with Server(packed) as server:
         fetch("mnist", server.url, progress=False)
@@ -419,24 +382,9 @@ def test_mnist_from_four_files_by_content(monkeypatch):
         load("mnist")
 
 
-def _tiny(folder, each=12):
-    ids = ["n01", "n02", "n03"]
-    folder.mkdir(parents=True)
-    (folder / "wnids.txt").write_text("\n".join(ids))
-    (folder / "words.txt").write_text("n01\tcrane, bird\nn02\tcrane\nn03\tcat, pussy\nn99\tother\n")
-    for i in ids:
-        for n in range(each):
-            _image(folder / "train" / i / "images" / f"{i}_{n}.JPEG", 64, "L" if n == 3 else "RGB")
-    for n in range(6):
-        _image(folder / "val" / "images" / f"val_{n}.JPEG", 64)
-    (folder / "val" / "val_annotations.txt").write_text(
-        "".join(f"val_{n}.JPEG\t{ids[n % 3]}\t0\t0\t62\t62\n" for n in range(6))
-    )
-
-
 def test_tiny_imagenet(tmp_path):
     folder = source_folder("tiny-imagenet")
-    _tiny(folder)
+    tiny_imagenet(folder)
     (folder / "train" / "n02" / "images" / "._n02_3.JPEG").write_bytes(b"what a Mac leaves")
     d = load("tiny-imagenet")
     assert (
@@ -459,7 +407,7 @@ def test_tiny_imagenet(tmp_path):
     ):
         load("tiny-imagenet")
     assert _left(cache_dir()) == before and verify_set("tiny-imagenet")[0] is False
-    _image(folder / "val" / "images" / "val_4.JPEG", 64)
+    random_image(folder / "val" / "images" / "val_4.JPEG", 64)
     good = folder / "train" / "n03" / "images" / "n03_5.JPEG"
     good.write_bytes(good.read_bytes()[:200])
     with pytest.raises(ValueError, match="n03_5.JPEG can't be decoded .*replace it"):
@@ -471,7 +419,7 @@ def test_kth(tmp_path):
     for c in ("cork", "wool", "linen"):
         for s in "abcd":
             for i in range(3):
-                _image(
+                random_image(
                     source_folder("kth-tips2-b")
                     / "KTH-TIPS2-b"
                     / c
@@ -509,7 +457,7 @@ def test_covidx(tmp_path):
     ]
     for part in ("train", "test"):
         for n, (_, file, _, mode, _) in enumerate(lines):
-            _image(folder / part / file, (20 + n, 30 - n), mode)
+            random_image(folder / part / file, (20 + n, 30 - n), mode)
         (folder / f"{part}.txt").write_text(
             "".join(f"{who} {file} {label} source\n" for who, file, label, *_ in lines)
         )
@@ -535,7 +483,7 @@ def _biomass(wrong=None):
         "sample_id,image_path,Sampling_Date,State,Species,Pre_GSHH_NDVI,Height_Ave_cm,target_name,target"
     ]
     for i in range(10):
-        _image(folder / "train" / f"ID{i}.jpg", (10, 20))
+        random_image(folder / "train" / f"ID{i}.jpg", (10, 20))
         green, dead, clover = i, 2 * i, 1.5
         values = {
             "Dry_Clover_g": clover,
@@ -590,7 +538,7 @@ def test_own_folder_with_test_images(tmp_path):
     for part, n in (("train", 5), ("test", 2)):
         for c in ("cat", "dog"):
             for i in range(n):
-                _image(
+                random_image(
                     tmp_path / "own" / part / c / f"{i}.png",
                     16,
                     ["RGB", "L", "RGBA", "P", "I;16"][i],
@@ -621,7 +569,7 @@ def test_own_folder_with_test_images(tmp_path):
             and 0 <= r["test_accuracy"] <= 100
             and not cached_result(e)["stale"]
         )
-        _image(tmp_path / "own" / "train" / "cat" / "0.png", 16)
+        random_image(tmp_path / "own" / "train" / "cat" / "0.png", 16)
         load.cache_clear()
         assert cached_result(e)["stale"]  # other images: the result is no longer this experiment's
     finally:
@@ -639,13 +587,13 @@ def test_a_crop_larger_than_the_images():
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    _image(tmp_path / "a.jpg", (10, 20), exif=exif)
+    random_image(tmp_path / "a.jpg", (10, 20), exif=exif)
     assert decode((tmp_path / "a.jpg").read_bytes(), tmp_path / "a.jpg", None).shape == (3, 20, 10)
 
 
 def test_own_csv(tmp_path):
     for i in range(6):
-        _image(tmp_path / f"{i}.png", 12)
+        random_image(tmp_path / f"{i}.png", 12)
     csv = tmp_path / "list.csv"
     csv.write_text(
         "path,label,split\n"
@@ -692,8 +640,8 @@ def test_own_csv(tmp_path):
     ],
 )
 def test_own_csv_with_something_wrong(tmp_path, text, says):
-    _image(tmp_path / "0.png", 12)
-    _image(tmp_path / "1.png", 20)
+    random_image(tmp_path / "0.png", 12)
+    random_image(tmp_path / "1.png", 20)
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
@@ -708,15 +656,15 @@ def test_own_folder_with_something_wrong(tmp_path):
     ):
         load(str(tmp_path / "own"))
     (tmp_path / "own" / "dog").mkdir()
-    _image(tmp_path / "own" / "cat" / "1.PNG", 8)
+    random_image(tmp_path / "own" / "cat" / "1.PNG", 8)
     with pytest.raises(ValueError, match="dog holds no images"):
         load(str(tmp_path / "own"))
-    _image(tmp_path / "own" / "dog" / "more" / "1.png", 8)
-    _image(tmp_path / "own" / "dog" / "2.png", 8)
+    random_image(tmp_path / "own" / "dog" / "more" / "1.png", 8)
+    random_image(tmp_path / "own" / "dog" / "2.png", 8)
     with pytest.raises(ValueError, match="more is a folder inside a class"):
         load(str(tmp_path / "own"))
-    _image(tmp_path / "tv" / "train" / "a" / "1.png", 8)
-    _image(tmp_path / "tv" / "val" / "a" / "1.png", 8)
+    random_image(tmp_path / "tv" / "train" / "a" / "1.png", 8)
+    random_image(tmp_path / "tv" / "val" / "a" / "1.png", 8)
     with pytest.raises(ValueError, match="training and test images must lie in train and test"):
         load(str(tmp_path / "tv"))
     with pytest.raises(FileNotFoundError, match="neither a folder nor a CSV"):
@@ -747,7 +695,7 @@ def test_images_of_16_bits_share_one_scale(tmp_path):
 def test_a_colour_that_never_changes(tmp_path):
     for c in ("a", "b"):
         for i in range(3):
-            _image(tmp_path / "own" / c / f"{i}.png", 8)
+            random_image(tmp_path / "own" / c / f"{i}.png", 8)
             Image.fromarray(
                 np.asarray(Image.open(tmp_path / "own" / c / f"{i}.png"))
                 * np.array([1, 1, 0], np.uint8)
@@ -774,7 +722,7 @@ def test_large_images_train_narrow_models(tmp_path):
 def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     for c in ("cat", "dog"):
         for i in range(3):
-            _image(tmp_path / "own" / c / f"{i}.png", 8)
+            random_image(tmp_path / "own" / c / f"{i}.png", 8)
     before = load(str(tmp_path / "own")).train.copy()
     load.cache_clear()
     file, how = damage.split()
@@ -788,8 +736,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
 
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    _image(tmp_path / "own" / "a" / "1.png", 8)
-    _image(tmp_path / "own" / "b" / "1.png", 8)
+    random_image(tmp_path / "own" / "a" / "1.png", 8)
+    random_image(tmp_path / "own" / "b" / "1.png", 8)
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "file"))
     with pytest.raises(ValueError, match="can't be made .*WAVESCAT_CACHE"):
         load(str(tmp_path / "own"))
@@ -806,7 +754,7 @@ def test_two_processes_decode_at_once(tmp_path):
     "One decodes, the other waits and finds it done."
     for c in ("cat", "dog"):
         for i in range(200):
-            _image(tmp_path / "own" / c / f"{i}.png", 24)
+            random_image(tmp_path / "own" / c / f"{i}.png", 24)
     code = (
         "import wavescat.data.cache as c; from wavescat.data.load import load; b = "
         "c.build_decoded; c.build_decoded = lambda *a: (print('built'), b(*a))[1]; "
@@ -830,7 +778,7 @@ def test_two_processes_decode_at_once(tmp_path):
 def test_changed_files_are_read_again_and_equal_ones_are_not_kept_twice(tmp_path):
     for c in ("cat", "dog"):
         for i in range(3):
-            _image(tmp_path / "own" / c / f"{i}.png", 8)
+            random_image(tmp_path / "own" / c / f"{i}.png", 8)
     one = load(str(tmp_path / "own"))
     first = one.checksum
     path = tmp_path / "own" / "cat" / "0.png"
@@ -840,7 +788,7 @@ def test_changed_files_are_read_again_and_equal_ones_are_not_kept_twice(tmp_path
         load(str(tmp_path / "own")).checksum == first
         and len([p for p in cache_dir().iterdir() if p.is_dir()]) == 1
     )
-    _image(path, 8)
+    random_image(path, 8)
     load.cache_clear()
     assert load(str(tmp_path / "own")).checksum != first
 
@@ -848,7 +796,7 @@ def test_changed_files_are_read_again_and_equal_ones_are_not_kept_twice(tmp_path
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path):
     for c in ("cat", "dog"):
         for i in range(3):
-            _image(tmp_path / "own" / c / f"{i}.png", 8)
+            random_image(tmp_path / "own" / c / f"{i}.png", 8)
     code = (
         "import numpy, os, signal; from wavescat.data.load import load; numpy.savez = lambda "
         f"*a, **k: os.kill(os.getpid(), signal.SIGKILL); load({str(tmp_path / 'own')!r})"
@@ -862,7 +810,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     "300 MB of images are decoded and opened in far less."
     for c in ("cat", "dog"):
         for i in range(50):
-            _image(tmp_path / "own" / c / f"{i}.jpg", 1000)
+            random_image(tmp_path / "own" / c / f"{i}.jpg", 1000)
     code = f"""
 import resource
 from wavescat.data.load import load
@@ -879,7 +827,7 @@ print(s.train.nbytes / 1e6, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 # ------------------------------------------------------------------ the columns of a table
 def _table(folder, text, images=6):
     for i in range(images):
-        _image(folder / f"{i}.png", 12)
+        random_image(folder / f"{i}.png", 12)
     path = folder / "list.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
@@ -1082,7 +1030,7 @@ def test_small_and_missing_classes_are_said(tmp_path):
 )
 def test_numbers_in_class_names_are_in_order(tmp_path, names):
     for c in names:
-        _image(tmp_path / "own" / c / "0.png", 8)
+        random_image(tmp_path / "own" / c / "0.png", 8)
     assert load(str(tmp_path / "own")).classes == tuple(names)
     first = load(str(tmp_path / "own"), classes="0-2")
     assert first.classes == tuple(names[:3]) and first.train_labels.tolist() == [0, 1, 2]
@@ -1107,7 +1055,7 @@ def test_a_run_keeps_the_order_it_was_trained_in(tmp_path, monkeypatch):
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "runs"))
     for c in ("1", "2", "10"):
         for i in range(4):
-            _image(tmp_path / "own" / c / f"{i}.png", 16)
+            random_image(tmp_path / "own" / c / f"{i}.png", 16)
     e = experiment(
         dataset=str(tmp_path / "own"),
         model="scatresnet18",
@@ -1148,7 +1096,7 @@ def test_what_was_passed_over_is_counted_and_named(tmp_path):
     for part in ("Train", "Testing"):
         for c in "ab":
             for i in range(2):
-                _image(own / part / c / f"{i}.png", 8)
+                random_image(own / part / c / f"{i}.png", 8)
     for junk in (
         "__MACOSX/x/._0.png",
         ".DS_Store",
@@ -1175,12 +1123,12 @@ def test_what_was_passed_over_is_counted_and_named(tmp_path):
 def test_passed_over_names_what_lies_in_a_class(tmp_path):
     for c in "ab":
         for i in "05":
-            _image(tmp_path / "own" / c / f"{i}.png", 8)
+            random_image(tmp_path / "own" / c / f"{i}.png", 8)
     (tmp_path / "own" / "b" / "1.heic").write_bytes(b"x")
     assert load(str(tmp_path / "own")).notes == (
         "skipped 1 file, no images that Pillow reads or not in a class folder: b/1.heic",
     )
-    _image(tmp_path / "own" / "b" / "2.png", 8)
+    random_image(tmp_path / "own" / "b" / "2.png", 8)
     (tmp_path / "own" / "b" / "1.heic").unlink()
     load.cache_clear()
     assert load(str(tmp_path / "own")).notes == ()
@@ -1196,16 +1144,16 @@ def test_passed_over_names_what_lies_in_a_class(tmp_path):
 def test_folders_that_cannot_be_told(tmp_path):
     own = tmp_path / "own"
     for c in "ab":
-        _image(own / "train" / c / "0.png", 8)
+        random_image(own / "train" / c / "0.png", 8)
     for i in range(3):
-        _image(own / "test" / f"{i}.png", 8)
+        random_image(own / "test" / f"{i}.png", 8)
     with pytest.raises(ValueError, match="test holds 3 images and no class folders"):
         load(str(own))
     shutil.rmtree(own / "test")
     (own / "test" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="test holds no images"):
         load(str(own))
-    _image(own / "test" / "a" / "0.png", 8)
+    random_image(own / "test" / "a" / "0.png", 8)
     assert "no image in test: b" in load(str(own)).notes
     (own / "Training").mkdir()
     load.cache_clear()
@@ -1216,8 +1164,8 @@ def test_folders_that_cannot_be_told(tmp_path):
 def test_links(tmp_path):
     own = tmp_path / "own"
     for c in "ab":
-        _image(own / c / "0.png", 8)
-    _image(tmp_path / "elsewhere" / "0.png", 8)
+        random_image(own / c / "0.png", 8)
+    random_image(tmp_path / "elsewhere" / "0.png", 8)
     (own / "c").symlink_to(tmp_path / "elsewhere")
     (own / "a" / "1.png").symlink_to(tmp_path / "elsewhere" / "0.png")
     d = load(str(own))
@@ -1239,7 +1187,7 @@ def test_links(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_file_that_is_no_image(tmp_path, content):
     for c in "ab":
-        _image(tmp_path / "own" / c / "0.png", 8)
+        random_image(tmp_path / "own" / c / "0.png", 8)
     (tmp_path / "own" / "b" / "1.jpg").write_bytes(content)
     with pytest.raises(
         ValueError, match="1.jpg can't be decoded .*; replace it, or take it out of the set"
@@ -1253,7 +1201,7 @@ def _covidx(patients, files_=None):
     files_ = files_ or [f"{i}.png" for i in range(n)]
     for part in ("train", "test"):
         for f in files_:
-            _image(folder / part / f, 12)
+            random_image(folder / part / f, 12)
         who = patients if part == "train" else [f"t{p}" for p in patients]
         (folder / f"{part}.txt").write_text(
             "".join(
@@ -1292,7 +1240,7 @@ def test_covidx_files_with_blanks_and_beside_the_lists(monkeypatch):
     folder = _covidx(
         ["5", "COVID 1", "7", "8"], ["my chest  scan.png", "COVID(1).png", "a.png", "b.png"]
     )
-    _image(folder / "train" / "more.png", 12)
+    random_image(folder / "train" / "more.png", 12)
     d = load("covidx-cxr")
     assert d.info["patient"].tolist() == ["5", "COVID 1", "7", "8"] and d.train_labels.tolist() == [
         0,

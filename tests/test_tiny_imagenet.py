@@ -509,7 +509,7 @@ def test_parameters_of_every_backbone():
 def test_mnist_by_command(tmp_path, monkeypatch):
     "The linear machine on MNIST's four files, trained, then loaded and evaluated."
     import matplotlib.pyplot as plt
-    from test_data import _mnist
+    from layouts import mnist_files
     from typer.testing import CliRunner
 
     from wavescat.apps.cli import app
@@ -519,7 +519,7 @@ def test_mnist_by_command(tmp_path, monkeypatch):
     for name in ("WAVESCAT_RUNS", "WAVESCAT_DATA", "WAVESCAT_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     load.cache_clear()
-    folder, _, packed = _mnist(monkeypatch)
+    folder, _, packed = mnist_files(monkeypatch)
     for name, content in packed.items():
         (folder / name).write_bytes(content)
 
@@ -563,7 +563,7 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     """A page says how many images a run trained on, of the whole data set.
 
     Not of those that happen to be on this machine."""
-    from test_data import _tiny
+    from layouts import tiny_imagenet
 
     from wavescat.data.load import load
     from wavescat.studies.page import trained_on
@@ -571,7 +571,7 @@ def test_the_part_of_a_set_is_that_of_the_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("WAVESCAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WAVESCAT_DATA", str(tmp_path))
     load.cache_clear()
-    _tiny(tmp_path / "tiny-imagenet-200", 4)
+    tiny_imagenet(tmp_path / "tiny-imagenet-200", 4)
     whole = load("tiny-imagenet")
     assert trained_on(whole, "tiny-imagenet", 6) == "6 of 100,000 training images"
     assert (
@@ -696,10 +696,10 @@ def test_networks_learn_by_deterministic_operations():
 
 def test_other_images_of_the_same_name(tmp_path):
     "A data set that has grown is another one: what was computed on a part is computed again."
-    from test_data import _tiny
+    from layouts import tiny_imagenet
 
     for root, each in (("part", 4), ("more", 6)):
-        _tiny(tmp_path / root / "tiny-imagenet-200", each)
+        tiny_imagenet(tmp_path / root / "tiny-imagenet-200", each)
     results = []
     for root in ("part", "part", "more", "part"):
         done = wavescat(
