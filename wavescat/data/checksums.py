@@ -14,7 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import BinaryIO
 
-from .folders import data_dir, how_to_get, replace_text, source_folder
+from ..core.files import write_json
+from .folders import data_dir, how_to_get, source_folder
 from .sources import SOURCES
 
 # %% ../../nbs/lib/02_data/03_checksums.ipynb #checksums-5
@@ -105,7 +106,7 @@ def check_first_download(
             "url": url,
             "fetched": date.today().isoformat(),
         }
-        replace_text(place, json.dumps(records, indent=1))
+        write_json(place, records)
         return
     first = records[file]
     if first["checksum"] != checksum:
