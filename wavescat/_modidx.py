@@ -1042,8 +1042,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'wavescat/data/folders.py'),
                                        'wavescat.data.folders.prepare_folder': ( 'lib/02_data/folders.html#prepare_folder',
                                                                                  'wavescat/data/folders.py'),
-                                       'wavescat.data.folders.replace_text': ( 'lib/02_data/folders.html#replace_text',
-                                                                               'wavescat/data/folders.py'),
                                        'wavescat.data.folders.source_folder': ( 'lib/02_data/folders.html#source_folder',
                                                                                 'wavescat/data/folders.py')},
             'wavescat.data.geometry': { 'wavescat.data.geometry._check_crop_fits': ( 'lib/02_data/geometry.html#_check_crop_fits',

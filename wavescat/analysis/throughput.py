@@ -110,7 +110,7 @@ def _overhead(load: Load, augment: str, precision: str, repeats: int) -> dict:
 def overhead(
     load: Load,
     augment: str = "scatresnet",  # name of an augmentation
-    precision: str = "bfloat16",  # one of `optim.PRECISIONS`
+    precision: str = "bfloat16",  # one of `precision.PRECISIONS`
     repeats: int = 10,
     compute: bool = True,  # False: only what is stored
 ) -> dict | None:  # "times" of "loop", "bare" and "loop alone", s an epoch

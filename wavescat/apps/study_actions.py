@@ -79,7 +79,7 @@ def plan_studies(
 # %% ../../nbs/lib/09_apps/13_study_actions.ipynb #study-actions-6
 def describe_plan(
     name: str,
-    plan: Mapping,  # as `training.sweep.plan` gives it, with an estimate
+    plan: Mapping,  # as `training.plan.plan` gives it, with an estimate
     workers: int,
 ) -> str:
     "One line: how many runs, how many are stored, how long the rest takes."

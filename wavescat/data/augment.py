@@ -37,7 +37,8 @@ class Augmentation(NamedTuple):
 
     def shape(self, image: tuple[int, int, int]) -> tuple[int, int, int]:  # (C, H, W) → (C, h, w)
         "Shape of the images that a model gets."
-        return tuple(self.evaluate(torch.empty(1, *image, device="meta")).shape[1:])
+        _, channels, height, width = self.evaluate(torch.empty(1, *image, device="meta")).shape
+        return channels, height, width
 
 # %% ../../nbs/lib/02_data/38_augment.ipynb #augment-8
 def scatresnet(x: Tensor, g: Generator) -> Tensor:

@@ -9,7 +9,7 @@ __all__ = ['image_budget', 'StreamedImages', 'place_images', 'read_ahead', 'Norm
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ def image_budget(
         return 2**31
 
 # %% ../../nbs/lib/02_data/27_batches.ipynb #batches-8
-class StreamedImages(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StreamedImages:
     "Images that stay where they are; those of a batch are copied to the device on demand."
 
     images: np.ndarray  # (N, C, H, W) uint8, in memory or mapped into it

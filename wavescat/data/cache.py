@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import write_json
 from .decoded_set import build_decoded, open_decoded
 from .file_state import set_state
-from .folders import cache_dir, how_to_get, prepare_folder, replace_text
+from .folders import cache_dir, how_to_get, prepare_folder
 from .imageset import ImageSet
 from .listing import Listing, Reader
 from .sources import SOURCES
@@ -152,7 +153,7 @@ def _decode_into(entry: CacheEntry, progress: bool) -> ImageSet:
         name = re.sub("[^A-Za-z0-9.-]+", "-", Path(request.name).name)
         place = cache / f"{name}-{request.size or 'own'}-{checksum[7:23]}-{_LAYOUT}"
         _move_into_place(entry, tmp, place)
-        replace_text(entry.record, json.dumps({"place": place.name, "notes": notes}))
+        write_json(entry.record, {"place": place.name, "notes": notes})
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return entry.open_folder(place)._replace(notes=notes)

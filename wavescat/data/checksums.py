@@ -8,18 +8,20 @@ __all__ = ['content_checksum', 'file_checksum', 'check_file', 'remedy_for', 'che
 # %% ../../nbs/lib/02_data/03_checksums.ipynb #checksums-2
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from datetime import date
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from .folders import data_dir, how_to_get, replace_text, source_folder
+from ..core.files import write_json
+from .folders import data_dir, how_to_get, source_folder
 from .sources import SOURCES
 
 # %% ../../nbs/lib/02_data/03_checksums.ipynb #checksums-5
 def content_checksum(
-    file: BinaryIO,  # open for reading
+    file: IO[bytes] | io.BufferedIOBase,  # open for reading
     algorithm: str = "sha256",
 ) -> str:  # "algorithm:hexdigest"
     "Checksum of all bytes that can be read from an open file."
@@ -105,7 +107,7 @@ def check_first_download(
             "url": url,
             "fetched": date.today().isoformat(),
         }
-        replace_text(place, json.dumps(records, indent=1))
+        write_json(place, records)
         return
     first = records[file]
     if first["checksum"] != checksum:

@@ -7,10 +7,14 @@ __all__ = ['REPLACE', 'REPLACE_IN_SET', 'white_for', 'white_of', 'picture_of', '
 
 # %% ../../nbs/lib/02_data/08_decode.ipynb #decode-2
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from .raw_image import RawImage, read_raw, to_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 # %% ../../nbs/lib/02_data/08_decode.ipynb #decode-5
 _BITS = 8, 10, 12, 14, 16, 24, 32  # that cameras and scanners give a colour
@@ -69,7 +73,7 @@ def white_of(
 def picture_of(
     image: RawImage,
     white: dict[str, float] | None,  # as `white_of` gives it
-) -> object:  # of Pillow, RGB, 8 bits a colour
+) -> "Picture":  # RGB, 8 bits a colour
     """A picture of an image that was read.
 
     Raises `ValueError` for values that white says nothing about."""
@@ -87,14 +91,15 @@ def picture_of(
 
 # %% ../../nbs/lib/02_data/08_decode.ipynb #decode-13
 def resize(
-    picture: object,  # of Pillow, RGB
+    picture: "Picture",  # RGB
     shape: tuple[int, int] | None,  # (H, W); None: as it is
 ) -> np.ndarray:  # (3, H, W) uint8
     "The pixels of a picture, squashed or stretched bilinearly to a size."
     from PIL import Image
 
     if shape and picture.size != tuple(shape[::-1]):
-        picture = picture.resize(shape[::-1], Image.Resampling.BILINEAR)
+        height, width = shape
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture).transpose(2, 0, 1)
 
 # %% ../../nbs/lib/02_data/08_decode.ipynb #decode-16
@@ -128,7 +133,7 @@ def decode(
     path: Path,  # its name, for messages
     shape: tuple[int, int] | None,  # (H, W) to resize to; None: as it is
     # as in `ImageSet`; None: 65535 for integers, nothing for floats; own: by this image alone
-    white: dict[str, float] | str | None = None,
+    white: dict[str, float] | Literal["own"] | None = None,
 ) -> np.ndarray:  # (3, H, W) uint8
     """An image file as RGB: upright, the first picture of several, on white where it is transparent.
 

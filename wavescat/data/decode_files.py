@@ -10,13 +10,16 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .decode import picture_of, read_named, resize, undecodable, white_of
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # %% ../../nbs/lib/02_data/09_decode_files.ipynb #decode-files-5
 class DecodedFile(NamedTuple):
@@ -88,7 +91,7 @@ def decode_rows(
     out: Path,  # an array on disk, (N, 3, H, W) uint8
     rows: Sequence[int],  # where each file goes
     white: dict[str, float] | None = None,  # as `white_of` gives it; None: to each its own
-    bar: object = None,  # of tqdm, to be moved
+    bar: "tqdm | None" = None,  # to be moved
 ) -> list[DecodedFile]:
     """Decode files into rows of an array on disk.
 
@@ -147,7 +150,7 @@ def decode_all(
 
 # %% ../../nbs/lib/02_data/09_decode_files.ipynb #decode-files-17
 def apply_white(
-    paths: dict[str, Sequence[Path]],  # part of the set → its files
+    paths: Mapping[str, Sequence[Path]],  # part of the set → its files
     learned: dict[str, list[DecodedFile]],  # part → what was learned of them
     shape: tuple[int, int] | None,  # (H, W) to resize to; None: as they are
     folder: Path,  # with an array <part>.npy of each part
@@ -171,7 +174,8 @@ def array_statistics(
     path: Path,  # of an array on disk, (N, C, H, W) uint8
 ) -> tuple[list[float], list[float]]:  # mean and standard deviation of each colour, on 0–1
     "Mean and standard deviation of each colour, of images on disk, a few at a time."
-    n = sums = squares = start = 0
+    n = start = 0
+    sums, squares = np.zeros(1), np.zeros(1)
     while True:
         images = np.load(path, mmap_mode="r")
         stop = start + max(1, 2**21 // math.prod(images.shape[1:]))

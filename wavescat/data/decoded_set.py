@@ -9,6 +9,7 @@ __all__ = ['open_decoded', 'build_decoded']
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -35,7 +36,9 @@ def open_decoded(
         arrays = dict(z)
     images = {}
     for part in ("train", "test"):
-        mode = "r" if meta["images"][part] else None  # an empty file can't be mapped
+        mode: Literal["r"] | None = (
+            "r" if meta["images"][part] else None
+        )  # an empty file can't be mapped
         images[part] = np.load(folder / f"{part}.npy", mmap_mode=mode)
     return ImageSet(
         name=name,
@@ -125,7 +128,8 @@ def build_decoded(
     "Decode a listing into a folder. Raises `ValueError` or `FileNotFoundError` naming the file."
     file_checksums, learned = _save_images(name, listing, folder, progress)
     images = {"train": listing.train, "test": listing.test}
-    white = apply_white({p: images[p] for p in learned}, learned, listing.shape, folder)
+    paths = {p: files for p, files in images.items() if not isinstance(files, np.ndarray)}
+    white = apply_white(paths, learned, listing.shape, folder)
     noticed = _note_on_frames(images, learned)
     checksum = _checksum_of(listing, file_checksums)
     np.savez(folder / "labels.npz", **_labels_of(listing), **listing.info)

@@ -82,7 +82,9 @@ def cut_patches(
 ) -> np.ndarray:  # (n, 1, size, size) uint8
     "Patches of equal mean and contrast that don't overlap, in reading order."
     rows, columns = (side // size for side in photograph.shape)
-    squares = photograph[: rows * size, : columns * size].reshape(rows, size, columns, size)
+    squares: np.ndarray = photograph[: rows * size, : columns * size].reshape(
+        rows, size, columns, size
+    )
     squares = squares.swapaxes(1, 2).reshape(-1, size, size).astype(np.float64)
     squares = squares[squares.std((1, 2)) > 2]
     squares = squares[np.linspace(0, len(squares) - 1, n).round().astype(int)]

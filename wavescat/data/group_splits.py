@@ -94,7 +94,9 @@ def split_keeping_groups(
     """All images of a patient or group train, or all validate, or all test.
 
     Raises `ValueError` with the limits."""
-    by, group = groups_of(data)
+    grouping = groups_of(data)
+    assert grouping is not None
+    by, group = grouping
     labels = np.zeros(len(group), np.int64) if data.targets else data.train_labels
     rng, indices = np.random.RandomState(seed), np.arange(len(group))
     test = _choose_test(data, labels, group, rng)

@@ -95,7 +95,7 @@ _LIKE_INDEX = re.compile(
     re.IGNORECASE,
 )
 
-
+# %% ../../nbs/lib/02_data/15_own_columns.ipynb #own-columns-10a
 def _is_number(text):
     try:
         float(text)

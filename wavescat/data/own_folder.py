@@ -172,19 +172,23 @@ def read_own_folder(
     classes = _classes_of(parts[0])
     pictures = [_training_pictures(parts[0], classes)]
     pictures += [_test_pictures(part, classes, parts[0]) for part in parts[1:]]
-    arrays, notes, used = [], [], set(parts)
+    paths, labels, notes, used = [], [], [], set(parts)
     for part, by_class in zip(parts, pictures, strict=True):
-        paths = [p for of_class in by_class for p in of_class]
-        arrays += [paths, np.repeat(np.arange(len(classes)), [len(p) for p in by_class])]
+        paths.append([p for of_class in by_class for p in of_class])
+        labels.append(np.repeat(np.arange(len(classes)), [len(p) for p in by_class]))
         notes += _rare_classes(part, classes, by_class)
-        used |= {part / c for c in classes} | {*paths}
+        used |= {part / c for c in classes} | {*paths[-1]}
     if len(parts) > 1 and any(p.name not in PART_NAMES for p in parts):
         notes.append(
             f"training images are those of {parts[0].name}, test images those of {parts[1].name}"
         )
     places = [folder, *(parts if len(parts) > 1 else ())]
     places += [d for part in parts for d in folders_in(part)]
-    return Listing(classes, *arrays, notes=(*notes, *_skipped(folder, places, used)))
+    notes += _skipped(folder, places, used)
+    listing = Listing(classes, paths[0], labels[0], notes=tuple(notes))
+    if len(parts) == 1:
+        return listing
+    return listing._replace(test=paths[1], test_labels=labels[1])
 
 # %% ../../nbs/lib/02_data/14_own_folder.ipynb #own-folder-20
 def watch_own_folder(folder: Path) -> list[Path]:

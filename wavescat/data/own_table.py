@@ -143,8 +143,9 @@ def read_own_table(
     is_test = np.array([r.values.get("split", "").lower() == "test" for r in rows])
     if is_test.all():
         raise ValueError(f"{path} has test rows only: mark the training rows with split train")
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if columns.targets:
-        classes, notes = (), ()
         y = read_targets(path, rows, columns.targets, is_test)
     else:
         classes, y, notes = read_labels(path, rows, is_test)

@@ -9,15 +9,18 @@ __all__ = ['RawImage', 'on_white', 'to_picture', 'read_raw']
 import io
 import re
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 # %% ../../nbs/lib/02_data/07_raw_image.ipynb #raw-image-5
 class RawImage(NamedTuple):
     "An image as its file has it, upright: either a picture of 8 bits a colour, or values."
 
-    picture: object = None  # of Pillow, RGB
+    picture: "Picture | None" = None  # RGB
     values: np.ndarray | None = None  # (H, W) or (H, W, 3), of more than 8 bits
     opacity: np.ndarray | None = None  # (H, W) in 0–1, where values are transparent in places
     black_is_high: bool = False  # the values count from white to black
@@ -38,19 +41,24 @@ class RawImage(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         "Height and width, pixels."
-        return self.picture.size[::-1] if self.values is None else self.values.shape[:2]
+        if self.values is not None:
+            height, width = self.values.shape[:2]
+            return height, width
+        assert self.picture is not None
+        width, height = self.picture.size
+        return height, width
 
 # %% ../../nbs/lib/02_data/07_raw_image.ipynb #raw-image-8
 def on_white(
-    im: object,  # an image of Pillow, 8 bits a colour
-) -> object:  # the same, RGB
+    im: "Picture",  # 8 bits a colour
+) -> "Picture":  # the same, RGB
     "A picture as RGB; what is transparent lies on white."
     from PIL import Image
 
     if not im.has_transparency_data:
         return im if im.mode == "RGB" else im.convert("RGB")
     rgba = im.convert("RGBA")
-    if rgba.getextrema()[3][0] == 255:  # opaque everywhere
+    if rgba.getchannel("A").getextrema()[0] == 255:  # opaque everywhere
         return im.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
@@ -58,11 +66,12 @@ def on_white(
 def to_picture(
     image: RawImage,  # with values
     white: float,  # the value that is white
-) -> object:  # of Pillow, RGB, 8 bits a colour
+) -> "Picture":  # RGB, 8 bits a colour
     "A picture made from values, on white where they are transparent."
     from PIL import Image
 
-    scaled = (image.values / (white / 255)).clip(0, 255)
+    assert image.values is not None
+    scaled = np.clip(image.values / (white / 255), 0, 255)
     if image.black_is_high:
         scaled = 255 - scaled
     if image.opacity is not None:

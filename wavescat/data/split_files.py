@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import replace_text
+from ..core.files import write_text
 from .imageset import ImageSet
 from .split_indices import Split, check_split
 
@@ -28,7 +28,7 @@ def save_split(
         for name, part in split._asdict().items()
     }
     about = {"dataset": data.name, "data": data.checksum, "checksum": split.checksum}
-    replace_text(Path(path), json.dumps({**about, **parts}))
+    write_text(Path(path), json.dumps({**about, **parts}))
 
 # %% ../../nbs/lib/02_data/25_split_files.ipynb #split-files-7
 def _parse_split(content):

@@ -7,6 +7,7 @@ __all__ = ['SPLITS', 'split_stratified', 'split_permuted', 'split_by_sample', 's
 
 # %% ../../nbs/lib/02_data/26_splits.ipynb #splits-2
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def split_by_sample(
     return Split(own[train], own[val], np.flatnonzero(~is_own))
 
 
-SPLITS = {
+SPLITS: dict[str, Callable[[ImageSet, int | None, int, int], Split]] = {
     "stratified": split_stratified,
     "permuted": split_permuted,
     "sample": split_by_sample,

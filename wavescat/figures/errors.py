@@ -53,7 +53,7 @@ def _draw_rates(
 
 # %% ../../nbs/lib/07_figures/10_errors.ipynb #figures-errors-6
 def class_errors(
-    rows: Sequence[Mapping],  # from `explain.class_errors`: the most misclassified first
+    rows: Sequence[Mapping],  # from `error_analysis.class_errors`: the most misclassified first
     examples: Mapping[str, np.ndarray],  # class → an image of it (H, W, C) in 0–1
     k: int = 5,  # classes at either end
 ) -> Figure:
@@ -80,7 +80,7 @@ def _draw_bins(ax: Axes, bins: Sequence[Mapping], error: float, i: int, name: st
 def reliability_diagram(
     runs: Mapping[str, tuple[Sequence[Mapping], float]],  # name → bins and calibration error
 ) -> Figure:
-    "How often a model is right against how sure it is, from `explain.calibration`."
+    "How often a model is right against how sure it is, from `calibration.calibration`."
     fig, ax = figure(figsize=(4.6, 4.2))
     ax.plot([0, 100], [0, 100], color="0.5", ls="--", lw=1, label="as sure as right")
     not_empty = {name: run for name, run in runs.items() if run[0]}

@@ -47,7 +47,7 @@ def image_gallery(
 # %% ../../nbs/lib/07_figures/09_images.ipynb #figures-images-15
 def error_gallery(
     images: np.ndarray,  # (N, H, W, C) in 0–1
-    errors: Sequence[Mapping],  # from `explain.misclassified`
+    errors: Sequence[Mapping],  # from `error_analysis.misclassified`
     classes: Sequence[str],  # names
     columns: int = 6,
 ) -> Figure:

@@ -133,7 +133,7 @@ def _has_finite_parameters(record: dict[str, Tensor]) -> bool:
 def load_recording(
     e: Experiment,  # a stored run with learned filters
 ) -> Recorder:
-    "The filters of a stored run while they learned. Raises as `training.train.learning` does."
+    "The filters of a stored run while they learned. Raises as `training.inference.learning` does."
     stored = learning(e)
     steps = stored.pop("step").tolist()
     records = [{name: t[i] for name, t in stored.items()} for i in range(len(steps))]

@@ -35,7 +35,7 @@ def _draw_rose(ax: Axes, contributions: Mapping[float, float], longest: float) -
 
 
 def path_roses(
-    contributions: Mapping[Scales, Mapping[float, float]],  # from `explain.by_orientation`
+    contributions: Mapping[Scales, Mapping[float, float]],  # from `attribution.by_orientation`
 ) -> Figure:
     "Contributions against the orientation θ of the first wavelet, a rose for each scale."
     if not contributions:

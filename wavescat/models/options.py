@@ -22,7 +22,7 @@ class FrontOptions:
     J: int = 2  # scales
     L: int | None = None  # orientations; None: 8, or the model demands a number
     order: int = 2  # highest order
-    learn: str | None = None  # what of the filters is learned: one of `scattering.LEARN`
+    learn: str | None = None  # what of the filters is learned: one of `learned.LEARN`
     init: str = "tight-frame"  # where filters start, or stay: tight-frame or random
     slant: float | None = None  # γ of the wavelets; None ties it to 4/L
     engine: str = "wavescat"  # what computes the scattering: one of `fronts.ENGINES`

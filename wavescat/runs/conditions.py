@@ -16,7 +16,7 @@ from ..core.names import shown, split_list, unknown, unquoted
 
 # %% ../../nbs/lib/04_runs/08_conditions.ipynb #runs-conditions-4
 _EXAMPLES = "L=8, model!=resnet18 or test_accuracy>50"
-_COMPARISONS: dict[str, Callable[[object, object], bool]] = {
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
     "<=": operator.le,
@@ -55,9 +55,11 @@ def is_one_of(
     word = str(value).lower()
     if word == text.lower():
         return True
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = value
     for part in split_list(text):
-        if word == unquoted(part).lower() or is_number and _is_number_in(value, part):
+        if word == unquoted(part).lower() or number is not None and _is_number_in(number, part):
             return True
     return False
 

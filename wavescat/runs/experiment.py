@@ -53,7 +53,9 @@ class ScatteringSettings:
     J: int = 2  # scales, where the model lets one choose
     L: int | None = None  # orientations
     order: int = 2  # highest order, where the model lets one choose
-    learn: str | None = None  # what of the filters is learned: one of `LEARN`; None: nothing
+    learn: str | None = (
+        None  # what of the filters is learned: one of `learned.LEARN`; None: nothing
+    )
     init: str = "tight-frame"  # the first filters, or the only ones: tight-frame or random
     upsample: str = "deconv"  # how maps of half the size come back to full size
     slant: float | None = None  # γ of the wavelets; None: 4/L

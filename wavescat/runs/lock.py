@@ -53,7 +53,7 @@ def _acquire(e: Experiment, wait: bool):
             return lock
         lock.release()
 
-
+# %% ../../nbs/lib/04_runs/06_lock.ipynb #runs-lock-8a
 def is_locked(
     work: Path,  # the directory of a run that isn't whole
 ) -> bool:

@@ -52,7 +52,7 @@ def database_file(
 class Unreachable(ConnectionError):
     "MLflow isn't there, or doesn't answer. Nothing is lost: the next `mirror` logs what is missing."
 
-
+# %% ../../nbs/lib/04_runs/11_mlflow_address.ipynb #runs-mlflow_address-11a
 def unreachable(
     address: str,
     reason: object,  # an exception, or text

@@ -95,7 +95,7 @@ def artifacts_address(address: str) -> str | None:
     file = database_file(address)
     return (file.parent / "artifacts").as_uri() if file else None
 
-
+# %% ../../nbs/lib/04_runs/12_mlflow_client.ipynb #runs-mlflow_client-16a
 def mlflow_experiment(client: "MlflowClient", address: str) -> "MlflowExperiment":
     "MLflow's experiment that the runs are in, made if need be. Raises `ValueError` if it was deleted."
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "wavescat"

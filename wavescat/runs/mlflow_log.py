@@ -101,7 +101,7 @@ class StoredRun(NamedTuple):
     failed: bool
     digest: str  # of its result, or of its failure
 
-
+# %% ../../nbs/lib/04_runs/14_mlflow_log.ipynb #runs-mlflow_log-9a
 def digest(path: Path) -> str:
     "Hash of a file, 16 hexadecimal digits."
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -6,6 +6,7 @@
 __all__ = ['read_result', 'stored', 'history_of', 'publish', 'finish_publishing']
 
 # %% ../../nbs/lib/04_runs/04_store.ipynb #runs-store-2
+import contextlib
 import json
 import os
 import shutil
@@ -73,13 +74,17 @@ def _write_run(directory, e, result, history):
 def _move_into_place(directory, target):
     "Rename a directory to its target; what is there is put aside. Other processes may do the same."
     for attempt in range(10):
-        if target.exists():
-            os.rename(target, directory.with_name(f"{directory.name}-old-{attempt}"))
+        aside = directory.with_name(f"{directory.name}-old-{attempt}")
         try:
+            if target.exists():
+                os.rename(target, aside)
             os.rename(directory, target)
             return
-        except OSError:
-            continue
+        except OSError as e:
+            reason = e
+            with contextlib.suppress(OSError):  # there is none, or another process was quicker
+                os.rename(aside, target)
+    raise OSError(f"{target} can't be replaced: {reason}") from reason
 
 
 def publish(
@@ -88,7 +93,9 @@ def publish(
     history: list,  # one record an epoch
     save: Callable[[Path], object] | None = None,  # called with the directory, to add other files
 ) -> Path:  # the run's directory
-    "Store a run, whole or not at all; a run that is there is replaced."
+    """Store a run, whole or not at all; a run that is there is replaced.
+
+    Raises `OSError` if it can't be stored, and then what was there is as it was."""
     runs_dir().mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=runs_dir(), prefix=f".{e.identity}-"))
     try:

@@ -100,7 +100,7 @@ class Limit(NamedTuple):
     positive: bool = False  # values are above 0
     otherwise: str = ""  # what else the setting may be, for the message
 
-
+# %% ../../nbs/lib/04_runs/00_values.ipynb #runs-values-15a
 def check_limit(
     name: str,  # of the setting, for messages
     value: float | None,  # None is always possible

@@ -210,7 +210,7 @@ def run(
     | None = None,  # called after every epoch: how many, of how many, records
     device: torch.device | None = None,  # None takes `default_device`
     again: bool = False,  # compute even if a result of this code is stored
-    wait: bool = True,  # for another process that computes this run; False raises `store.Busy`
+    wait: bool = True,  # for another process that computes this run; False raises `lock.Busy`
     stop: Callable[[], bool] | None = None,  # asked now and then; true ends the run with `Stopped`
 ) -> dict:  # the result, as `runs.store.stored` gives it
     """The result of an experiment: from the store, or computed and stored.
