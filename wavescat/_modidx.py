@@ -213,8 +213,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'wavescat/analysis/map_layers.py')},
             'wavescat.analysis.measurements': { 'wavescat.analysis.measurements._read': ( 'lib/06_analysis/measurements.html#_read',
                                                                                           'wavescat/analysis/measurements.py'),
-                                                'wavescat.analysis.measurements._write': ( 'lib/06_analysis/measurements.html#_write',
-                                                                                           'wavescat/analysis/measurements.py'),
                                                 'wavescat.analysis.measurements.cached_measurement': ( 'lib/06_analysis/measurements.html#cached_measurement',
                                                                                                        'wavescat/analysis/measurements.py'),
                                                 'wavescat.analysis.measurements.exponent': ( 'lib/06_analysis/measurements.html#exponent',

@@ -22,6 +22,7 @@ from types import ModuleType
 
 import torch
 
+from ..core.files import write_json
 from ..runs.code import code_version, essence
 from ..runs.paths import runs_dir
 
@@ -38,14 +39,6 @@ def _read(path: Path) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(path: Path, measurement: dict) -> None:
-    "Write a file as a whole: nobody sees half of it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(measurement, indent=1), encoding="utf-8")
-    os.replace(part, path)
 
 
 def cached_measurement(
@@ -75,7 +68,8 @@ def cached_measurement(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     measurement["seconds"] = time.perf_counter() - start
-    _write(path, measurement)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, measurement)
     return {**measurement, "stale": False}
 
 # %% ../../nbs/lib/06_analysis/10_measurements.ipynb #measurements-12
