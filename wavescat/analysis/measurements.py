@@ -29,7 +29,7 @@ from ..runs.paths import runs_dir
 # %% ../../nbs/lib/06_analysis/10_measurements.ipynb #measurements-5
 def machine() -> str:
     "The processor of this machine, as far as it says."
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
