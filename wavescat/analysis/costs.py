@@ -40,7 +40,9 @@ def flops(
 def _process_size(what: str) -> int:  # bytes
     "A size of this process, as Linux names it: VmRSS is the present one, VmHWM the largest."
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(re.search(what + r":\s*(\d+)", status)[1])
+    found = re.search(what + r":\s*(\d+)", status)
+    assert found is not None, f"Linux names no {what}"
+    return 1024 * int(found[1])
 
 
 def _compute(S: nn.Module, x: torch.Tensor, gradients: bool) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 # %% ../../nbs/lib/06_analysis/03_displacements.ipynb #displacements-5
 def pixel_positions(
-    shape: tuple[int, int],  # (H, W), pixels
+    shape: tuple[int, ...],  # (H, W), pixels
     dtype: torch.dtype | None = None,  # None: torch's default
     device: torch.device | None = None,
 ) -> Tensor:  # (H, W, 2), pixels from the image's middle

@@ -22,7 +22,7 @@ def _epoch(e: Experiment, learned: bool) -> Callable[[], None]:
     "A function that trains one epoch of an experiment, and waits until it is done."
     training = Training(e, World(default_device()))
     if e.engine == "kymatio" and learned:
-        for filters in training.model.front.buffers():
+        for filters in training.model.get_submodule("front").buffers():
             filters.requires_grad_()
 
     def epoch():

@@ -13,7 +13,7 @@ from scipy import stats as sps
 
 # %% ../../nbs/lib/06_analysis/00_intervals.ipynb #intervals-5
 def summary(
-    x: Sequence[float],  # values, one a seed
+    x: Sequence[float] | np.ndarray,  # values, one a seed
     level: float = 0.95,  # of the interval
 ) -> dict:  # n, mean, sd (n − 1), low and high; NaN where one value is not enough
     "Mean, standard deviation and t-interval."

@@ -22,13 +22,14 @@ from types import ModuleType
 
 import torch
 
+from ..core.files import write_json
 from ..runs.code import code_version, essence
 from ..runs.paths import runs_dir
 
 # %% ../../nbs/lib/06_analysis/10_measurements.ipynb #measurements-5
 def machine() -> str:
     "The processor of this machine, as far as it says."
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
@@ -38,14 +39,6 @@ def _read(path: Path) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(path: Path, measurement: dict) -> None:
-    "Write a file as a whole: nobody sees half of it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(measurement, indent=1), encoding="utf-8")
-    os.replace(part, path)
 
 
 def cached_measurement(
@@ -75,7 +68,8 @@ def cached_measurement(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     measurement["seconds"] = time.perf_counter() - start
-    _write(path, measurement)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, measurement)
     return {**measurement, "stale": False}
 
 # %% ../../nbs/lib/06_analysis/10_measurements.ipynb #measurements-12

@@ -17,7 +17,7 @@ from .intervals import summary
 
 # %% ../../nbs/lib/06_analysis/01_significance.ipynb #significance-5
 def holm(
-    p: Sequence[float],  # probabilities; NaN where nothing was tested
+    p: Sequence[float] | np.ndarray,  # probabilities; NaN where nothing was tested
 ) -> np.ndarray:  # the same, corrected
     "Holm's step-down correction over those that were tested."
     p = np.asarray(p, float)

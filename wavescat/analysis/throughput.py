@@ -21,6 +21,7 @@ from .training_loops import CLASSES, LOOPS, Load
 from .turns import images_of, in_fresh_process, time_epochs
 from ..core.names import choose
 from ..data.batches import Batches
+from ..models.linear_head import ScatteringLinear
 from ..scattering.oracle import kymatio_scattering
 from ..training.checks import check
 from ..training.distributed import World
@@ -126,6 +127,7 @@ def overhead(
 def _kymatio_head_loop(training: Training, load: Load) -> Callable[[], None]:
     "A linear head on coefficients that kymatio computes in every step."
     e, model = training.e, training.model
+    assert isinstance(model, ScatteringLinear) and e.L is not None
     S = kymatio_scattering(e.J, (load.side, load.side), e.L, e.order).to(load.device)
     head = nn.Sequential(
         nn.BatchNorm2d(model.bn.num_features),

@@ -159,7 +159,7 @@ def own_loop(
     load_: Load,
     folder: Path,  # of the images
     **settings,  # of the experiment
-) -> Callable[[], None]:  # an epoch
+) -> Callable[[], object]:  # an epoch
     "The loop of `training`."
     training = Training(load_.experiment(folder, **settings), World(torch.device(load_.device)))
     return lambda: training.epoch(lambda: None)
@@ -169,7 +169,7 @@ def _bfloat16_loop(load_, folder):
     return own_loop(load_, folder, precision="bfloat16")
 
 
-LOOPS: dict[str, Callable[[Load, Path], Callable[[], None]]] = {
+LOOPS: dict[str, Callable[[Load, Path], Callable[[], object]]] = {
     "plain": plain_loop,
     "float32": own_loop,
     "bfloat16": _bfloat16_loop,

@@ -51,7 +51,7 @@ class Utilisation(threading.Thread):
 
 # %% ../../nbs/lib/06_analysis/15_turns.ipynb #turns-7
 def time_epochs(
-    calls: Mapping[str, Callable[[], None]],  # name → an epoch
+    calls: Mapping[str, Callable[[], object]],  # name → an epoch
     repeats: int,
     device: str = "cpu",  # as torch names it
     warm_up: bool = True,  # one round before that isn't counted

@@ -35,7 +35,7 @@ def _refine(field, mesh, wibble, g):
 
 def plasma(
     n: int,  # fields
-    shape: tuple[int, int],  # (H, W), pixels
+    shape: tuple[int, int] | torch.Size,  # (H, W), pixels
     g: Generator,  # random numbers
     decay: float,  # d: the larger, the smoother
 ) -> Tensor:  # (n, 1, H, W) in 0–1
@@ -51,7 +51,7 @@ def plasma(
 # %% ../../nbs/lib/06_analysis/07_weather.ipynb #weather-8
 def clouds(
     n: int,  # fields
-    shape: tuple[int, int],  # (H, W), pixels
+    shape: tuple[int, int] | torch.Size,  # (H, W), pixels
     g: Generator,  # random numbers
     decay: float = 2.0,  # how much weaker each octave is
 ) -> Tensor:  # (n, 1, H, W) in 0–1

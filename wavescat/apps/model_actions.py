@@ -31,7 +31,7 @@ class GradCam:
     layer: str | None = None
     target: str | None = None  # class to explain
 
-
+# %% ../../nbs/lib/09_apps/16_model_actions.ipynb #model-actions-321b3b
 def check_gradcam(
     asked: GradCam,
     count: int,  # of images

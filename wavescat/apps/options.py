@@ -100,6 +100,8 @@ Parameters = Annotated[
         "in double quotes.",
     ),
 ]
+
+# %% ../../nbs/lib/09_apps/11_options.ipynb #options-87f7b9
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Only print how many runs there are and how long they take."),
@@ -135,6 +137,8 @@ LogEvery = Annotated[
         help="Print the loss and the accuracy of every Nth epoch as it ends; 0: none.",
     ),
 ]
+
+# %% ../../nbs/lib/09_apps/11_options.ipynb #options-2cfb7b
 ErrorFigure = Annotated[
     Path | None,
     typer.Option(
@@ -172,6 +176,8 @@ Images = Annotated[
     ),
 ]
 Top = Annotated[int, typer.Option(min=1, help="How many classes to print.")]
+
+# %% ../../nbs/lib/09_apps/11_options.ipynb #options-107af7
 GradCamFigure = Annotated[
     Path | None,
     typer.Option(
@@ -194,6 +200,8 @@ TargetClass = Annotated[
         help="Class that --gradcam explains. Default: the one that the model names.",
     ),
 ]
+
+# %% ../../nbs/lib/09_apps/11_options.ipynb #options-c0f71e
 PretrainedModel = Annotated[
     str,
     typer.Argument(
@@ -233,6 +241,8 @@ OptionalRunNames = Annotated[
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Every field, as comma-separated values.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+# %% ../../nbs/lib/09_apps/11_options.ipynb #options-eada4a
 FilmFile = Annotated[
     Path, typer.Argument(callback=expand_home, help="The GIF to write, at most 1.5 MB.")
 ]
@@ -247,6 +257,8 @@ FilmParts = Annotated[
 Port = Annotated[
     int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")
 ]
+
+# %% ../../nbs/lib/09_apps/11_options.ipynb #options-e025c9
 DataSet = Annotated[
     str, typer.Argument(metavar="NAME", help="A data set, as `wavescat data list` names it.")
 ]

@@ -108,7 +108,7 @@ class _Warnings(logging.Handler):
     def emit(self, record):
         self.texts.append(record.getMessage())
 
-
+# %% ../../nbs/lib/09_apps/24_site_build.ipynb #site-build-fa2b8e
 def make_pages(
     site: Site,
     nav: list,  # the navigation

@@ -57,12 +57,12 @@ def format_inline(text: str) -> str:
     "Plain text with `code` as HTML."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
-
+# %% ../../nbs/lib/09_apps/22_site_cells.ipynb #site-cells-070db2
 def format_code(text: str) -> str:
     "Text as code, in HTML; nothing if there is no text."
     return f"<code>{html.escape(text, quote=False)}</code>" if text else ""
 
-
+# %% ../../nbs/lib/09_apps/22_site_cells.ipynb #site-cells-f01785
 def format_table(
     head: Iterable[str],
     rows: Iterable[Iterable[str]],  # cells, in HTML

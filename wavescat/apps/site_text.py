@@ -45,7 +45,7 @@ def module_of(
     parts = Path(file).with_suffix("").parts[-2:]
     return ".".join(re.sub(r"^\d+_", "", part) for part in parts)
 
-
+# %% ../../nbs/lib/09_apps/21_site_text.ipynb #site-text-80e0e0
 def page_of_module(
     module: str,  # such as scattering.bank
 ) -> str:

@@ -59,7 +59,7 @@ class StudyPlan:
     plans: dict[str, dict]  # study → how many runs there are, and are stored
     total: dict  # the same of all studies together
 
-
+# %% ../../nbs/lib/09_apps/13_study_actions.ipynb #study-actions-d65962
 def plan_studies(
     studies: list[str],  # names, or all; empty: all
     preset: str,
@@ -165,7 +165,7 @@ class Pages:
     reports: Path | None = None  # None: the checkout's
     figures: Path | None = None  # a folder where figures are kept too
 
-
+# %% ../../nbs/lib/09_apps/13_study_actions.ipynb #study-actions-a50ce4
 @dataclass(frozen=True)
 class Computing:
     "Who computes."
@@ -173,7 +173,7 @@ class Computing:
     workers: int = 0  # processes; 0: one a core, or one on a GPU
     scheduler: str | None = None  # address of a Dask scheduler
 
-
+# %% ../../nbs/lib/09_apps/13_study_actions.ipynb #study-actions-6bd8f3
 def run_studies(
     studies: list[str],
     preset: str,

@@ -123,7 +123,7 @@ class Outputs:
     errors: Path | None = None  # figure of the classes misclassified most and least
     copy: str | None = None  # prefix of copies of the run's files
 
-
+# %% ../../nbs/lib/09_apps/14_train_actions.ipynb #train-actions-8472e9
 def check_outputs(outputs: Outputs, e: Experiment) -> None:
     "Raise `ValueError` for outputs that can't be written, before anything is computed."
     if outputs.copy is not None:

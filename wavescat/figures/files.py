@@ -7,12 +7,12 @@ __all__ = ['FORMATS', 'format_of', 'write_atomically', 'figure_bytes', 'save']
 
 # %% ../../nbs/lib/07_figures/02_files.ipynb #figures-files-2
 import io
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from ..core.files import write_bytes
 from ..core.names import choose
 from .style import STYLE
 
@@ -47,12 +47,7 @@ def write_atomically(
     data: bytes,
 ) -> Path:  # the same path
     "Write a file completely, or leave the old one as it was."
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_bytes(path, data)
     return path
 
 # %% ../../nbs/lib/07_figures/02_files.ipynb #figures-files-10

@@ -20,18 +20,20 @@ from scipy.ndimage import map_coordinates
 from .parts import COLOUR_MAP, Scale, central_window, phase_colours
 
 # %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-5
+def _edges(n: int) -> tuple[float, float]:
+    "Outer edges of the first and the last of n pixels, where frequency 0 is pixel n // 2."
+    step = 2 * math.pi / n
+    return -(n // 2 + 0.5) * step, (n - n // 2 - 0.5) * step
+
+
 def frequency_extent(
     M: int,  # rows
     N: int,  # columns
 ) -> tuple[float, float, float, float]:  # left, right, bottom, top; rad/pixel
     "The `extent` of `imshow` with which each pixel is centred on its frequency."
-    half_row, half_column = math.pi / M, math.pi / N
-    return (
-        -math.pi - half_column,
-        math.pi - half_column,
-        math.pi - half_row,
-        -math.pi - half_row,
-    )
+    top, bottom = _edges(M)
+    left, right = _edges(N)
+    return left, right, bottom, top
 
 # %% ../../nbs/lib/07_figures/15_filter_images.ipynb #figures-filter-images-7
 def label_frequencies(

@@ -49,7 +49,7 @@ def _curve_figures(directory):
     labels = {k: v for k, v in CURVES.items() if any(k in record for record in history)}
     return {"curves": training_curves({"run": [history]}, labels)}
 
-
+# %% ../../nbs/lib/07_figures/30_run.ipynb #run-994a6c
 def _filter_figures(directory):
     "Learned filters before and after, and the curves of their parameters."
     if not any(directory.glob("learning.*")):
@@ -60,7 +60,7 @@ def _filter_figures(directory):
         "filter-curves": parameter_curves(trace),
     }
 
-
+# %% ../../nbs/lib/07_figures/30_run.ipynb #run-8a0bb3
 def _stability_figures(directory):
     "The newest measurement of the study stability of this run."
     files = (runs_dir() / "bench").glob("*.json")
