@@ -47,7 +47,7 @@ class World:
         "Whether this process is the first."
         return self.rank == 0
 
-
+# %% ../../nbs/lib/05_training/08_distributed.ipynb #training-distributed-x5
 def from_main_process(
     world: World,
     compute: Callable[[], T],  # called in the main process only
@@ -83,7 +83,7 @@ def shard(
     shards = [t.tensor_split(world.size)[world.rank] for t in tensors]
     return shards, len(shards[0]) * world.size
 
-
+# %% ../../nbs/lib/05_training/08_distributed.ipynb #training-distributed-x11
 def mean_over_processes(world: World, x: Tensor) -> Tensor:
     "Mean of the tensors of all processes."
     return x if world.size == 1 else sum_over_processes(x) / world.size
@@ -127,7 +127,7 @@ def distribute(
             find_unused_parameters=unknown,
         )
 
-
+# %% ../../nbs/lib/05_training/08_distributed.ipynb #training-distributed-x19
 def without_sync(
     world: World,
     model: nn.Module,  # of `distribute`
@@ -155,7 +155,7 @@ def launched() -> int:
         )
     return int(text)
 
-
+# %% ../../nbs/lib/05_training/08_distributed.ipynb #training-distributed-x25
 def is_main_process(
     local: bool = False,  # among the processes of this machine
 ) -> bool:
@@ -172,7 +172,7 @@ def _check_launcher() -> None:
                 f"launch without {name.lower()} (accelerate launch --multi_gpu, or --cpu)"
             )
 
-
+# %% ../../nbs/lib/05_training/08_distributed.ipynb #training-distributed-x31
 def join_world(
     device: torch.device,  # used if no other process was launched
 ) -> World:

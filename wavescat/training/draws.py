@@ -21,7 +21,7 @@ class BatchPart(NamedTuple):
     own: int  # how many
     total: int  # images of the batch
 
-
+# %% ../../nbs/lib/05_training/07_draws.ipynb #training-draws-x4
 def image_dimension(
     shape: Sequence[int],
     part: BatchPart,
@@ -49,7 +49,7 @@ def whole_shape(
         sides[dimension] = part.total * rows
     return sides
 
-
+# %% ../../nbs/lib/05_training/07_draws.ipynb #training-draws-x10
 def own_part(
     whole: Tensor,  # of all images
     shape: Sequence[int],  # of this process's part
@@ -62,13 +62,14 @@ def own_part(
     dimension, rows = images
     return whole.narrow(dimension, part.start * rows, shape[dimension])
 
-
+# %% ../../nbs/lib/05_training/07_draws.ipynb #training-draws-x13
 def padded(
     x: Tensor,  # of this process's images
     part: BatchPart,
 ) -> Tensor:  # of all images
     "A tensor for all images that holds `x` in this process's part, in the same order of memory."
-    order = sorted(range(x.dim()), key=lambda dimension: -x.stride(dimension))
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda dimension: -strides[dimension])
     shape = whole_shape(x.shape, part)
     whole = torch.empty_permuted(shape, order, dtype=x.dtype, device=x.device).fill_(1)
     own_part(whole, x.shape, part).copy_(x)

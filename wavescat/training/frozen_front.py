@@ -36,8 +36,9 @@ class FrozenFrontHead(nn.Module):
 
     def front(self, x: Tensor) -> Tensor:
         "What the front makes of images, once for all epochs."
-        features = self.model.front(x)
-        return self.model.with_moments(features) if self.folds_norm else features
+        features = self.model.get_submodule("front")(x)
+        with_moments = getattr(self.model, "with_moments", None) if self.folds_norm else None
+        return features if with_moments is None else with_moments(features)
 
     def forward(self, x):
         return self.model.rest_with_moments(x) if self.folds_norm else self.model.rest(x)
@@ -57,7 +58,7 @@ def _all_features(
     with torch.no_grad():
         return gather(world, len(batches), compute)
 
-
+# %% ../../nbs/lib/05_training/17_frozen_front.ipynb #training-frozen-front-x9
 class Features:
     "What a frozen front makes of images, in place of `Batches` of images."
 
@@ -69,7 +70,9 @@ class Features:
         world: World,
         parts: int,  # that a batch is computed in
     ):
-        self.x = _all_features(front, batches, prepare, world) if len(batches) else None
+        self.x = torch.empty(0)
+        if len(batches):
+            self.x = _all_features(front, batches, prepare, world)
         self.labels, self.device, self.parts = batches.labels, batches.device, parts
 
     def __len__(self) -> int:

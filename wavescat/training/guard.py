@@ -19,7 +19,7 @@ import torch
 class Refused(ValueError):
     "A network of somebody's own that can't be used; its text says why."
 
-
+# %% ../../nbs/lib/05_training/11_guard.ipynb #training-guard-x4
 def is_interrupt(error: BaseException) -> bool:
     "Whether somebody pressed Ctrl-C. A `raise KeyboardInterrupt` in the code is an error of the code."
     if not isinstance(error, KeyboardInterrupt) or error.__traceback__ is None:

@@ -71,7 +71,7 @@ def _widened(x: Tensor) -> Tensor:
     "Numbers whose differences and squares neither wrap nor overflow."
     return x if x.dtype in (torch.float32, torch.float64) else x.double()
 
-
+# %% ../../nbs/lib/05_training/00_metrics.ipynb #training-metrics-x11
 def _check_same_shape(predicted: Tensor, targets: Tensor) -> None:
     "Raise `ValueError` for different shapes."
     if predicted.shape != targets.shape:
@@ -86,7 +86,7 @@ def _errors(predicted: Tensor, targets: Tensor) -> Tensor:
     _check_same_shape(predicted, targets)
     return (_widened(predicted) - _widened(targets)).double()
 
-
+# %% ../../nbs/lib/05_training/00_metrics.ipynb #training-metrics-x13
 def rmse(
     predicted: Tensor,  # (N, T)
     targets: Tensor,  # (N, T), in the same unit

@@ -41,7 +41,7 @@ def own_rows(
     rows = sum_over_processes(counts).tolist()
     return sum(rows[: torch.distributed.get_rank()]), sum(rows)
 
-
+# %% ../../nbs/lib/05_training/06_norms.ipynb #training-norms-x10
 class GatheredWithGradient(torch.autograd.Function):
     "The rows of all processes, one process's after another's; gradients are added on the way back."
 
@@ -65,7 +65,7 @@ class _WholeBatch:
     process_group = None
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
-
+# %% ../../nbs/lib/05_training/06_norms.ipynb #training-norms-x15
 def _update_statistics(norm, mean: Tensor, variance: Tensor) -> None:
     "Move running statistics towards those of a batch, as torch's batch norm does."
     norm.num_batches_tracked += 1
@@ -113,7 +113,7 @@ class SyncedBatchNorm(_WholeBatch):
             return super().forward(x)
         return nn.SyncBatchNorm.forward(self, x)
 
-
+# %% ../../nbs/lib/05_training/06_norms.ipynb #training-norms-x21
 class GatheredNorm(_WholeBatch):
     "A norm with a forward of its own, which gets the images of all processes."
 
@@ -134,7 +134,7 @@ def _mixes_images(module: nn.Module) -> bool:
         return module.track_running_stats
     return isinstance(module, _BATCH_NORM)
 
-
+# %% ../../nbs/lib/05_training/06_norms.ipynb #training-norms-x27
 def share_statistics(
     model: nn.Module,  # changed in place
     device: torch.device,

@@ -41,7 +41,7 @@ class OwnName(NamedTuple):
         "The name without the checksum."
         return f"{self.file}:{self.function}"
 
-
+# %% ../../nbs/lib/05_training/12_own_networks.ipynb #training-own-networks-x5
 def own_name(
     model: str,  # of an experiment
 ) -> OwnName | None:
@@ -49,14 +49,14 @@ def own_name(
     match = re.fullmatch(r"(.+\.py):(\w+)@([0-9a-f]{12})", model)
     return OwnName(*match.groups()) if match else None
 
-
+# %% ../../nbs/lib/05_training/12_own_networks.ipynb #training-own-networks-x8
 def source_path(
     name: OwnName,
 ) -> Path:
     "Where the source of somebody's own network is kept."
     return runs_dir() / "models" / f"{name.checksum}.py"
 
-
+# %% ../../nbs/lib/05_training/12_own_networks.ipynb #training-own-networks-x10
 def checksum_of(source: bytes) -> str:
     "The checksum in the names of networks with this source."
     return hashlib.sha256(source).hexdigest()[:12]

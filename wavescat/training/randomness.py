@@ -45,16 +45,17 @@ def random_state(
     device: torch.device,
 ) -> dict:
     "The state of all random numbers, as tensors, numbers and text."
-    _, keys, *position = np.random.get_state()
+    of_numpy = np.random.get_state(legacy=False)
+    keys, position = of_numpy["state"]["key"], of_numpy["state"]["pos"]
     return {
         "generator": generator.get_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
-        "numpy": ["MT19937", keys.tolist(), *position],  # type: ignore[union-attr]
+        "numpy": ["MT19937", keys.tolist(), position, of_numpy["has_gauss"], of_numpy["gauss"]],
         "python": random.getstate(),
     }
 
-
+# %% ../../nbs/lib/05_training/10_randomness.ipynb #training-randomness-x10
 def set_random_state(
     state: dict,  # as `random_state` gives it
     generator: torch.Generator,

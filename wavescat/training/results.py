@@ -26,7 +26,7 @@ def _depends_on_files(e: Experiment) -> bool:
     own_images = e.dataset not in DATASETS or is_available(e.dataset)
     return bool(own_images or e.split not in SPLITS or e.weights)
 
-
+# %% ../../nbs/lib/05_training/16_results.ipynb #training-results-x4
 def cached_result(
     e: Experiment,
 ) -> dict | None:  # as `runs.store.stored` gives it
@@ -53,7 +53,7 @@ def _file_state(path: str | Path) -> tuple | None:
         return None
     return place, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
-
+# %% ../../nbs/lib/05_training/16_results.ipynb #training-results-x13
 def outside_state(
     e: Experiment,
 ) -> tuple[object, ...]:  # the state of the images comes first

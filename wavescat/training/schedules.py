@@ -22,7 +22,7 @@ def _numbers(text: str) -> list[tuple[float, ...]]:
     except ValueError:
         return []
 
-
+# %% ../../nbs/lib/05_training/03_schedules.ipynb #training-schedules-x4
 def schedule_points(
     e: Experiment,
 ) -> list[tuple[float, ...]]:  # (epoch, learning rate) of `piecewise`, (epoch,) of `steps`
@@ -90,7 +90,7 @@ SCHEDULES: dict[str, Callable[[Experiment, int, int, int], tuple[float, float]]]
     "constant": _constant,
 }  # experiment, epoch, step, steps → share of the peak, momentum
 
-
+# %% ../../nbs/lib/05_training/03_schedules.ipynb #training-schedules-x14
 def learning_rate(
     e: Experiment,
     epoch: int,  # from 0

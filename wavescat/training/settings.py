@@ -32,7 +32,7 @@ _GOES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {  # setting → another se
     "theta_lr": ("learn", ("canonical", "equivariant")),
 }
 
-
+# %% ../../nbs/lib/05_training/05_settings.ipynb #training-settings-x5
 def check_goes_with(e: Experiment) -> None:
     "Raise `ValueError` for a setting that means nothing with the value of another one."
     for name, (other, values) in _GOES_WITH.items():
@@ -61,7 +61,7 @@ def _check_points(e: Experiment) -> None:
             f"and lr={e.lr:g} would change nothing: {remedy}"
         )
 
-
+# %% ../../nbs/lib/05_training/05_settings.ipynb #training-settings-x12
 def check_schedule(e: Experiment) -> None:
     "Raise `ValueError` for points or a momentum that the schedule can't use."
     if e.schedule in ("steps", "piecewise"):

@@ -35,12 +35,12 @@ def _share_random_state(world: World) -> None:
     torch.distributed.broadcast(state, 0)
     put(state.cpu())
 
-
+# %% ../../nbs/lib/05_training/09_shared_forward.ipynb #training-shared-forward-x7
 def _version(buffer: Tensor) -> tuple[int, int]:
     "What changes if a buffer is replaced or written to."
     return id(buffer), buffer._version
 
-
+# %% ../../nbs/lib/05_training/09_shared_forward.ipynb #training-shared-forward-x10
 def _share_buffers(
     world: World,
     model: nn.Module,
@@ -64,7 +64,7 @@ def _may_draw(model: nn.Module) -> bool:
         return True
     return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
 
-
+# %% ../../nbs/lib/05_training/09_shared_forward.ipynb #training-shared-forward-x16
 @contextlib.contextmanager
 def shared_forward(
     world: World,

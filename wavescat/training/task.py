@@ -90,7 +90,7 @@ def image_counts(
         "test": len(task.data.test if parts.test is None else parts.test),
     }
 
-
+# %% ../../nbs/lib/05_training/13_task.ipynb #training-task-x13
 def split_of(
     e: Experiment,
 ) -> Split:

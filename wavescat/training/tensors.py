@@ -23,7 +23,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             tensors[name] = tensors[first]
     return tensors
 
-
+# %% ../../nbs/lib/05_training/14_tensors.ipynb #training-tensors-x5
 def read_weights(
     path: Path,  # .safetensors, or torch's own .pt, .pth
 ) -> dict[str, Tensor]:  # on the CPU
@@ -35,7 +35,7 @@ def read_weights(
         raise FileNotFoundError(f"no weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            state = _read_safetensors(path)
+            state: object = _read_safetensors(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
@@ -57,7 +57,7 @@ def memory_place(t: Tensor) -> tuple:
     "What two tensors have in common if they are the same numbers in memory."
     return t.device, t.data_ptr(), t.dtype, t.shape, t.stride()
 
-
+# %% ../../nbs/lib/05_training/14_tensors.ipynb #training-tensors-x13
 def stored_once(
     tensors: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # by first name; other name → first name
@@ -89,7 +89,7 @@ def save_tensors(
     else:  # other names are written as safetensors' own save_model does
         save_file(copies, path.with_suffix(".safetensors"), other_names or None)
 
-
+# %% ../../nbs/lib/05_training/14_tensors.ipynb #training-tensors-x19
 def tensor_file(
     directory: Path,
     name: str,  # such as weights

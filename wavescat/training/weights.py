@@ -59,7 +59,7 @@ def _from_torchvision(weights: str, file: str) -> dict[str, Tensor]:
     known = getattr(torchvision.models, weights).IMAGENET1K_V1
     return known.get_state_dict(progress=False, check_hash=True)
 
-
+# %% ../../nbs/lib/05_training/15_weights.ipynb #training-weights-x9
 def pretrained(
     model: str,  # one of `MODELS` that torchvision has too
     file: Path | None = None,  # torchvision's weights; None asks torchvision for them
@@ -88,7 +88,7 @@ def is_identity(weights: str) -> bool:
     "Whether the setting `weights` is the identity of a run, or its first letters."
     return re.fullmatch("[0-9a-f]{6,16}", weights) is not None
 
-
+# %% ../../nbs/lib/05_training/15_weights.ipynb #training-weights-x17
 def weights_path(
     e: Experiment,  # with weights
 ) -> Path:
@@ -104,7 +104,7 @@ def weights_path(
         )
     return tensor_file(directory, "weights")
 
-
+# %% ../../nbs/lib/05_training/15_weights.ipynb #training-weights-x20
 def weights_checksum(
     e: Experiment,
 ) -> str | None:  # 16 hexadecimal digits; None if it starts from new weights
@@ -120,7 +120,7 @@ def head_of(
     "The parameters of the last layer."
     return {k: v for k, v in state.items() if k.startswith("head.")}
 
-
+# %% ../../nbs/lib/05_training/15_weights.ipynb #training-weights-x26
 def check_new_head(e: Experiment, own: Mapping[str, Tensor]) -> None:
     "Raise `ValueError` for a new head if the model has none, or shares it with the rest."
     if not e.new_head:
