@@ -67,9 +67,13 @@ def pair_by_seed(
     reference: str,  # the model that the others are compared with
 ) -> pd.DataFrame:  # indexed by model; as `significance.compare_paired` makes it
     "Every model against the reference, seed by seed, where both have results."
-    base = values[reference]
-    others = {name: by for name, by in values.items() if name != reference}
-    pairs = {name: (by, base) for name, by in others.items() if set(by) & set(base)}
+    by_model: dict[str, dict[object, float]] = {
+        name: {seed: value for seed, value in by.items()} for name, by in values.items()
+    }
+    base = by_model.pop(reference)
+    pairs: dict[object, tuple[Mapping[object, float], Mapping[object, float]]] = {
+        name: (by, base) for name, by in by_model.items() if set(by) & set(base)
+    }
     return compare_paired(pairs).set_index("name")
 
 # %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-18
