@@ -31,7 +31,7 @@ def read_reports(folder: Path) -> Iterator[tuple[Path, dict]]:
         else:
             yield path, content
 
-# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-5
+# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-7
 def read_effects(
     folder: Path,  # the reports
     prefix: str = "",  # of the links
@@ -48,7 +48,7 @@ def read_effects(
         effects += [effect | page for effect in content.get("effects", [])]
     return effects
 
-# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-8
+# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-10
 def _one_per_setting(effects: Sequence[Mapping]) -> list[Mapping]:
     "The effects that were tested, one for every data set, setting and model."
 
@@ -64,7 +64,7 @@ def _one_per_setting(effects: Sequence[Mapping]) -> list[Mapping]:
             chosen[key] = effect
     return list(chosen.values())
 
-# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-10
+# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-13
 def _in_words(effect: Mapping) -> str:
     seeds = " and ".join(map(str, dict.fromkeys(effect["seeds"])))
     return (
@@ -73,14 +73,14 @@ def _in_words(effect: Mapping) -> str:
         f"(95 % interval {effect['low']:.1f} to {effect['high']:.1f}, {seeds} seeds)"
     )
 
-
+# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-16
 def _first_six(effects: Sequence[Mapping]) -> str:
     "Real data sets first, then the largest differences."
     ordered = sorted(effects, key=lambda e: (e["dataset"] not in SOURCES, -abs(e["difference"])))
     text = "; ".join(map(_in_words, ordered[:6]))
     return text + (f"; and {len(effects) - 6} more" if len(effects) > 6 else "")
 
-
+# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-19
 def _cost_sentence(effects: Sequence[Mapping]) -> str:
     "How many times as long a run takes; of the small sets only where there are no others."
     real = [e for e in effects if e["dataset"] in SOURCES] or effects
@@ -92,7 +92,7 @@ def _cost_sentence(effects: Sequence[Mapping]) -> str:
         f"(median of the settings; from {costs[0]:.2f} to {costs[-1]:.2f})."
     )
 
-
+# %% ../../nbs/lib/08_studies/13_answer.ipynb #13-answer-22
 def answer(
     effects: Sequence[Mapping],  # as `read_effects` gives them
 ) -> str:  # HTML; empty where nothing was tested

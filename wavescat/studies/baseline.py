@@ -48,11 +48,11 @@ def parse_sizes(per_class: str) -> list[int | None]:  # None: all
     sizes: list[int | None] = [] if counts == ["all"] else list(values(numbers))
     return sizes + [None] * ("all" in counts)
 
-
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-6
 def size_text(n: int | None) -> str:
     return "all" if n is None else str(n)
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-6
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-9
 @dataclass(frozen=True)
 class Plan:
     "The runs of the study, by number of images and model."
@@ -73,13 +73,13 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None)
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-7
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-12
 def _models(p: SimpleNamespace) -> dict[str, dict]:
     scattering = {"model": "scatresnet18", "upsample": p.upsample, "engine": p.engine}
     models = {f"ScatResNet-18, L={L}": scattering | {"L": L} for L in values(p.L)}
     return {PLAIN: {"model": "resnet18"}} | models
 
-
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-15
 def _group(p: SimpleNamespace, n: int | None, options: dict) -> list[Experiment]:
     settings = common_settings(p, "width") | options
     settings["validation"] = p.validation if n else p.validation_all
@@ -110,7 +110,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
         },
     )
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-11
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-21
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     p, data = plan.p, plan.data()
     validation = f"{p.validation} validation images"
@@ -124,7 +124,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-12
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-24
 def show_architectures(plan: Plan) -> None:
     "The layers of every model, with their parameters."
     shape = plan.data().train.shape[1:]
@@ -135,13 +135,13 @@ def show_architectures(plan: Plan) -> None:
         size = f"{4 * total / 2**20:.2f} MB in float32 (MB of 2²⁰ bytes)"
         page.show_table(layers, f"{name}: {total:,} parameters, {size}", words=True)
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-15
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-27
 def _steps(plan: Plan, n: int | None, model: str) -> int:
     "Steps of the optimiser in a whole run."
     images = image_counts(plan.groups[n, model][0])["train"]
     return plan.p.epochs * -(-images // plan.p.batch_size)
 
-
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-30
 def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
     "The study's main table: a row for each number of images and model."
     rows = []
@@ -160,7 +160,7 @@ def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
         )
     return rows
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-18
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-34
 def _published_accuracy(paper: Mapping, options: Mapping, n: int | None) -> float | None:
     "What was published of this model with so many images, if anything."
     key = size_text(n)
@@ -172,7 +172,7 @@ def _published_accuracy(paper: Mapping, options: Mapping, n: int | None) -> floa
         published_values += paper["l_sweep"].get(key, [])[options["L"] - 1 :][:1]
     return next((figure for figure in published_values if figure is not None), None)
 
-
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-37
 def _published_row(plan: Plan, runs: Runs, n: int | None, model: str) -> dict:
     paper, options = published("scatresnet18"), plan.models[model]
     ours = runs.values(plan.groups[n, model])
@@ -183,7 +183,7 @@ def _published_row(plan: Plan, runs: Runs, n: int | None, model: str) -> dict:
         row[f"published {what}"] = str(known)
     return row
 
-
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-39
 def published_sentence(paper: Mapping) -> str:
     "Published figures, for a page of other images."
     parts = []
@@ -198,7 +198,7 @@ def published_sentence(paper: Mapping) -> str:
         f"orientation, {paper['source']}: {'; '.join(parts)}."
     )
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-20
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-42
 def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
     "The main table, and published figures beside it or below it."
     from IPython.display import display
@@ -217,7 +217,7 @@ def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
         display(Markdown(published_sentence(paper)))
     return rows
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-22
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-45
 def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     "Every model with scattering against the plain one, with as many images."
     pairs = [
@@ -232,7 +232,7 @@ def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     ]
     return compare_pairs(pairs, ["per_class"])
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-23
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-48
 def verdict(table: pd.DataFrame) -> str:
     "What the comparison shows, in a sentence."
     shown = [
@@ -255,7 +255,7 @@ def verdict(table: pd.DataFrame) -> str:
         f"class (95 % interval {largest.low:.1f} to {largest.high:.1f})"
     )
 
-# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-25
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-52
 def show_comparison_with_plain(table: pd.DataFrame) -> None:
     if len(table):
         show_comparison(
@@ -265,7 +265,7 @@ def show_comparison_with_plain(table: pd.DataFrame) -> None:
             "over all rows",
         )
 
-
+# %% ../../nbs/lib/08_studies/20_baseline.ipynb #20-baseline-55
 def effects(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
     "The same for the index: with what certainty, and at what cost in time."
     size_of = {size_text(n): n for n in plan.sizes}

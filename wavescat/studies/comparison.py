@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     reference: Sequence[float]
     labels: Mapping[str, object] = {}  # column → label, such as the number of images
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-7
 def compare_pairs(
     pairs: Sequence[Pair],  # those without values or reference are left out
     labels: Sequence[str] = (),  # columns of labels, for a table without rows
@@ -43,7 +43,7 @@ def compare_pairs(
     table["p_holm"] = holm(table.p)
     return table
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-7
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-11
 def show_comparison(
     table: pd.DataFrame,  # as `compare_pairs` makes it
     columns: Mapping[str, str],  # column of the table → its title, in order
@@ -61,33 +61,37 @@ def show_comparison(
     shown = table[list(titles)].set_axis(list(titles.values()), axis=1)
     display(figures.table(shown, caption, digits=3))
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-10
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-14
 def pair_by_seed(
     values: Mapping[str, Mapping[int, float]],  # model → seed → value
     reference: str,  # the model that the others are compared with
 ) -> pd.DataFrame:  # indexed by model; as `significance.compare_paired` makes it
     "Every model against the reference, seed by seed, where both have results."
-    base = values[reference]
-    others = {name: by for name, by in values.items() if name != reference}
-    pairs = {name: (by, base) for name, by in others.items() if set(by) & set(base)}
+    by_model: dict[str, dict[object, float]] = {
+        name: {seed: value for seed, value in by.items()} for name, by in values.items()
+    }
+    base = by_model.pop(reference)
+    pairs: dict[object, tuple[Mapping[object, float], Mapping[object, float]]] = {
+        name: (by, base) for name, by in by_model.items() if set(by) & set(base)
+    }
     return compare_paired(pairs).set_index("name")
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-12
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-18
 def signed(value: float, digits: int = 2) -> str:
     "A difference with its sign; a dash where there is none."
     return "–" if np.isnan(value) else f"{value:+.{digits}f}"
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-21
 def interval(low: float, high: float, digits: int = 1, sign: str = "+") -> str:
     "Both ends of an interval; a dash where there is none."
     return "–" if np.isnan(low) else f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-23
 def p_text(p: float) -> str:
     "A p-value with two digits; a dash where nothing was tested."
     return "–" if np.isnan(p) else f"{p:.2g}"
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-25
 def paired_cells(row: Mapping) -> dict[str, object]:
     "The cells of a paired comparison: pairs, difference, interval, corrected p-value."
     return {
@@ -97,7 +101,7 @@ def paired_cells(row: Mapping) -> dict[str, object]:
         "p, Holm": p_text(row["p_holm"]),
     }
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-15
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-28
 LEVEL = 0.05  # of the corrected p-value below which a difference is claimed
 CANNOT_TELL = (
     "These runs can't tell the models apart: that takes at least two seeds of each, with results "
@@ -109,22 +113,22 @@ def is_tested(table: pd.DataFrame) -> bool:
     "Whether at least one comparison could be tested."
     return bool(len(table) and table.p.notna().any())
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-31
 def is_shown(row: Mapping) -> bool:
     "Whether a difference is shown, after Holm's correction."
     return not np.isnan(row["p_holm"]) and row["p_holm"] < LEVEL
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-34
 def shown_rows(table: pd.DataFrame, sign: int | None = None) -> pd.DataFrame:
     "The rows whose difference is shown; with a sign, those of this direction."
     rows = table[table.p_holm < LEVEL]
     return rows if sign is None else rows[rows.difference * sign > 0]
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-36
 def better_or_worse(row: Mapping) -> str:
     return "better" if row["difference"] > 0 else "worse"
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-18
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-39
 def largest_differences(
     rows: pd.DataFrame,
     place: str,  # how a row says where it was taken, such as "with {images} per class"
@@ -138,7 +142,7 @@ def largest_differences(
     ]
     return "; ".join(parts) + (f"; and {len(rows) - 3} more" if len(rows) > 3 else "")
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-20
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-43
 def count_verdict(
     table: pd.DataFrame,
     reference: str,  # what the models are compared with
@@ -160,7 +164,7 @@ def count_verdict(
             text += f" {title}: {largest_differences(rows, place)}."
     return text
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-22
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-47
 def difference_words(row: Mapping, sign: str = "") -> str:
     "A difference in points with interval and corrected p-value."
     return (
@@ -168,7 +172,7 @@ def difference_words(row: Mapping, sign: str = "") -> str:
         f"p = {row['p_holm']:.2g} after Holm)"
     )
 
-# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-25
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-50
 def _median_seconds(results: Sequence[Mapping]) -> float:
     return float(np.median([r["seconds"] for r in results]))
 
@@ -176,7 +180,7 @@ def _median_seconds(results: Sequence[Mapping]) -> float:
 def _number(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else float(value)
 
-
+# %% ../../nbs/lib/08_studies/09_comparison.ipynb #09-comparison-53
 def effect(
     where: str,  # the setting, in words
     model: str,  # with scattering

@@ -28,7 +28,9 @@ def preview(
     "The figure with a picture of the index's width, if its own is large."
     from PIL import Image
 
-    kind, data = re.search(r"data:image/(\w+);base64,([^\" >]+)", figure).groups()
+    found = re.search(r"data:image/(\w+);base64,([^\" >]+)", figure)
+    assert found
+    kind, data = found.groups()
     if len(data) <= _SMALL:
         return figure
     picture, small = Image.open(io.BytesIO(base64.b64decode(data))), io.BytesIO()
@@ -56,7 +58,7 @@ def _entry(page: Path, content: dict) -> str:
         parts.append(f'<a href="{link}">{preview(picture[0])}</figure></a>')
     return "".join([*parts, "</section>"])
 
-
+# %% ../../nbs/lib/08_studies/14_index.ipynb #14-index-10
 _INTRODUCTION = (
     "<h1>wavescat: reports</h1><p>What wavelet scattering does in convolutional networks, study "
     "by study. Each page stands alone; its results lie beside it as JSON.</p>"
@@ -77,7 +79,7 @@ def index(
     write_page(folder / "index.html", page_of("wavescat: reports", body, footer))
     return folder / "index.html"
 
-# %% ../../nbs/lib/08_studies/14_index.ipynb #14-index-9
+# %% ../../nbs/lib/08_studies/14_index.ipynb #14-index-13
 def _results_table(folder: Path) -> str:
     "The headlines of all presets' reports as a table in Markdown; smoke checks aren't in it."
     rows = ["| study | data | runs | what it says |", "|---|---|---|---|"]
@@ -95,7 +97,7 @@ def _results_table(folder: Path) -> str:
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 
-# %% ../../nbs/lib/08_studies/14_index.ipynb #14-index-10
+# %% ../../nbs/lib/08_studies/14_index.ipynb #14-index-16
 def readme(
     folder: Path,  # the reports
     path: Path,  # README.md, with parts between <!-- answer --> and <!-- /answer --> and so on

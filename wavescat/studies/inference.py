@@ -17,7 +17,7 @@ from ..runs.experiment import Experiment
 if TYPE_CHECKING:
     from torch import nn
 
-# %% ../../nbs/lib/08_studies/07_inference.ipynb #07-inference-3
+# %% ../../nbs/lib/08_studies/07_inference.ipynb #07-inference-4
 class Tested(NamedTuple):
     "A stored model and what it says of its test images."
 
@@ -28,7 +28,7 @@ class Tested(NamedTuple):
     probabilities: np.ndarray  # (N, K)
     inputs: Callable  # places (n,) → images as the model takes them, (n, C, H, W)
 
-# %% ../../nbs/lib/08_studies/07_inference.ipynb #07-inference-4
+# %% ../../nbs/lib/08_studies/07_inference.ipynb #07-inference-7
 def _check_classes(e: Experiment, data) -> None:
     "Refuse targets, and a run whose classes were in another order."
     from wavescat.runs.paths import run_dir
@@ -45,7 +45,7 @@ def _check_classes(e: Experiment, data) -> None:
             "set's now; compute it again"
         )
 
-# %% ../../nbs/lib/08_studies/07_inference.ipynb #07-inference-5
+# %% ../../nbs/lib/08_studies/07_inference.ipynb #07-inference-11
 def tested(e: Experiment) -> Tested:
     """The stored run of an experiment, tested again.
 

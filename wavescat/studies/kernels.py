@@ -42,7 +42,7 @@ def kernel_manager(
 
     return SocketManager
 
-# %% ../../nbs/lib/08_studies/11_kernels.ipynb #11-kernels-6
+# %% ../../nbs/lib/08_studies/11_kernels.ipynb #11-kernels-7
 _PACKAGES = (
     "papermill",
     "nbclient",
@@ -57,7 +57,7 @@ _PACKAGES = (
     "rich",
 )
 
-
+# %% ../../nbs/lib/08_studies/11_kernels.ipynb #11-kernels-10
 async def _start_and_end(manager) -> None:
     "Start a kernel, wait until it answers, and end it."
     await manager.start_kernel(extra_arguments=["--log-level=50"])
@@ -69,7 +69,7 @@ async def _start_and_end(manager) -> None:
         client.stop_channels()
         await manager.shutdown_kernel(now=True)
 
-
+# %% ../../nbs/lib/08_studies/11_kernels.ipynb #11-kernels-11
 def check_kernel() -> None:
     "Start a kernel and end it. Raises `ValueError` where pages can't be made."
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
@@ -90,7 +90,7 @@ def check_kernel() -> None:
             "nothing was computed"
         ) from error
 
-# %% ../../nbs/lib/08_studies/11_kernels.ipynb #11-kernels-9
+# %% ../../nbs/lib/08_studies/11_kernels.ipynb #11-kernels-16
 def execute(
     study: str,
     values: Mapping[str, object],  # its parameters

@@ -53,7 +53,7 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None)
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-5
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-7
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study. Raises `ValueError` where L can't be chosen."
     if p.validation < 1:
@@ -74,7 +74,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
     }
     return Plan(p, grid(**common, model="resnet18", seed=seeds), tied, fixed)
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-8
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-12
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     p, data = plan.p, plan.data()
     return page.introduction(
@@ -85,7 +85,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-10
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-15
 def published_by_L(plan: Plan) -> dict[int, float] | None:  # None: they are of other images
     "The published accuracies of single runs, L from 1 on."
     if plan.p.dataset != "cifar10":
@@ -93,7 +93,7 @@ def published_by_L(plan: Plan) -> dict[int, float] | None:  # None: they are of 
     published_values = published("scatresnet18")["l_sweep"].get(str(plan.p.per_class), [])
     return dict(enumerate(published_values, 1))
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-18
 def draw_accuracy(plan: Plan, runs: Runs):
     "Test accuracy against L, for either slant, and without scattering as a band."
     series = {"slant 4/L, as published": {L: runs.values(g) for L, g in plan.tied.items()}}
@@ -102,7 +102,7 @@ def draw_accuracy(plan: Plan, runs: Runs):
         series[name] = {L: runs.values(g) for L, g in plan.fixed.items()}
     return figures.accuracy_by_orientations(series, runs.values(plan.plain), published_by_L(plan))
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-13
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-21
 @dataclass(frozen=True)
 class Choice:
     "The L with the best validation accuracy, and every L against no scattering."
@@ -114,7 +114,7 @@ class Choice:
     def row(self) -> pd.Series:
         return self.table[self.table.name == self.best].iloc[0]
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-24
 def choose_orientations(plan: Plan, runs: Runs) -> Choice | None:  # None: too few runs count
     "Choose L on validation images; of equals, the smaller."
     complete = {L: g for L, g in plan.tied.items() if runs.of(g)}
@@ -122,10 +122,10 @@ def choose_orientations(plan: Plan, runs: Runs) -> Choice | None:  # None: too f
         return None
     means = {L: np.mean(runs.values(g, "val_accuracy")) for L, g in complete.items()}
     best = max(means, key=lambda L: (means[L], -L))
-    accuracies = {L: runs.values(g) for L, g in complete.items()}
+    accuracies: dict[object, list[float]] = {L: runs.values(g) for L, g in complete.items()}
     return Choice(best, compare(accuracies, runs.values(plan.plain)))
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-15
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-28
 def _verdict_on_best(choice: Choice) -> str:
     row, best = choice.row, f"L = {choice.best}"
     if np.isnan(row.p):
@@ -148,7 +148,7 @@ def _verdict_on_best(choice: Choice) -> str:
         "to claim a difference."
     )
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-31
 def verdict(choice: Choice | None) -> str:
     "Whether the chosen L is better than no scattering, and which others differ."
     if choice is None:
@@ -161,7 +161,7 @@ def verdict(choice: Choice | None) -> str:
     differ = "differs" if len(others) == 1 else "differ"
     return f"{_verdict_on_best(choice)} {', '.join(named)} {differ} after the correction."
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-17
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-34
 def show_choice(choice: Choice | None) -> None:
     "The comparison of all L with no scattering."
     if choice is not None:
@@ -171,7 +171,7 @@ def show_choice(choice: Choice | None) -> None:
             "Test accuracy minus ResNet-18's: Welch's test; Holm's correction over all L",
         )
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-37
 def effects(plan: Plan, runs: Runs, choice: Choice | None) -> list[dict]:
     "The chosen L for the index."
     if choice is None:
@@ -180,14 +180,14 @@ def effects(plan: Plan, runs: Runs, choice: Choice | None) -> list[dict]:
     ours, theirs = runs.of(plan.tied[choice.best]), runs.of(plan.plain)
     return [effect(where, f"ScatResNet-18, L={choice.best}", choice.row, ours, theirs)]
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-20
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-40
 def _coverage(plan: Plan, orientations: int, slant: float | None = None):
     "The Littlewood–Paley sum of a bank, on the grid of the padded images."
     _, H, W = plan.data().train.shape[1:]
     bank = filter_bank(1, orientations, (padded_size(H, 1), padded_size(W, 1)), slant)
     return littlewood_paley(bank)
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-43
 def _accuracies(runs: Runs, group: Iterable[Experiment]) -> dict[str, str]:
     columns = {
         "validation, %": "val_accuracy",
@@ -201,7 +201,7 @@ def _parameters(runs: Runs, group: Iterable[Experiment]) -> str:
     "Those of any stored run of the group."
     return page.parameter_text([r for e in group if (r := runs.by_experiment[e])])
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-46
 def orientation_rows(plan: Plan, runs: Runs) -> list[dict]:
     "One row an L, and one without scattering."
     colours, published_values, rows = plan.data().train.shape[1], published_by_L(plan), []
@@ -228,7 +228,7 @@ def orientation_rows(plan: Plan, runs: Runs) -> list[dict]:
     none["parameters"] = _parameters(runs, plan.plain)
     return [*rows, none | _accuracies(runs, plan.plain)]
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-22
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-50
 def draw_wavelets(plan: Plan):
     "The wavelets of some L, with slant 4/L."
     orientations = list(plan.tied)
@@ -236,7 +236,7 @@ def draw_wavelets(plan: Plan):
         [L for L in orientations if L in (1, 2, 4, 8, 16)] or orientations[:5]
     )
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-25
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-53
 def _slant_difference(plan: Plan, runs: Runs, L: int) -> Mapping:
     "Fixed slant against tied slant; nothing where both are the same runs."
     ours, theirs = runs.values(plan.fixed[L]), runs.values(plan.tied.get(L, []))
@@ -244,7 +244,7 @@ def _slant_difference(plan: Plan, runs: Runs, L: int) -> Mapping:
         return {"difference": np.nan, "low": np.nan, "high": np.nan}
     return compare({L: ours}, theirs).iloc[0]
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-56
 def control_rows(plan: Plan, runs: Runs) -> list[dict]:
     "One row an L of the control: accuracy with either slant, and their difference."
     slant, rows = plan.p.control_slant, []
@@ -266,7 +266,7 @@ def control_rows(plan: Plan, runs: Runs) -> list[dict]:
         )
     return rows
 
-
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-58
 def show_control(plan: Plan, runs: Runs) -> None:
     if not plan.fixed:
         print("No control was asked for.")
@@ -276,7 +276,7 @@ def show_control(plan: Plan, runs: Runs) -> None:
         "are the runs",
     )
 
-# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-27
+# %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-61
 def summary_rows(plan: Plan, runs: Runs) -> list[dict]:
     "All accuracies by L, for the results beside the page."
     groups = {"none": plan.plain} | plan.tied

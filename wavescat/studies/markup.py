@@ -35,13 +35,13 @@ def _as_svg(match: re.Match) -> str:
         return f'<div class="math">{picture}</div>'
     return f'<span class="math">{picture}</span>'
 
-
+# %% ../../nbs/lib/08_studies/10_markup.ipynb #10-markup-8
 def set_mathematics(markdown: str) -> str:  # with SVG in place of TeX
     "Mathematics of a Markdown text as inline SVG; code stays code."
     parts = _CODE.split(markdown)
     return "".join(p if i % 2 else _MATHEMATICS.sub(_as_svg, p) for i, p in enumerate(parts))
 
-# %% ../../nbs/lib/08_studies/10_markup.ipynb #10-markup-8
+# %% ../../nbs/lib/08_studies/10_markup.ipynb #10-markup-12
 def page_of(
     title: str,
     body: str,  # HTML
@@ -61,12 +61,13 @@ def page_of(
         frame = frame.replace("{{" + key + "}}", value)
     return frame
 
-# %% ../../nbs/lib/08_studies/10_markup.ipynb #10-markup-11
+# %% ../../nbs/lib/08_studies/10_markup.ipynb #10-markup-16
 def _without_code(notebook, failed: str):
     "The notebook as the page shows it: mathematics set, outputs of code only."
 
     def is_shown(output) -> bool:
-        return MIME not in output.get("data", {}) and (failed or output.get("name") != "stderr")
+        is_read = bool(failed) or output.get("name") != "stderr"
+        return MIME not in output.get("data", {}) and is_read
 
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -76,7 +77,7 @@ def _without_code(notebook, failed: str):
     notebook.cells = [c for c in notebook.cells if c.cell_type != "code" or c.outputs]
     return notebook
 
-
+# %% ../../nbs/lib/08_studies/10_markup.ipynb #10-markup-19
 def render(
     notebook: Mapping,  # executed
     title: str,

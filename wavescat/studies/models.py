@@ -23,7 +23,7 @@ def _number_or_text(text: str) -> int | float | str:
             continue
     return text
 
-
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-7
 def parse_model_spec(
     text: str,  # "scatresnet18 L:8 learn:canonical"; = may stand for :
 ) -> tuple[str, dict[str, object]]:  # the name, and its options
@@ -41,7 +41,7 @@ def parse_model_spec(
         options[option] = _number_or_text(value)
     return name, options
 
-# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-7
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-10
 _TITLES = {
     "resnet18": "ResNet-18",
     "scatresnet18": "ScatResNet-18",
@@ -70,12 +70,12 @@ _BACKBONES = ("resnet14", "resnet18", "resnet50", "densenet", "inception-resnet"
 for _front, _words in (("scattering", "scattering"), ("s2d", "space-to-depth")):
     _TITLES |= {f"{_front}-{name}": f"{_words}, {_TITLES[name]}" for name in _BACKBONES}
 
-
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-12
 def _option_in_words(option: str, value: object) -> str:
     words = {"learn": f"{value} filters", "init": f"{value} start", "upsample": f"{value} up"}
     return words.get(option, f"{option}={value}")
 
-
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-15
 def model_title(
     name: str,  # of the registry; of a function of one's own with its checksum after @
     options: Mapping[str, object],
@@ -84,7 +84,7 @@ def model_title(
     title = _TITLES.get(name, name.rpartition("@")[0] or name)
     return ", ".join([title, *(_option_in_words(k, v) for k, v in options.items())])
 
-# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-10
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-19
 _SAME_FOR_ALL = (
     "dataset",
     "size",
@@ -96,7 +96,7 @@ _SAME_FOR_ALL = (
     "top_k",
 )
 
-
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-22
 def _file_of_the_studies(name: str) -> str:
     "The path of FILE.py:FUNCTION, where the file isn't here but lies beside the templates."
     file = name.rpartition(":")[0]
@@ -104,7 +104,7 @@ def _file_of_the_studies(name: str) -> str:
         return str(studies_dir() / name)
     return name
 
-
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-25
 def _check_options(part: str, options: Mapping[str, object]) -> None:
     for option in _SAME_FOR_ALL:
         if option in options:
@@ -115,7 +115,7 @@ def _check_options(part: str, options: Mapping[str, object]) -> None:
     if options.get("epochs", 1) == 0:
         raise ValueError(f"{part}: a study trains its models: epochs must be at least 1")
 
-
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-28
 def parse_models(
     text: str,  # "resnet18, scatresnet18 L:8 learn:canonical"
 ) -> dict[str, dict[str, object]]:  # title → settings of `Experiment`
@@ -140,7 +140,7 @@ def parse_models(
         models[title] = {"model": name, **options}
     return models
 
-# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-14
+# %% ../../nbs/lib/08_studies/03_models.ipynb #03-models-32
 _PUBLISHED_MODELS = ("scattering-linear", "scattering-linear-no-affine", "scattering-wrn")
 _PUBLISHED_OPTIONS = {"model", "learn", "init", "engine", "augment"}
 _ENGINES_IN_WORDS = {
@@ -168,9 +168,9 @@ def row_name(
     if options["model"].endswith("no-affine"):
         parts.append("no affine")
     if options.get("learn") not in (None, "canonical"):
-        parts.append(options["learn"])
+        parts.append(str(options["learn"]))
     if options.get("engine") in _ENGINES_IN_WORDS:
-        parts.append(_ENGINES_IN_WORDS[options["engine"]])
+        parts.append(_ENGINES_IN_WORDS[str(options["engine"])])
     if "augment" in options:
         parts.append(f"augment={options['augment']}")
     return ", ".join(parts)

@@ -32,7 +32,7 @@ def describe_images(data: "ImageSet") -> str:
     size = "×".join(map(str, sides))
     return f"{size} pixels, {colours} colour{'s' if colours > 1 else ''}"
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-5
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-7
 def describe_training(p: SimpleNamespace) -> str:
     "Epochs, batches, learning rate and width of a study, as a sentence."
     return (
@@ -40,7 +40,7 @@ def describe_training(p: SimpleNamespace) -> str:
         f"stages from {p.width} channels."
     )
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-6
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-10
 def describe_share(
     data: "ImageSet",
     p: SimpleNamespace,  # dataset and size that it was loaded by
@@ -49,7 +49,7 @@ def describe_share(
     "What part of a set the runs were trained on, of all its training images, here or not."
     return trained_on(data, p.dataset, used, p.size or None)
 
-
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-11
 def trained_on(
     data: "ImageSet",
     dataset: str,  # that it was loaded by
@@ -64,12 +64,12 @@ def trained_on(
         return f"{used:,} of {whole:,} training images"
     return f"all {whole:,} training images"
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-7
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-14
 def notes_of(data: "ImageSet") -> str:  # ends in a space, or is empty
     "What was noticed of a data set, such as that only a part of it is here, in sentences."
     return "".join(f"{note[:1].upper()}{note[1:]}. " for note in data.notes)
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-9
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-17
 def introduction(
     text: str,  # what the runs have in common, in sentences
     runs: Runs,
@@ -77,7 +77,7 @@ def introduction(
     "The first words of a page: the data, the protocol in numbers, the cost, what is missing."
     return Markdown(f"**This page.** {text} {cost(runs.all)} {condition(runs.all)}")
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-12
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-21
 MEAN_AND_INTERVAL = "Mean over seeds ± half the 95 % interval"
 
 
@@ -85,12 +85,12 @@ def seconds_of(results: Iterable[Mapping], digits: int = 0) -> str:
     "How long a run took: mean over seeds ± half the 95 % interval."
     return format_mean_ci([r["seconds"] for r in results], digits)
 
-
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-24
 def parameter_text(results: Sequence[Mapping]) -> str:
     "How many parameters the network has; a dash where there is no result."
     return f"{results[0]['parameters']:,}" if results else "–"
 
-
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-27
 def means_of(
     results: Sequence[Mapping],
     columns: Mapping[str, str],  # title of a column → key of a result
@@ -101,29 +101,29 @@ def means_of(
         title: format_mean_ci([r[key] for r in results], digits) for title, key in columns.items()
     }
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-14
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-30
 def show_table(rows: Sequence[Mapping], caption: str, **options) -> None:
     "Show rows as a table, if there are any; options as of `figures.table`."
     if len(rows):
         display(figures.table(pd.DataFrame(rows), caption, **options))
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-15
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-33
 def show_figure(figure, caption: str, headline: bool = False) -> None:
     "Show a figure with its caption; the headline stands for the study in the index."
     display(figures.show(figure, caption, headline=headline))
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-18
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-36
 def sentence(text: str) -> str:
     "A text that begins with a capital letter and ends with a full stop."
     text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else text + "."
 
-
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-38
 def show_verdict(text: str) -> None:
     "Show the verdict of a page."
     display(Markdown(f"**{text}**"))
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-21
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-41
 def finish(
     study: str,
     p: SimpleNamespace,  # its parameters
@@ -136,7 +136,7 @@ def finish(
     end_page(study, p, provenance(runs.all))
     publish_results(headline, table, runs.all, effects)
 
-
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-43
 def end_page(study: str, p: SimpleNamespace, facts: Mapping[str, str]) -> None:
     "Show where the numbers come from, and the command that makes the page."
     display(Markdown("## Where this comes from"))
@@ -144,7 +144,7 @@ def end_page(study: str, p: SimpleNamespace, facts: Mapping[str, str]) -> None:
     show_table(rows, "Provenance", words=True)
     print(command(study, vars(p)))
 
-# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-24
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-48
 TRAINING = {"train_loss": "training loss", "train_accuracy": "training accuracy, %"}
 
 
@@ -156,7 +156,7 @@ def histories_of(
     histories = {name: [history_of(e) for e in runs.counted(g)] for name, g in groups.items()}
     return {name: h for name, h in histories.items() if h}
 
-
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-51
 def show_learning(
     runs: Runs,
     groups: Mapping[str, Iterable[Experiment]],  # title → experiments

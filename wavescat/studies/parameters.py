@@ -23,7 +23,7 @@ class Parameter(NamedTuple):
     default: object
     help: str
 
-# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-5
+# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-6
 def parameters(study: str) -> dict[str, Parameter]:
     "The parameters that a study declares, in order."
     source = tagged_source(study, "parameters")
@@ -31,6 +31,7 @@ def parameters(study: str) -> dict[str, Parameter]:
     for node in ast.parse(source).body:
         if not isinstance(node, ast.AnnAssign):
             continue
+        assert isinstance(node.target, ast.Name) and node.value and node.end_lineno
         comment = lines[node.end_lineno - 1][node.end_col_offset :]
         declared[node.target.id] = Parameter(
             ast.unparse(node.annotation),
@@ -39,7 +40,7 @@ def parameters(study: str) -> dict[str, Parameter]:
         )
     return declared
 
-# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-8
+# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-10
 _SEPARATORS = {"points": "/", "weights": ";"}  # of lists whose parts aren't separated by commas
 
 
@@ -72,7 +73,7 @@ def as_text(
         ) from None
     return text
 
-# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-11
+# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-15
 _TYPES = {"bool": bool, "int": int, "float": float}
 _FROM_ZERO = (
     "size",
@@ -95,13 +96,14 @@ def parse_parameter(study: str, name: str, value: object) -> object:
             return as_text(name, value, _SEPARATORS.get(name, ","))
         number = read_value(name, value, (_TYPES[declared.type],))
         zero_is_allowed = name in _FROM_ZERO or re.search(r"\b0(:| takes)", declared.help)
-        if declared.type == "int" and number < 1 and not zero_is_allowed:
+        too_small = declared.type == "int" and isinstance(number, int) and number < 1
+        if too_small and not zero_is_allowed:
             raise ValueError(f"{name} must be at least 1, got {shown(number)}")
     except ValueError as error:
         raise ValueError(f"{study}: {error} ({declared.help})") from None
     return number
 
-# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-14
+# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-19
 def _names_assigned(body: list) -> set[str]:
     targets = (t for node in body if isinstance(node, ast.Assign) for t in node.targets)
     return {target.id for target in targets if isinstance(target, ast.Name)}
@@ -111,7 +113,7 @@ def _names_declared(body: list) -> set[str]:
     targets = (node.target for node in body if isinstance(node, ast.AnnAssign))
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
-
+# %% ../../nbs/lib/08_studies/01_parameters.ipynb #01-parameters-22
 def names_set_in_cells(
     sources: Iterable[str],  # of the cells that were executed, in order
     known: Mapping[str, Parameter],

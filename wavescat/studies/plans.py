@@ -16,7 +16,7 @@ from ..data.sources import SOURCES
 from ..runs.experiment import Experiment
 from .templates import tagged_source
 
-# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-3
+# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-4
 def experiments_of(
     study: str,
     values: Mapping[str, object],  # as `resolve` gives them
@@ -27,9 +27,11 @@ def experiments_of(
     the experiments that can be known by now."""
     space = dict(values)
     exec(tagged_source(study, "plan"), space)
-    return space["experiments"]
+    experiments = space["experiments"]
+    assert isinstance(experiments, list)
+    return experiments
 
-# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-6
+# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-8
 _SETTINGS = (
     "dataset",
     "size",
@@ -48,7 +50,7 @@ _SETTINGS = (
     "eval_every",
 )
 
-
+# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-9
 def common_settings(
     p: SimpleNamespace,  # the study's parameters
     *also: str,  # further parameters that are settings, such as width
@@ -62,7 +64,7 @@ def common_settings(
         settings["classes"] = settings["classes"].strip() or None
     return settings
 
-# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-8
+# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-13
 def images_of_class(
     text: str,  # 40, or all
 ) -> int | None:  # None: all
@@ -73,7 +75,7 @@ def images_of_class(
         raise ValueError(f"per_class must be one whole number or all here, got {shown(text)}")
     return int(text)
 
-# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-10
+# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-16
 def split_names(
     name: str,  # of the parameter, for messages
     text: str,  # its value
@@ -86,7 +88,7 @@ def split_names(
             raise ValueError(f"{name} has {shown(part)} twice: list each once")
     return parts
 
-# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-13
+# %% ../../nbs/lib/08_studies/04_plans.ipynb #04-plans-20
 def can_be_read(
     dataset: str,  # as an experiment names it
 ) -> bool:

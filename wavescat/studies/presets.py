@@ -26,12 +26,12 @@ def _check_setting(key: str, declared: Mapping[str, Mapping]) -> None:
     if name not in names:
         raise unknown(name, names, "setting")
 
-
+# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-8
 def presets() -> dict[str, dict[str, str]]:  # preset → setting → text
     "What `settings.ini` says. Raises `ValueError` for a key that no study knows."
     path = settings_file()
     parser = configparser.ConfigParser(inline_comment_prefixes="#", interpolation=None)
-    parser.optionxform = str
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # as its documentation says
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
     except (configparser.Error, UnicodeDecodeError) as error:
@@ -46,7 +46,7 @@ def presets() -> dict[str, dict[str, str]]:  # preset → setting → text
                 raise ValueError(f"{path}, section [{section}]: {error}") from None
     return {name: dict(settings) for name, settings in sections.items()}
 
-# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-8
+# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-11
 def resolve(
     study: str,
     preset: str,
@@ -64,17 +64,17 @@ def resolve(
         if section == study:
             values[name] = parse_parameter(study, name, value)
     values["preset"] = preset
-    for name, value in (overrides or {}).items():
+    for name, given in (overrides or {}).items():
         if name not in declared or name == "preset":
             known = [n for n in declared if n != "preset"]
             raise unknown(name, known, f"parameter of {study}")
-        values[name] = parse_parameter(study, name, value)
+        values[name] = parse_parameter(study, name, given)
     return values
 
-# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-10
+# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-14
 def read_parameters(
     study: str,
-    space: Mapping[str, object],  # of a notebook after its cell of parameters: its `globals()`
+    space: Mapping,  # names of a notebook after its cell of parameters: its `globals()`
 ) -> dict[str, object]:  # every parameter of the study
     """The parameters of a study that a notebook runs, whoever set them.
 
@@ -85,9 +85,10 @@ def read_parameters(
     changed = {n for n, p in declared.items() if n in space and space[n] != p.default}
     chosen = changed | names_set_in_cells(space.get("In", ()), declared)
     preset = parse_parameter(study, "preset", space.get("preset", declared["preset"].default))
-    return resolve(study, preset, {n: space[n] for n in declared if n in chosen and n != "preset"})
+    given = {n: space[n] for n in declared if n in chosen and n != "preset"}
+    return resolve(study, str(preset), given)
 
-# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-11
+# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-17
 def values_of(
     study: str,
     space: Mapping[str, object],  # holds the parameters; its other names are passed over
@@ -95,7 +96,7 @@ def values_of(
     "The study's parameters as attributes: what plans, tables and sentences are made from."
     return SimpleNamespace(**{name: space[name] for name in parameters(study)})
 
-# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-14
+# %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-20
 def command(
     study: str,
     values: Mapping[str, object],  # holds the study's parameters; its other names are passed over

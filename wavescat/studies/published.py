@@ -23,12 +23,12 @@ def published(
     "Figures that others published, with their source. Raises `ValueError` for an unknown section."
     return choose(project, _read_toml("published.toml"), "published project")
 
-# %% ../../nbs/lib/08_studies/05_published.ipynb #05-published-6
+# %% ../../nbs/lib/08_studies/05_published.ipynb #05-published-7
 def protocols() -> dict[str, dict]:  # name → title and settings
     "The published protocols, from `protocols.toml`."
     return _read_toml("protocols.toml")
 
-# %% ../../nbs/lib/08_studies/05_published.ipynb #05-published-7
+# %% ../../nbs/lib/08_studies/05_published.ipynb #05-published-10
 def protocol(
     name: str,  # a section of `protocols.toml`
 ) -> dict[str, object]:  # setting → value

@@ -62,7 +62,7 @@ class Plan:
     def others(self) -> list[str]:
         return list(self.models)[1:]
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-6
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study. Raises `ValueError` for a single model."
     sizes, models = values(p.per_class), parse_models(p.models)
@@ -71,13 +71,13 @@ def make_plan(p: SimpleNamespace) -> Plan:
     check_number(len(models), len(sizes), len(values(p.seeds)))
     groups = {}
     for name, options in models.items():
-        width = {"width": p.width} if "width" in model_options(options["model"]) else {}
+        width = {"width": p.width} if "width" in model_options(str(options["model"])) else {}
         settings = common_settings(p) | width | options
         for n in sizes:
             groups[name, n] = grid(**settings, per_class=n, seed=values(p.seeds))
     return Plan(p, models, groups)
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-7
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-10
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     p, data = plan.p, load(plan.p.dataset, plan.p.size or None)
     return page.introduction(
@@ -88,7 +88,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-9
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-13
 def accuracy_curves(plan: Plan, runs: Runs) -> dict[str, dict[int, list[float]]]:
     "The test accuracies of every model, by the number of images of each class."
     curves: dict[str, dict[int, list[float]]] = {name: {} for name in plan.models}
@@ -97,12 +97,12 @@ def accuracy_curves(plan: Plan, runs: Runs) -> dict[str, dict[int, list[float]]]
             curves[name][n] = accuracies
     return curves
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-16
 def draw_accuracy(plan: Plan, runs: Runs):
     curves = accuracy_curves(plan, runs)
     return figures.accuracy_by_size({name: by for name, by in curves.items() if by})
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-11
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-19
 def _published_accuracy(plan: Plan, name: str, n: int) -> float | None:
     "What was published of this model with so many images, if anything."
     paper, options = published("scatresnet18"), plan.models[name]
@@ -115,7 +115,7 @@ def _published_accuracy(plan: Plan, name: str, n: int) -> float | None:
     by_spec = {"resnet18": "resnet18", "scatresnet18 L=10": "L10"}
     return paper["per_class"][by_spec[spec]].get(str(n)) if spec in by_spec else None
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-22
 def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
     "The study's main table: a row for each model and number of images."
     rows = []
@@ -137,7 +137,7 @@ def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
         rows.append(row)
     return rows
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-12
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-24
 def published_sentence(paper: Mapping) -> str:
     "Published accuracies, for a page of other images."
     parts = []
@@ -147,7 +147,7 @@ def published_sentence(paper: Mapping) -> str:
     source = paper["per_class"]["source"]
     return f"Published figures are for CIFAR-10, {source}: {'; '.join(parts)}."
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-27
 def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
     "The main table, and published figures beside it or below it."
     from IPython.display import display
@@ -162,7 +162,7 @@ def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
         display(Markdown(published_sentence(published("scatresnet18"))))
     return rows
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-15
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-30
 def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     "Every model against the first with as many images."
     pairs = [
@@ -177,13 +177,13 @@ def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     ]
     return compare_pairs(pairs, ["n_images"])
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-33
 def crossings(plan: Plan, runs: Runs) -> dict[str, dict]:  # as `effects.crossing` gives them
     "From how many images on a model is no longer above the first."
     curves = accuracy_curves(plan, runs)
     return {name: crossing(curves[name], curves[plan.reference]) for name in plan.others}
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-17
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-37
 def _published_gain(plan: Plan) -> dict[str, dict[int, float]]:
     if plan.p.dataset != "cifar10":
         return {}
@@ -191,7 +191,7 @@ def _published_gain(plan: Plan) -> dict[str, dict[int, float]]:
     gain = {int(n): published_values["L10"][n] - v for n, v in published_values["resnet18"].items()}
     return {"published, L=10 (one run each)": gain}
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-40
 def show_gain(plan: Plan, table: pd.DataFrame, crossed: Mapping[str, Mapping]) -> None:
     "Differences to the first model against the number of images."
     gain: dict[str, dict] = {}
@@ -208,11 +208,11 @@ def show_gain(plan: Plan, table: pd.DataFrame, crossed: Mapping[str, Mapping]) -
             headline=True,
         )
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-19
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-44
 def _rounded(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.0f}"
 
-
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-47
 def show_tables(plan: Plan, table: pd.DataFrame, crossed: Mapping[str, Mapping]) -> None:
     "The comparison, and the crossing points."
     columns = {"name": "model", "n_images": "per class", "n": "seeds"}
@@ -238,7 +238,7 @@ def show_tables(plan: Plan, table: pd.DataFrame, crossed: Mapping[str, Mapping])
         f"{plan.reference}; – where the means never turn from above to below",
     )
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-22
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-50
 def verdict(plan: Plan, table: pd.DataFrame, crossed: Mapping[str, Mapping]) -> str:
     "Which models are better and worse at which sizes, and which crossing points are certain."
     text = count_verdict(table, plan.reference, "with {n_images} per class")
@@ -256,7 +256,7 @@ def verdict(plan: Plan, table: pd.DataFrame, crossed: Mapping[str, Mapping]) -> 
         "cross."
     )
 
-# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-24
+# %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-54
 def effects(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
     "The models with scattering for the index, where the first model is the plain network."
     if plan.reference != "ResNet-18":

@@ -22,7 +22,7 @@ from .presets import command
 from .results import results_in
 from .templates import template_title
 
-# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-3
+# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-4
 def write_page(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
@@ -34,7 +34,7 @@ def write_page(path: Path, text: str) -> None:
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
 
-# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-6
+# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-8
 def page_name(
     usual: str,  # the command that makes the page
     preset: str,
@@ -45,11 +45,11 @@ def page_name(
     digest = hashlib.sha256(usual.encode(errors="surrogateescape")).hexdigest()
     return f"{preset}-{digest[:6]}"
 
-# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-8
+# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-12
 class Failed(RuntimeError):
     "A study's cell failed; the partial page is kept."
 
-# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-9
+# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-15
 def _footer(study: str, name: str) -> str:
     return (
         f"Made by wavescat {version('wavescat')}. Its results as JSON: "
@@ -57,7 +57,7 @@ def _footer(study: str, name: str) -> str:
         f"Its template: <code>nbs/studies/{study}.ipynb</code>."
     )
 
-
+# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-18
 def _environment(figures: Path | None, threads: int | None) -> dict[str, str]:
     environment = {}
     if figures:
@@ -66,7 +66,7 @@ def _environment(figures: Path | None, threads: int | None) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(threads)
     return environment
 
-
+# %% ../../nbs/lib/08_studies/12_render.ipynb #12-render-21
 def make(
     study: str,
     values: Mapping[str, object],  # as `presets.resolve` gives them

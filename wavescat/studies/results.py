@@ -17,12 +17,12 @@ def usable(results: Iterable[dict | None]) -> list[dict]:
     "The results that count: stored, not diverged, and computed by the code as it is now."
     return [r for r in results if r and not r["stale"] and r.get("status", "done") == "done"]
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-5
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-7
 def diverged(results: Iterable[dict | None]) -> list[dict]:
     "The results of runs that diverged, computed by the code as it is now."
     return [r for r in results if r and not r["stale"] and r.get("status") == "diverged"]
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-6
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-10
 def condition(results: Sequence[dict | None]) -> str:
     "How complete the results are, in a sentence."
     missing = sum(r is None for r in results)
@@ -39,7 +39,7 @@ def condition(results: Sequence[dict | None]) -> str:
         )
     return "; ".join(parts) + "."
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-9
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-13
 class Runs:
     "The results of a study's experiments."
 
@@ -73,9 +73,9 @@ class Runs:
 
     def by_seed(self, group: Iterable[Experiment], key: str = "test_accuracy") -> dict[int, float]:
         "The same by seed, for comparisons seed by seed."
-        return {e.seed: self.by_experiment[e][key] for e in self.counted(group)}
+        return {e.seed: r[key] for e in group for r in usable([self.by_experiment[e]])}
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-11
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-18
 def run_all(
     experiments: Sequence[Experiment],
     compute: bool = True,  # False only reads the store
@@ -85,7 +85,7 @@ def run_all(
 
     return Runs(experiments, sweep(experiments, compute=compute))
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-13
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-21
 def cost(results: Iterable[dict | None]) -> str:
     "What the results cost to compute, measured, in a sentence; empty where there are none."
     done = [r for r in results if r]
@@ -96,12 +96,12 @@ def cost(results: Iterable[dict | None]) -> str:
         f"{seconds / max(1, len(done)):.1f} s a run ({devices})."
     )
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-15
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-24
 def different_values(values: Iterable[object]) -> str:
     "All different values, as text; a dash where there is none."
     return "; ".join(sorted({str(v) for v in values})) or "–"
 
-
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-27
 def time_span(results: Sequence[Mapping]) -> str:
     "When the first and the last of the results were finished; a dash where there is none."
     if not results:
@@ -109,12 +109,12 @@ def time_span(results: Sequence[Mapping]) -> str:
     finished = [r["finished"] for r in results]
     return f"{min(finished)} to {max(finished)}"
 
-
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-30
 def code_versions(results: Iterable[Mapping]) -> str:
     "The versions of the code that computed the results."
     return different_values(r["code"] + (" (stale)" if r["stale"] else "") for r in results)
 
-
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-33
 def _device(r: Mapping) -> str:
     threads = f"{r['threads']} thread{'s' if r['threads'] > 1 else ''} a run"
     return f"{r['device']}, {threads}, {r['precision']}"
@@ -145,7 +145,7 @@ def provenance(results: Sequence[dict | None]) -> dict[str, str]:
         "computing time": _computing_time(done),
     }
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-18
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-38
 MIME = "application/vnd.wavescat+json"
 
 
@@ -168,7 +168,7 @@ def publish_results(
     }
     display({MIME: bundle, "text/plain": ""}, raw=True)
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-19
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-41
 def results_in(
     notebook: Mapping,  # an executed study
 ) -> dict | None:
@@ -179,7 +179,7 @@ def results_in(
                 return output["data"][MIME]
     return None
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-22
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-44
 def made_up_result(
     e: Experiment,
     test_accuracy: float,
@@ -209,7 +209,7 @@ def made_up_result(
         "test_top_k": 100.0,
     } | others
 
-# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-23
+# %% ../../nbs/lib/08_studies/06_results.ipynb #06-results-47
 def made_up_runs(
     experiments: Sequence[Experiment],
     accuracy: Callable[[Experiment], float | None],  # None: the run is missing; NaN: it diverged

@@ -19,24 +19,24 @@ def studies_dir() -> Path:
     root = project_dir()
     return root / "nbs" / "studies" if root else Path(str(files("wavescat") / "_studies"))
 
-# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-5
+# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-6
 def settings_file() -> Path:
     "`settings.ini` of the checkout, or the copy in an installed package."
     root = project_dir()
     return root / "settings.ini" if root else studies_dir() / "settings.ini"
 
-# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-7
+# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-10
 def study_names() -> list[str]:
     "The names of all studies, in alphabetical order."
     return sorted(path.stem for path in studies_dir().glob("*.ipynb"))
 
-# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-10
+# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-13
 def template_cells(study: str) -> list[dict]:
     "The cells of a study's template. Raises `ValueError` for an unknown study."
     choose(study, dict.fromkeys(study_names()), "study")
     return json.loads((studies_dir() / f"{study}.ipynb").read_text(encoding="utf-8"))["cells"]
 
-# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-11
+# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-16
 def tagged_source(
     study: str,
     tag: str,  # parameters or plan
@@ -53,7 +53,7 @@ def tagged_source(
         )
     return sources[0]
 
-# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-12
+# %% ../../nbs/lib/08_studies/00_templates.ipynb #00-templates-18
 def template_title(study: str) -> str:
     "The first heading of a study's template."
     texts = ("".join(c["source"]) for c in template_cells(study) if c["cell_type"] == "markdown")

@@ -17,7 +17,7 @@ from ..data.load import load
 from ..runs.experiment import Experiment, experiment
 from ..training.task import image_counts, split_of
 
-# %% ../../nbs/lib/08_studies/15_timing.ipynb #15-timing-3
+# %% ../../nbs/lib/08_studies/15_timing.ipynb #15-timing-4
 @dataclass(frozen=True)
 class Timing:
     "How long a short epoch of every model takes."
@@ -37,12 +37,12 @@ class Timing:
 
     def ratio_text(self, ours: str, theirs: str) -> str:
         "How many times as long an epoch takes; from and to: of single turns."
-        if ours not in self.seconds or theirs not in self.seconds:
+        if not self.measured or ours not in self.seconds or theirs not in self.seconds:
             return "–"
         ratio = speedup(self.measured, theirs, ours)
         return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
-# %% ../../nbs/lib/08_studies/15_timing.ipynb #15-timing-6
+# %% ../../nbs/lib/08_studies/15_timing.ipynb #15-timing-9
 def images_of_class(e: Experiment, images: int) -> int:
     "Training images of each class that make about so many in all."
     data = load(e.dataset, e.size, e.classes)
@@ -50,7 +50,7 @@ def images_of_class(e: Experiment, images: int) -> int:
     rarest = np.bincount(labels, minlength=len(data.classes)).min()
     return int(max(1, min(rarest, -(-images // len(data.classes)))))
 
-
+# %% ../../nbs/lib/08_studies/15_timing.ipynb #15-timing-12
 def time_epochs(
     models: Mapping[str, Experiment],  # model → one of its runs
     epochs: int,  # timed epochs of each

@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     weight_decay: float
     epochs: int
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-7
 def parse_numbers(name: str, text: str) -> list[float]:
     "The numbers of a list. Raises `ValueError` for what isn't a number, or is listed twice."
     try:
@@ -58,7 +58,7 @@ def parse_numbers(name: str, text: str) -> list[float]:
         raise ValueError(f"{name} has a number twice, got {shown(text)}: list each once")
     return numbers
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-10
 def settings_tried(p: SimpleNamespace) -> list[Setting]:
     "Every combination, in the order in which the first of equals is chosen."
     epochs = values(p.epochs_tried)
@@ -67,7 +67,7 @@ def settings_tried(p: SimpleNamespace) -> list[Setting]:
     rates, decays = parse_numbers("lrs", p.lrs), parse_numbers("weight_decays", p.weight_decays)
     return [Setting(*setting) for setting in product(rates, decays, epochs)]
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-6
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-13
 Group = list[Experiment]
 
 
@@ -96,14 +96,17 @@ class Plan:
     def group(self, which: str, model: str) -> Group:  # which: untuned or tuned
         return {"untuned": self.untuned, "tuned": self.tuned}[which].get(model, [])
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-7
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-16
 def best_setting(tried: Mapping[Setting, Group]) -> Setting | None:
     """The setting with the best mean validation accuracy, the first of equals.
 
     None as long as not all tries are stored."""
-    results = {setting: [cached_result(e) for e in group] for setting, group in tried.items()}
-    if not all(r and not r["stale"] for group in results.values() for r in group):
-        return None
+    results: dict[Setting, list[dict]] = {}
+    for setting, group in tried.items():
+        stored = [cached_result(e) for e in group]
+        results[setting] = [r for r in stored if r and not r["stale"]]
+        if len(results[setting]) < len(stored):
+            return None
     order = list(tried)
     validated = {
         setting: np.mean([r["val_accuracy"] if r["status"] == "done" else -np.inf for r in group])
@@ -111,7 +114,7 @@ def best_setting(tried: Mapping[Setting, Group]) -> Setting | None:
     }
     return max(order, key=lambda setting: (validated[setting], -order.index(setting)))
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-19
 def _check(p: SimpleNamespace, models: Mapping) -> None:
     if len(models) < 2:
         raise ValueError("tuned compares models with the first: list at least two in models")
@@ -123,7 +126,7 @@ def _check(p: SimpleNamespace, models: Mapping) -> None:
             f"choice_seeds={p.choice_seeds} and seeds={p.seeds}"
         )
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-22
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study that can be known by now. Raises `ValueError`."
     models = parse_models(p.models)
@@ -145,7 +148,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
     tuned = {m: train(m, setting, p.seeds) for m, setting in best.items()}
     return Plan(p, models, settings, tried, best, untuned, tuned)
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-10
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-27
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     p, data = plan.p, load(plan.p.dataset, plan.p.size or None)
     seeds = len(values(p.choice_seeds))
@@ -158,23 +161,23 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-12
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-30
 def _panel(plan: Plan, runs: Runs, model: str) -> pd.DataFrame:
     "Mean validation accuracy: a row a learning rate, a column the other two."
     means = {s: runs.values(g, "val_accuracy") for s, g in plan.tried[model].items()}
     panel: dict[str, dict[str, float]] = {}
     for s in plan.settings:
         column = panel.setdefault(f"{s.epochs} epochs,\ndecay {s.weight_decay:g}", {})
-        column[f"{s.lr:g}"] = np.mean(means[s]) if means[s] else np.nan
+        column[f"{s.lr:g}"] = float(np.mean(means[s])) if means[s] else np.nan
     return pd.DataFrame(panel)
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-33
 def draw_tries(plan: Plan, runs: Runs):
     "Validation accuracy of every setting, a panel a model."
     panels = {model: _panel(plan, runs, model) for model in plan.models}
     return figures.heatmap(panels, "learning rate", "validation accuracy, %")
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-14
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-36
 def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
     "The study's main table: every model untuned and tuned."
     usual = Setting(plan.p.lr, plan.p.weight_decay, plan.p.epochs)
@@ -186,7 +189,8 @@ def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
     rows = []
     for model in plan.models:
         for which, setting in (("untuned", usual), ("tuned", plan.best.get(model))):
-            results, row = runs.of(plan.group(which, model)), {"model": model, "": which}
+            results = runs.of(plan.group(which, model))
+            row: dict[str, object] = {"model": model, "": which}
             if setting:
                 row["learning rate"] = f"{setting.lr:g}"
                 row["weight decay"] = f"{setting.weight_decay:g}"
@@ -196,7 +200,7 @@ def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
             rows.append(row)
     return rows
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-17
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-40
 def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     "Every model against the first, untuned against untuned and tuned against tuned."
     pairs = [
@@ -211,7 +215,7 @@ def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     ]
     return compare_pairs(pairs, ["which"])
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-43
 def show_gain(plan: Plan, runs: Runs, table: pd.DataFrame) -> None:
     "The comparison of the models, and what tuning gains each of them."
     show_comparison(
@@ -232,7 +236,7 @@ def show_gain(plan: Plan, runs: Runs, table: pd.DataFrame) -> None:
             corrected=False,
         )
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-19
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-46
 def _conclusion(tuned: Mapping) -> str:
     if not is_shown(tuned):
         return "no difference between tuned networks is shown."
@@ -240,7 +244,7 @@ def _conclusion(tuned: Mapping) -> str:
         return "scattering helps a tuned network too."
     return "scattering hurts a tuned network."
 
-
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-49
 def verdict(plan: Plan, table: pd.DataFrame) -> str:
     "The gain untuned and tuned, for every model that has both."
     sentences = []
@@ -255,7 +259,7 @@ def verdict(plan: Plan, table: pd.DataFrame) -> str:
             )
     return " ".join(sentences) or CANNOT_TELL
 
-# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-21
+# %% ../../nbs/lib/08_studies/24_tuned.ipynb #24-tuned-53
 def effects(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
     "The same for the index, where the first model is the plain network."
     if plan.reference != "ResNet-18":

@@ -38,7 +38,7 @@ class Plan:
     def experiments(self) -> list[Experiment]:
         return [e for group in self.groups.values() for e in group]
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-6
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study."
     check_number(len(values(p.L)), len(values(p.seeds)))
@@ -48,7 +48,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
         {L: grid(model="scatresnet18", L=L, **settings, seed=values(p.seeds)) for L in values(p.L)},
     )
 
-# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-6
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-10
 Accuracies = Mapping[int, Sequence[float]]  # L → test accuracies, one a seed
 
 
@@ -57,7 +57,7 @@ def accuracies(plan: Plan, runs: Runs) -> dict[int, list[float]]:
     by_L = {L: runs.values(group) for L, group in plan.groups.items()}
     return {L: v for L, v in by_L.items() if v}
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-14
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     p, data = plan.p, load(plan.p.dataset, plan.p.size or None)
     return page.introduction(
@@ -67,7 +67,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-9
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-17
 def spread_rows(accuracy: Accuracies) -> list[dict]:
     "Mean, standard deviation and range of every L."
     rows = []
@@ -88,7 +88,7 @@ def spread_rows(accuracy: Accuracies) -> list[dict]:
         )
     return rows
 
-# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-11
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-21
 def _published_row(accuracy: Accuracies, L: int, per_class: int) -> dict:
     "Our accuracies beside published ones: of single runs, or of six repeats where there are some."
     paper, ours = published("scatresnet18"), accuracy[L]
@@ -104,7 +104,7 @@ def _published_row(accuracy: Accuracies, L: int, per_class: int) -> dict:
         }
     )
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-24
 def published_rows() -> list[dict]:
     "The spread of the published repeats."
     paper = published("scatresnet18")
@@ -120,7 +120,7 @@ def published_rows() -> list[dict]:
         for L, v in paper["repeats"].items()
     ]
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-28
 def show_spread(plan: Plan, accuracy: Accuracies) -> None:
     "Our spread, and the published one."
     per_class, source = plan.p.per_class, published("scatresnet18")["variance_source"]
@@ -138,9 +138,9 @@ def show_spread(plan: Plan, accuracy: Accuracies) -> None:
     caption = f"For orientation, CIFAR-10 at 100 images per class: {source}"
     page.show_table(published_rows(), caption, digits=3)
 
-# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-14
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-31
 def _sentence_on_means(accuracy: Accuracies) -> str:
-    p = equal_means(accuracy)
+    p = equal_means({L: v for L, v in accuracy.items()})
     if np.isnan(p):
         several = len(accuracy) > 1 and min(map(len, accuracy.values())) > 1
         reason = (
@@ -154,16 +154,16 @@ def _sentence_on_means(accuracy: Accuracies) -> str:
         return f"The mean accuracy depends on L {test}."
     return f"No difference between the means of the {len(accuracy)} L is shown {test}."
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-34
 def _sentence_on_variances(accuracy: Accuracies) -> str:
-    p = equal_variances(accuracy)
+    p = equal_variances({L: v for L, v in accuracy.items()})
     if np.isnan(p):
         return "Equal variances can't be tested: that takes at least three seeds of at least two L."
     if p < 0.05:
         return f"The variance depends on L (Levene's test, p = {p:.2g})."
     return f"No difference between their variances is shown (Levene's test, p = {p:.2g})."
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-37
 def _sentence_on_seeds(accuracy: Accuracies) -> str:
     "How many seeds the two highest means would need."
     first, second = sorted(accuracy, key=lambda L: -np.mean(accuracy[L]))[:2]
@@ -180,7 +180,7 @@ def _sentence_on_seeds(accuracy: Accuracies) -> str:
     many = "more than 10,000" if seeds >= 10_000 else f"about {seeds}"
     return f"{text}; {many} seeds of each would be needed to tell them apart with 80 % power."
 
-
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-40
 def verdict(accuracy: Accuracies) -> str:
     "Whether means and variances depend on L, and how many seeds the best two would need."
     sentences = [_sentence_on_means(accuracy), _sentence_on_variances(accuracy)]
@@ -188,7 +188,7 @@ def verdict(accuracy: Accuracies) -> str:
         sentences.append(_sentence_on_seeds(accuracy))
     return " ".join(sentences)
 
-# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-16
+# %% ../../nbs/lib/08_studies/22_variance.ipynb #22-variance-44
 def summary_rows(accuracy: Accuracies) -> list[dict]:
     "All accuracies by L, for the results beside the page."
     return [{"L": L, "test_accuracy": v} for L, v in accuracy.items()]
