@@ -3544,6 +3544,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'wavescat/studies/transfer.py'),
                                            'wavescat.studies.transfer._published_key': ( 'lib/08_studies/transfer.html#_published_key',
                                                                                          'wavescat/studies/transfer.py'),
+                                           'wavescat.studies.transfer._reached': ( 'lib/08_studies/transfer.html#_reached',
+                                                                                   'wavescat/studies/transfer.py'),
                                            'wavescat.studies.transfer.common_milestone': ( 'lib/08_studies/transfer.html#common_milestone',
                                                                                            'wavescat/studies/transfer.py'),
                                            'wavescat.studies.transfer.compare_ways': ( 'lib/08_studies/transfer.html#compare_ways',

@@ -59,11 +59,11 @@ def show_validation(plan: Plan, runs: Runs) -> None:
         "seeds ± half the 95 % interval",
     )
 
-# %% ../../nbs/lib/08_studies/37_baseline_details.ipynb #37-baseline-details-10
+# %% ../../nbs/lib/08_studies/37_baseline_details.ipynb #37-baseline-details-middle-size
 def middle_size(plan: Plan) -> int | None:
     return plan.sizes[len(plan.sizes) // 2]
 
-
+# %% ../../nbs/lib/08_studies/37_baseline_details.ipynb #37-baseline-details-show-learning
 def show_learning(plan: Plan, runs: Runs) -> None:
     "Learning curves at the middle number of images."
     n = middle_size(plan)
@@ -75,7 +75,7 @@ def show_learning(plan: Plan, runs: Runs) -> None:
         "of the seeds.",
     )
 
-
+# %% ../../nbs/lib/08_studies/37_baseline_details.ipynb #37-baseline-details-show-errors
 def show_errors(plan: Plan, runs: Runs) -> None:
     "The confusion matrix of the best model at the middle number of images."
     n, classes = middle_size(plan), plan.data().classes

@@ -30,7 +30,7 @@ from ..training.inference import test_predictions
 from ..training.metrics import consistent, r2, rmse, weighted_r2
 from ..training.task import split_of, test_labels
 
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-4
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-mean
 MEAN, ZERO = "the mean", "zero"  # predictors that look at nothing
 Group = list[Experiment]
 
@@ -58,7 +58,7 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None)
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-check-targets
 def check_targets(p: SimpleNamespace) -> None:
     "Refuse a set without the five targets."
     number = len(load(p.dataset, p.size or None).targets)
@@ -68,7 +68,7 @@ def check_targets(p: SimpleNamespace) -> None:
             "mixtures or csiro-biomass"
         )
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study. Raises `ValueError` for a set without the five targets."
     models, splits = parse_models(p.models), split_names("splits", p.splits)
@@ -86,7 +86,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
     }
     return Plan(p, models, groups)
 
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-7
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-introduction
 def _sizes_sentence(plan: Plan, split: str) -> str:
     "How many images train and test."
     parts = [split_of(e) for e in plan.groups[split, plan.reference]]
@@ -110,7 +110,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-9
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-predictions
 Predictions = dict[tuple[str, str], dict[Experiment, torch.Tensor]]  # (split, predictor) → by run
 
 
@@ -118,7 +118,7 @@ def truth(e: Experiment) -> torch.Tensor:  # (N, 5)
     "The targets of a run's test images."
     return torch.from_numpy(np.asarray(test_labels(e), np.float32))
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-adding-up
 def _mean_of_training(plan: Plan, e: Experiment) -> torch.Tensor:
     labels = plan.data().train_labels[split_of(e).train]
     return torch.from_numpy(np.asarray(labels, np.float32)).mean(0).expand_as(truth(e))
@@ -127,12 +127,12 @@ def _mean_of_training(plan: Plan, e: Experiment) -> torch.Tensor:
 def adding_up(model: str) -> str:
     return f"{model}, made to add up"
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-predictors
 def predictors(plan: Plan) -> list[str]:
     "Every predictor, in the order of the tables."
     return [name for m in plan.models for name in (m, adding_up(m))] + [MEAN, ZERO]
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-predictions-2
 def predictions(plan: Plan, runs: Runs) -> Predictions:
     "What every predictor says of the test images of every run that counts."
     found: Predictions = {}
@@ -148,7 +148,7 @@ def predictions(plan: Plan, runs: Runs) -> Predictions:
         found[split, ZERO] = {e: torch.zeros_like(truth(e)) for e in one_seed}
     return found
 
-# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-12
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-scores
 Scores = dict[tuple[str, str], dict[Experiment, float]]  # (split, predictor) → weighted R² by run
 
 
@@ -156,15 +156,15 @@ def scores_of(said: Predictions) -> Scores:
     "The weighted R² of every predictor on every test set."
     return {key: {e: weighted_r2(y, truth(e)) for e, y in by.items()} for key, by in said.items()}
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-target-names
 def target_names(plan: Plan) -> list[str]:
     return [t.rsplit("_", 1)[0].replace("_", " ") for t in plan.data().targets]
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-unit-of
 def unit_of(plan: Plan) -> str:
     return plan.data().targets[0].rsplit("_", 1)[-1]
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-score-rows
 def _per_target(plan: Plan, by: Mapping, measure, title: str, digits: int) -> dict[str, str]:
     "One measure of every target, a column each."
     measured = [measure(y, truth(e)) for e, y in by.items()]
@@ -185,7 +185,7 @@ def score_rows(plan: Plan, said: Predictions, scores: Scores) -> list[dict]:
             rows.append(row | {"test sets": len(values_)})
     return rows
 
-
+# %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-show-scores
 def show_scores(plan: Plan, said: Predictions, scores: Scores) -> list[dict]:  # the main table
     "Scores and errors, and the share of variance that is explained."
     rows = score_rows(plan, said, scores)

@@ -30,15 +30,15 @@ from wavescat.studies.biomass import (
 from .comparison import better_or_worse, is_shown, show_comparison
 from .published import published
 
-# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-5
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-by-test-set
 def by_test_set(scores: Mapping[Experiment, float]) -> dict[int, float]:  # by split seed
     "The score on every test set, the mean over its seeds."
     found: dict[int, list[float]] = {}
     for e, score in scores.items():
         found.setdefault(e.split_seed, []).append(score)
-    return {seed: np.mean(values_) for seed, values_ in found.items()}
+    return {seed: float(np.mean(values_)) for seed, values_ in found.items()}
 
-
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-compare-models
 def compare_models(plan: Plan, scores: Scores) -> pd.DataFrame:
     "Every model against the mean and against the first model, on the same test sets."
     tables = []
@@ -53,7 +53,7 @@ def compare_models(plan: Plan, scores: Scores) -> pd.DataFrame:
     table["p_holm"] = holm(table.p)
     return table
 
-
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-show-comparison-of-models
 def show_comparison_of_models(table: pd.DataFrame) -> None:
     columns = {"split": "split", "model": "model", "against": "against", "n": "test sets"}
     show_comparison(
@@ -62,7 +62,7 @@ def show_comparison_of_models(table: pd.DataFrame) -> None:
         "Weighted R², compared on the same test sets",
     )
 
-# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-7
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-in-words
 def _in_words(split: str) -> str:
     return "split image by image" if split == "stratified" else f"split by {split}"
 
@@ -79,7 +79,7 @@ def _model_and_difference(row: Mapping) -> str:
     interval = "" if np.isnan(row["low"]) else f", 95 % {row['low']:.2f} to {row['high']:.2f}"
     return f"{row['model']}, {_in_words(row['split'])} ({row['difference']:+.2f}{interval})"
 
-
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-verdict
 def _sentence_on_models(rows: Iterable[Mapping], several: bool) -> str:
     shown = [
         f"{_in_words(r['split']).capitalize()}, {r['model']} is {better_or_worse(r)} than "
@@ -102,7 +102,7 @@ def verdict(plan: Plan, table: pd.DataFrame) -> str:
     sentences.append(_sentence_on_models(rest, several=len(plan.models) > 1))
     return " ".join(filter(None, sentences))
 
-# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-10
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-show-against-truth
 def show_against_truth(plan: Plan, said: Predictions) -> None:
     "Every test image of the first split as a point."
     split, names = plan.splits[0], target_names(plan)
@@ -120,7 +120,7 @@ def show_against_truth(plan: Plan, said: Predictions) -> None:
         "Each panel has its own scale.",
     )
 
-
+# %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-show-published
 _PUBLISHED = {"resnet18-imagenet": "resnet18", "scatresnet18-imagenet": "scatresnet18"}
 
 
@@ -140,7 +140,7 @@ def show_published(plan: Plan, said: Predictions) -> None:
     for name in (*plan.models, MEAN, ZERO):
         by = said.get(("stratified", name), {})
         squared = [5 * float(((y - truth(e)) / 2000).square().mean()) for e, y in by.items()]
-        theirs = paper.get(_PUBLISHED.get(plan.models.get(name, {}).get("model")))
+        theirs = paper.get(_PUBLISHED.get(plan.models.get(name, {}).get("model", "")))
         rows.append(
             {"predictor": name, "ours": format_mean_ci(squared, 4)}
             | compare_to_published(squared, theirs)

@@ -42,7 +42,7 @@ def drawn_seeds(p: SimpleNamespace) -> list[int]:
         )
     return known[p.dataset]
 
-# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-6
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-plan
 @dataclass(frozen=True)
 class Plan:
     "The runs of the study, by entry and seed."
@@ -58,7 +58,7 @@ class Plan:
     def reference(self) -> str:
         return next(iter(self.runs_of))
 
-
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-make-plan
 def _run_of(p: SimpleNamespace, options: Mapping, seed: int) -> Experiment:
     "One run of an entry, which may set anything that isn't the same for all."
     settings = common_settings(p, "per_class") | {"split": "permuted", "schedule": "one-cycle"}
@@ -90,24 +90,24 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-10
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-accuracy-by-seed
 def accuracy_by_seed(plan: Plan, runs: Runs) -> dict[str, dict[int, float]]:
     "The test accuracies of every entry."
     return {name: runs.by_seed(by.values()) for name, by in plan.runs_of.items()}
 
-
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-published-scores
 def published_scores(plan: Plan) -> dict[str, tuple[float, float]]:  # mean and standard error
     "Published means for this data set and number of images."
     train = str(image_counts(plan.experiments[0])["train"])
     tables = published("parametric").get(plan.p.dataset, {})
     return {f"{name} (published)": f[train] for name, f in tables.items() if train in f}
 
-
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-compare-entries
 def compare_entries(plan: Plan, runs: Runs) -> pd.DataFrame:
     "Every entry against the first, seed by seed."
     return pair_by_seed(accuracy_by_seed(plan, runs), plan.reference)
 
-# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-12
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-leaderboard
 def leaderboard(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
     "The entries and the published means, best first."
     board = []
@@ -130,7 +130,7 @@ def leaderboard(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
         board.append({"entry": name, "score": mean, "test, %": accuracy})
     return sorted(board, key=lambda row: -row["score"])
 
-
+# %% ../../nbs/lib/08_studies/27_challenge.ipynb #27-challenge-ranked-rows
 def ranked_rows(board: Sequence[Mapping]) -> list[dict]:
     "The leaderboard as a table: places instead of scores."
     return [

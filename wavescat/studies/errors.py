@@ -21,18 +21,18 @@ from .inference import Tested, tested
 from .results import Runs
 from ..training.metrics import confusion
 
-# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-3
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-predictions
 def predictions(run: Tested) -> np.ndarray:  # (N,)
     "The class that the model names for every test image."
     return run.probabilities.argmax(1)
 
-
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-first-tested
 def first_tested(runs: Runs, group: Sequence[Experiment]) -> tuple[Experiment, Tested] | None:
     "The first run of a group that counts, tested again; None if there is none."
     counted = runs.counted(group)
     return (counted[0], tested(counted[0])) if counted else None
 
-# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-7
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-examples-of-classes
 def examples_of_classes(run: Tested) -> dict[str, np.ndarray]:  # class → picture
     "The first test image of every class."
     return {
@@ -41,7 +41,7 @@ def examples_of_classes(run: Tested) -> dict[str, np.ndarray]:  # class → pict
         if (run.labels == k).any()
     }
 
-
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-show-surest-errors
 def show_surest_errors(run: Tested, name: str, number: int) -> None:
     "The misclassified images that the model was surest of."
     errors = error_analysis.misclassified(run.probabilities, run.labels, number)
@@ -70,7 +70,7 @@ def show_confusion(run: Tested, name: str) -> None:
         "each other stand side by side.",
     )
 
-# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-13
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-answer-titles
 def answer_titles(run: Tested, places: np.ndarray) -> list[str]:
     "Class and answer of some test images, as titles."
     named = predictions(run)[places]
@@ -79,18 +79,18 @@ def answer_titles(run: Tested, places: np.ndarray) -> list[str]:
         for k, s in zip(places, named, strict=True)
     ]
 
-
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-grad-cam
 def grad_cam(run: Tested, places: np.ndarray, layer: str) -> np.ndarray:
     "Grad-CAM at a layer, for the classes that the model names."
     named = torch.tensor(predictions(run)[places])
     return gradcam.gradcam(run.model, run.inputs(places), named, layer).numpy()
 
-
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-evenly-spread
 def evenly_spread(images: int, number: int) -> np.ndarray:
     "Places of so many images, from the first to the last."
     return np.unique(np.linspace(0, images - 1, number).astype(int))
 
-
+# %% ../../nbs/lib/08_studies/28_errors.ipynb #28-errors-wrong-and-right
 def wrong_and_right(run: Tested, number: int) -> np.ndarray:
     "Places of images: the surest errors first, then images that were right."
     errors = error_analysis.misclassified(run.probabilities, run.labels, max(12, number))

@@ -25,7 +25,7 @@ from .plans import common_settings, split_names
 from .results import Runs
 from ..training.task import image_counts
 
-# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-4
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-fixed
 FIXED = "fixed"
 Records = Mapping[str, figures.Recorder]  # kind → what was recorded of its filters
 
@@ -41,7 +41,7 @@ class Plan:
     def experiments(self) -> list[Experiment]:
         return list(self.kinds.values())
 
-
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
     "A run of each kind. Raises `ValueError` for a film that can't be made."
     if p.frames < 1 or p.film_bytes < 20_000:
@@ -56,7 +56,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
     }
     return Plan(p, {FIXED: experiment(**common)} | learned)
 
-# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-7
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-introduction
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     p, data = plan.p, load(plan.p.dataset, plan.p.size or None)
     images = image_counts(plan.experiments[0])["train"]
@@ -68,7 +68,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-show-learning
 def show_learning(plan: Plan, runs: Runs) -> None:
     page.show_learning(
         runs,
@@ -86,13 +86,13 @@ def recorded_filters(plan: Plan, runs: Runs) -> dict[str, figures.Recorder]:
         if kind != FIXED and runs.of([e])
     }
 
-# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-11
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-bounds-at-start
 def bounds_at_start(records: Records) -> tuple[float, float] | None:
     "The frame bounds before training."
     first = next(iter(records.values()), None)
     return figures.frame_bounds(first.at(0)) if first else None
 
-
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-filter-rows
 def filter_rows(plan: Plan, runs: Runs, records: Records) -> list[dict]:
     "The study's main table: how far the filters of every kind moved."
     rows = []
@@ -113,7 +113,7 @@ def filter_rows(plan: Plan, runs: Runs, records: Records) -> list[dict]:
             rows.append(row)
     return rows
 
-
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-show-rows
 def show_rows(rows: list[dict], start: tuple[float, float] | None) -> None:
     at_start = f" ({start[0]:.2f} to {start[1]:.2f} at the start)" if start else ""
     page.show_table(
@@ -125,7 +125,7 @@ def show_rows(rows: list[dict], start: tuple[float, float] | None) -> None:
         "kinds.",
     )
 
-# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-14
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-show-films
 def show_films(plan: Plan, records: Records) -> None:
     "A film of every kind."
     p = plan.p
@@ -143,7 +143,7 @@ def show_films(plan: Plan, records: Records) -> None:
                 )
             )
 
-
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-show-parameters
 def show_parameters(records: Records) -> None:
     for kind, record in records.items():
         page.show_figure(
@@ -152,7 +152,7 @@ def show_parameters(records: Records) -> None:
             "distance to the tight frame, against the step.",
         )
 
-# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-17
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-show-before-and-after
 def show_before_and_after(records: Records) -> None:
     "Every wavelet at the start and at the end."
     for kind, record in records.items():
@@ -165,7 +165,7 @@ def show_before_and_after(records: Records) -> None:
                 headline=kind == "canonical" and part == "real",
             )
 
-
+# %% ../../nbs/lib/08_studies/32_filters.ipynb #32-filters-show-coverage
 def show_coverage(records: Records) -> None:
     "The Littlewood–Paley sum at the start, and at the end of every kind."
     for record in list(records.values())[:1]:

@@ -33,7 +33,7 @@ from ..training.grid import grid, values
 from ..training.inference import test_predictions
 from ..training.task import image_counts, test_labels
 
-# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-4
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-plan
 @dataclass(frozen=True)
 class Plan:
     "The runs of the study, by model."
@@ -49,7 +49,7 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None, self.p.classes.strip() or None)
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-fine-tuned
 def fine_tuned(p: SimpleNamespace) -> dict[str, dict]:  # empty without weights
     "AlexNet from a file of weights. Raises an error for a missing file or unsuitable images."
     path = p.weights.strip()
@@ -68,7 +68,7 @@ def fine_tuned(p: SimpleNamespace) -> dict[str, dict]:  # empty without weights
     options = {"model": "alexnet-imagenet", "weights": path, "new_head": True, "lr": p.lr / 10}
     return {"AlexNet, fine-tuned": options}
 
-# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-5
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-make-plan
 def _settings(p: SimpleNamespace, options: Mapping) -> dict:
     "Everything of a model's runs but the seed."
     settings = common_settings(p) | {
@@ -101,12 +101,12 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-10
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-can-stand-beside
 def can_stand_beside(p: SimpleNamespace) -> bool:
     "Whether published figures are for these images."
     return p.dataset == "tiny-imagenet" and not p.classes.strip() and p.size in (0, 64)
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-published-name
 def _published_name(p: SimpleNamespace, options: Mapping) -> str | None:
     "The published model that this one is, if it is one. The published SVM had either power."
     if options["model"] == "linear":
@@ -129,7 +129,7 @@ def _published_cell(plan: Plan, model: str) -> dict[str, str]:
 def _guesses(plan: Plan) -> int:
     return min(5, len(plan.data().classes))
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-accuracy-rows
 def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
     "The study's main table: a row a model."
     top, rows = f"top-{_guesses(plan)}, %", []
@@ -145,7 +145,7 @@ def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
         rows.append(row)
     return rows
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-show-accuracy
 def show_accuracy(plan: Plan, rows: list[dict]) -> None:
     caption = f"{page.MEAN_AND_INTERVAL}, last epoch; minutes a run: the median."
     if can_stand_beside(plan.p):
@@ -165,7 +165,7 @@ def show_learning(plan: Plan, runs: Runs) -> None:
         f"Training{augmented}: mean and range over the seeds.",
     )
 
-# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-14
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-examples-of-test
 def examples_of_test(data: ImageSet, labels: np.ndarray) -> dict[str, np.ndarray]:
     "The first test image of every class; empty where the test images are a part of a split."
     if not len(data.test):
@@ -176,7 +176,7 @@ def examples_of_test(data: ImageSet, labels: np.ndarray) -> dict[str, np.ndarray
         for k, i in first.items()
     }
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-show-class-errors
 def show_class_errors(plan: Plan, runs: Runs) -> None:
     "The classes misclassified most and least, of the first run of every model."
     data = plan.data()
@@ -197,7 +197,7 @@ def show_class_errors(plan: Plan, runs: Runs) -> None:
                 digits=1,
             )
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-describe-extremes
 def describe_extremes(of_class: list[dict]) -> str:
     "How many classes are always misclassified, and how many never."
     seen = [c for c in of_class if c["images"] > 0]
@@ -209,18 +209,18 @@ def describe_extremes(of_class: list[dict]) -> str:
         f"{error_analysis.ties(of_class)}"
     ).rstrip()
 
-# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-17
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-count-at-chance
 def count_at_chance(predictions: list[np.ndarray]) -> int:
     "How many runs call every image alike."
     return sum(len(np.unique(p)) == 1 for p in predictions)
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-chance-remark
 def chance_remark(alike: int, runs: int) -> str:
     if not alike:
         return ""
     return f" ({alike} of {runs} runs learned nothing: every image is called alike)"
 
-
+# %% ../../nbs/lib/08_studies/30_linear_and_alexnet.ipynb #30-linear-and-alexnet-verdict
 def verdict(plan: Plan, runs: Runs, rows: list[dict]) -> str:
     "What share of the first guesses is right, and among five; which runs learned nothing."
     guesses, sentences = _guesses(plan), []

@@ -7,7 +7,7 @@ __all__ = ['measures_machine', 'make_pages']
 
 # %% ../../nbs/lib/08_studies/41_pages.ipynb #pages-2
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def measures_machine(
 def make_pages(
     chosen: Mapping[str, Mapping],  # study → its parameters
     folder: Path,  # of the pages
-    measuring: set[str] = frozenset(),  # studies that need the machine for themselves
+    measuring: Collection[str] = (),  # studies that need the machine for themselves
     figures: Path | None = None,  # where figures are kept too
 ) -> Iterator[tuple[str, dict | Failed]]:  # study, and its results or why it has no page
     "Make the pages of studies; every one is tried."

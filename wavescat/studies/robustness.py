@@ -8,7 +8,7 @@ __all__ = ['MEAN', 'Corruption', 'Plan', 'check_images', 'make_plan', 'introduct
            'compare_models', 'show_comparison_of_losses', 'verdict']
 
 # %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-2
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -37,9 +37,9 @@ from .results import Runs
 from ..training.grid import grid, values
 from ..training.task import image_counts
 
-# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-4
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-mean
 MEAN = "mean of CIFAR-10-C"  # the name of the mean over its kinds
-Corruption = Callable  # (images, severity, seed) → images
+Corruption = corruptions.Corruption  # called with images, severity and seed
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None)
 
-
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-check-images
 def check_images(plan: Plan) -> None:
     "Refuse more images than there are."
     n, images = image_counts(plan.experiments[0])["test"], plan.p.images
     if not 2 <= images <= n:
         raise ValueError(f"images must be between 2 and {n}, the test images, got {images}")
 
-
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study. Raises `ValueError` for severities or images that aren't there."
     models = parse_models(p.models)
@@ -118,7 +118,7 @@ def show_corruptions(plan: Plan) -> None:
         f"severity {values(p.severities)[-1]}.",
     )
 
-# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-11
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-accuracy-when-corrupted
 @torch.no_grad()
 def accuracy_when_corrupted(plan: Plan, e: Experiment) -> dict:
     "Accuracy of a run's model on clean images and under every corruption and severity, per cent."
@@ -138,7 +138,7 @@ def accuracy_when_corrupted(plan: Plan, e: Experiment) -> dict:
     }
     return {"clean": accuracy(x), "corrupted": corrupted}
 
-
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-measure
 def measure(plan: Plan, runs: Runs) -> dict[str, list[dict]]:  # model → a measurement a run
     "Every run that counts, tested on corrupted images; what is stored isn't tested again."
     version = version_of(blurs, corruptions, displacements, distortions, weather)
@@ -146,11 +146,11 @@ def measure(plan: Plan, runs: Runs) -> dict[str, list[dict]]:  # model → a mea
     measures: dict[str, list[dict]] = {}
     for model, group in plan.groups.items():
         measures[model] = []
-        for e in runs.counted(group):
+        for e, result in zip(runs.counted(group), runs.of(group), strict=True):
             key = {
                 "what": "robustness",
                 "run": e.identity,
-                "finished": runs.by_experiment[e]["finished"],
+                "finished": result["finished"],
                 "images": p.images,
                 "severities": values(p.severities),
                 "seed": p.corruption_seed,
@@ -162,7 +162,7 @@ def measure(plan: Plan, runs: Runs) -> dict[str, list[dict]]:  # model → a mea
                 measures[model].append(m)
     return measures
 
-# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-13
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-losses
 @dataclass(frozen=True)
 class Losses:
     "Points of accuracy lost, one value a seed."
@@ -170,9 +170,9 @@ class Losses:
     clean: dict[str, list[float]]  # model → accuracy on clean images
     by_kind: dict[str, dict[str, list[float]]]  # model → corruption, or MEAN → points lost
 
-
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-losses-of
 def _lost(measure: dict, kind: str) -> float:
-    return measure["clean"] - np.mean(list(measure["corrupted"][kind].values()))
+    return float(measure["clean"] - np.mean(list(measure["corrupted"][kind].values())))
 
 
 def losses_of(measures: dict[str, list[dict]], kinds: Sequence[str]) -> Losses:
@@ -180,7 +180,7 @@ def losses_of(measures: dict[str, list[dict]], kinds: Sequence[str]) -> Losses:
     by_kind = {}
     for model, ms in measures.items():
         by_kind[model] = {kind: [_lost(m, kind) for m in ms] for kind in kinds}
-        by_kind[model][MEAN] = [np.mean([_lost(m, kind) for kind in CIFAR10_C]) for m in ms]
+        by_kind[model][MEAN] = [float(np.mean([_lost(m, kind) for kind in CIFAR10_C])) for m in ms]
     return Losses({model: [m["clean"] for m in ms] for model, ms in measures.items()}, by_kind)
 
 # %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-15
@@ -194,7 +194,7 @@ def show_losses(losses: Losses) -> None:
             headline=True,
         )
 
-# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-17
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-loss-rows
 def _accuracy_cells(losses: Losses, kind: str) -> dict[str, str]:
     cells = {}
     for model, clean in losses.clean.items():
@@ -216,7 +216,7 @@ def loss_rows(plan: Plan, losses: Losses) -> list[dict]:
         rows.append(row)
     return rows
 
-
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-show-table
 def show_table(plan: Plan, losses: Losses) -> list[dict]:  # the main table
     "The main table, with published losses in it, beside it or below it."
     paper = published("scatresnet18")["robustness"]
@@ -247,7 +247,7 @@ def show_table(plan: Plan, losses: Losses) -> list[dict]:  # the main table
     page.show_table(rows, caption)
     return rows
 
-# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-20
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-compare-models
 def compare_models(plan: Plan, losses: Losses) -> pd.DataFrame:
     "Every model's losses against the first one's, under every corruption."
     first = plan.reference
@@ -258,7 +258,7 @@ def compare_models(plan: Plan, losses: Losses) -> pd.DataFrame:
     ]
     return compare_pairs(pairs, ["corruption"])
 
-
+# %% ../../nbs/lib/08_studies/26_robustness.ipynb #26-robustness-show-comparison-of-losses
 def show_comparison_of_losses(plan: Plan, table: pd.DataFrame) -> None:
     columns = {"name": "model", "corruption": "corruption", "n": "seeds"}
     show_comparison(

@@ -28,7 +28,7 @@ from .results import Runs
 from ..training.metrics import top_k
 from ..training.task import image_counts
 
-# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-4
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-plain
 PLAIN = "ResNet-18"
 
 
@@ -46,7 +46,7 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None)
 
-
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
     "A plain network, a hybrid, and a linear head on scattering, on the same images."
     common = common_settings(p, "per_class", "seed")
@@ -61,12 +61,12 @@ def make_plan(p: SimpleNamespace) -> Plan:
         },
     )
 
-# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-6
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-tested-runs
 def tested_runs(plan: Plan, runs: Runs) -> dict[str, Tested]:
     "The runs that count, tested again."
     return {name: tested(e) for name, e in plan.models.items() if runs.of([e])}
 
-
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-introduction
 def introduction(plan: Plan, runs: Runs) -> Markdown:
     data = plan.data()
     return page.introduction(
@@ -75,7 +75,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-show-learning
 def show_learning(plan: Plan, runs: Runs) -> None:
     page.show_learning(
         runs,
@@ -99,7 +99,7 @@ def show_heat_maps(plan: Plan, name: str, run: Tested) -> None:
         headline=name.startswith("Scat"),
     )
 
-# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-11
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-show-paths
 def show_paths(plan: Plan, name: str, run: Tested) -> float:  # what the quadrature misses
     "The contributions of scattering paths to the classes that a model names."
     i = np.unique(np.linspace(0, len(run.labels) - 1, plan.p.explained).round().astype(int))
@@ -122,7 +122,7 @@ def show_paths(plan: Plan, name: str, run: Tested) -> float:  # what the quadrat
     )
     return (missed.abs().mean() / (contributions.sum(1) - missed).abs().mean()).item()
 
-
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-show-all-paths
 def show_all_paths(plan: Plan, models: Mapping[str, Tested]) -> None:
     "Paths of the models that have some, and the completeness of the sums."
     missed = {n: show_paths(plan, n, run) for n, run in models.items() if n != PLAIN}
@@ -133,7 +133,7 @@ def show_all_paths(plan: Plan, models: Mapping[str, Tested]) -> None:
         ]
         display(Markdown(f"Completeness: {'; '.join(parts)}."))
 
-# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-14
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-accuracy-row
 def accuracy_row(name: str, run: Tested) -> dict:
     "Accuracy, confidence and calibration of a model on the test images."
     right = errors.predictions(run) == run.labels
@@ -147,7 +147,7 @@ def accuracy_row(name: str, run: Tested) -> dict:
     row["errors"] = int((~right).sum())
     return row
 
-
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-show-accuracy
 def show_accuracy(models: Mapping[str, Tested]) -> list[dict]:  # the main table
     "Accuracy and calibration, as a table and as a figure."
     rows = [accuracy_row(name, run) for name, run in models.items()]
@@ -160,7 +160,7 @@ def show_accuracy(models: Mapping[str, Tested]) -> list[dict]:  # the main table
         )
     return rows
 
-# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-16
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-show-errors
 def show_errors(models: Mapping[str, Tested]) -> None:
     "The surest errors, the errors of every class, and what each class was called."
     for name, run in models.items():
@@ -168,7 +168,7 @@ def show_errors(models: Mapping[str, Tested]) -> None:
         page.show_table(errors.show_class_errors(run, name), f"{name}: classes", digits=1)
         errors.show_confusion(run, name)
 
-
+# %% ../../nbs/lib/08_studies/31_seeing.ipynb #31-seeing-verdict
 def verdict(rows: list[dict]) -> str:
     "Which model is right most often, and which is calibrated worst."
     if not rows:

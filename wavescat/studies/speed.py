@@ -31,7 +31,7 @@ def check_parameters(p: SimpleNamespace) -> None:
         if min(values(getattr(p, name))) < 1:
             raise ValueError(f"{name} must be whole numbers from 1 on, got {getattr(p, name)}")
 
-# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-7
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-aimed
 class Aimed(NamedTuple):
     "A case that is timed, and what was aimed at."
 
@@ -39,7 +39,7 @@ class Aimed(NamedTuple):
     aim: float
     far_aim: float
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-cases
 def cases(p: SimpleNamespace) -> dict[str, Aimed]:
     "The cases that are timed, up to the largest images."
     gradients = Case(32, 2, p.batch, gradients=True, device=p.device)
@@ -53,18 +53,18 @@ def cases(p: SimpleNamespace) -> dict[str, Aimed]:
     }
     return {name: a for name, a in all_cases.items() if a.case.size <= p.largest}
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-engines-of
 def engines_of(p: SimpleNamespace, case: Case) -> tuple[str, ...]:
     "What is timed: the compiled layer only for small images, without gradients."
     is_compiled = case.size <= p.compiled_up_to and not case.gradients
     return ("kymatio", "wavescat", *(("compiled",) if is_compiled else ()))
 
-# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-10
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-counts
 def counts(measurement: Mapping | None) -> bool:
     "Whether a measurement is there and not stale."
     return measurement is not None and not measurement["stale"]
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-speed
 @dataclass
 class Speed:
     "What was measured for a page."
@@ -73,7 +73,7 @@ class Speed:
     cases: dict[str, Aimed]
     measurements: list[dict | None] = field(default_factory=list)  # all, in the order of the page
 
-    def keep(self, found: Mapping) -> Mapping:
+    def keep(self, found: dict) -> dict:
         "Keep the measurements of a table, and return it."
         self.measurements += found.values()
         return found
@@ -84,7 +84,7 @@ class Speed:
     def memory(self, case: Case, engine: str) -> dict | None:
         return memory(case, engine, self.p.compute)
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-measure-times
 def measure_times(speed: Speed) -> dict[str, dict]:  # case → a measurement that counts
     "Time every case."
     p = speed.p
@@ -94,7 +94,7 @@ def measure_times(speed: Speed) -> dict[str, dict]:  # case → a measurement th
     }
     return {name: m for name, m in speed.keep(found).items() if counts(m)}
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-introduction
 def introduction(speed: Speed, timed: Mapping[str, Mapping]) -> Markdown:
     p = speed.p
     machines = "; ".join(sorted({m["machine"] for m in timed.values()}))
@@ -107,18 +107,18 @@ def introduction(speed: Speed, timed: Mapping[str, Mapping]) -> Markdown:
         text += "**Not measured on a GPU**: there was none."
     return Markdown(text)
 
-# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-13
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-ratios
 Ratios = dict[str, dict[str, tuple[float, ...]]]  # case → engine → ratio, lowest, highest
 
 
-def ratios_of(timed: Mapping[str, Mapping]) -> Ratios:
+def ratios_of(timed: Mapping[str, dict]) -> Ratios:
     "How many times as fast as kymatio every engine is."
     return {
         name: {e: tuple(speedup(m, e).values()) for e in m["times"] if e != "kymatio"}
         for name, m in timed.items()
     }
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-time-rows
 def time_rows(speed: Speed, timed: Mapping[str, Mapping], ratios: Ratios) -> list[dict]:
     "Milliseconds an image, and the ratio beside its aim."
     rows = []
@@ -140,7 +140,7 @@ def time_rows(speed: Speed, timed: Mapping[str, Mapping], ratios: Ratios) -> lis
         )
     return rows
 
-
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-show-times
 def show_times(speed: Speed, timed: Mapping[str, Mapping], ratios: Ratios) -> None:
     "The ratios as a figure, the times as a table."
     if not ratios:
@@ -187,7 +187,7 @@ def verdict(
         )
     return "; ".join(parts) + "."
 
-# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-18
+# %% ../../nbs/lib/08_studies/35_speed.ipynb #35-speed-finish
 def _facts(results: list[dict | None]) -> dict[str, str]:
     done = [m for m in results if m]
     return {

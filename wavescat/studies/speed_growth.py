@@ -20,7 +20,7 @@ from . import page
 from .speed import Speed, counts
 from ..training.grid import values
 
-# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-5
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-mib
 MIB = 2**20
 _IN_MEMORY = (
     "32², J=2, order 2",
@@ -42,7 +42,7 @@ def measure_memory(speed: Speed) -> dict[str, dict]:  # case → engine → meas
             taken[name] = speed.keep({e: speed.memory(case, e) for e in engines})
     return taken
 
-
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-measure-memory-growth
 def measure_memory_growth(speed: Speed) -> dict[str, dict]:  # engine → images → measurement
     if speed.p.device != "cpu":
         return {}
@@ -51,7 +51,7 @@ def measure_memory_growth(speed: Speed) -> dict[str, dict]:  # engine → images
         for e in ("kymatio", "wavescat")
     }
 
-
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-show-memory
 def show_memory(speed: Speed, taken: Mapping[str, Mapping]) -> None:
     rows = []
     for name, by in taken.items():
@@ -67,7 +67,7 @@ def show_memory(speed: Speed, taken: Mapping[str, Mapping]) -> None:
     if not rows:
         display(Markdown("Not measured: memory is measured on a CPU, under Linux."))
 
-# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-8
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-growth-cases
 def growth_cases(p: SimpleNamespace) -> dict[str, dict[int, Case]]:  # what grows → size → case
     "One size varies, the others stay."
     base = Case(64, 2, 4, device=p.device)
@@ -78,7 +78,7 @@ def growth_cases(p: SimpleNamespace) -> dict[str, dict[int, Case]]:  # what grow
         "images": {n: replace(base, size=32, batch=n) for n in values(p.batches)},
     }
 
-
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-show-growth
 def show_growth(speed: Speed) -> None:
     "Time an image against every size."
     engines, panels = ("kymatio", "wavescat"), {}
@@ -96,7 +96,7 @@ def show_growth(speed: Speed) -> None:
             "once (these of 32 pixels), with exponents p.",
         )
 
-
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-memory-panel
 def memory_panel(grown: Mapping[str, Mapping]) -> dict[str, dict[int, float]]:
     "Memory in MiB by the number of images; empty where something is missing."
     panel = {
@@ -105,7 +105,7 @@ def memory_panel(grown: Mapping[str, Mapping]) -> dict[str, dict[int, float]]:
     }
     return panel if all(panel.values()) else {}
 
-
+# %% ../../nbs/lib/08_studies/38_speed_growth.ipynb #38-speed-growth-show-memory-growth
 def show_memory_growth(grown: Mapping[str, Mapping]) -> None:
     if panel := memory_panel(grown):
         page.show_figure(

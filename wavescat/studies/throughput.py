@@ -10,6 +10,7 @@ __all__ = ['SETTINGS', 'PLAIN', 'AIM', 'Ratios', 'Plan', 'make_plan', 'Measured'
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -32,15 +33,15 @@ from .results import Runs, condition, cost
 from ..training.grid import grid, values
 from ..training.precision import fast_bfloat16
 
-# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-4
-SETTINGS = {
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-settings
+SETTINGS: dict[str, dict] = {
     "plain settings, kymatio, float32": {"engine": "kymatio", "channels_last": False},
     "wavescat, float32": {},
     "wavescat, bfloat16": {"precision": "bfloat16"},
 }
 PLAIN = next(iter(SETTINGS))
 
-
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-plan
 @dataclass(frozen=True)
 class Plan:
     "The runs whose accuracy is compared, and the models whose training is timed."
@@ -53,7 +54,7 @@ class Plan:
     def experiments(self) -> list[Experiment]:
         return [e for group in self.groups.values() for e in group]
 
-
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study. Raises `ValueError` for unknown models or senseless lists."
     timed_models = split_names("load_models", p.load_models)
@@ -77,7 +78,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
         {name: grid(**common | more, seed=seeds) for name, more in SETTINGS.items()},
     )
 
-# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-7
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-measured
 @dataclass(frozen=True)
 class Measured:
     "What was timed; None where nothing is stored and nothing may be measured."
@@ -106,12 +107,12 @@ class Measured:
     def machines(self) -> str:
         return "; ".join(sorted({m["machine"] for m in self.fresh}))
 
-
-def counts(measurement: Mapping | None) -> bool:
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-counts
+def counts(measurement: Mapping | None) -> TypeGuard[dict]:
     "Whether a measurement is there and not stale."
     return measurement is not None and not measurement["stale"]
 
-
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-load
 def _load(p: SimpleNamespace, model: str, batch: int) -> Load:
     L = None if model == "resnet18" else p.L
     return Load(model, L, p.load_width, batch, p.load_steps, device=p.device)
@@ -124,7 +125,7 @@ def _head(p: SimpleNamespace, batch: int) -> Load:
         "scattering-linear", p.L, batch=batch, steps=steps, device=p.device, threads=threads
     )
 
-
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-measure
 def measure(plan: Plan) -> Measured:
     "Time the loops, their overhead, linear heads, and sweeps."
     p, batches = plan.p, values(plan.p.load_batches)
@@ -162,7 +163,7 @@ def introduction(plan: Plan, m: Measured) -> Markdown:
         text += "**Not measured on a GPU**: there was none."
     return Markdown(text)
 
-# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-11
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-aim
 AIM = 2  # times as fast as the plain loop, in bfloat16
 Ratios = dict[str, dict[str, tuple[float, ...]]]  # case → precision → ratio, lowest, highest
 
@@ -178,7 +179,7 @@ def ratios_of(m: Measured) -> Ratios:
         if counts(timed)
     }
 
-
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-show-training
 def _loop_rows(plan: Plan, m: Measured, ratios: Ratios) -> list[dict]:
     rows = []
     for (model, batch), timed in m.loops.items():
@@ -212,14 +213,14 @@ def show_training(plan: Plan, m: Measured, ratios: Ratios) -> None:
         )
     page.show_table(_loop_rows(plan, m, ratios), "Training throughput")
 
-# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-14
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-compare-settings
 def compare_settings(plan: Plan, runs: Runs) -> pd.DataFrame:  # as `significance.compare` makes it
     "Every setting against the plain ones."
     accuracy = {name: runs.values(group) for name, group in plan.groups.items()}
     others = {name: v for name, v in accuracy.items() if v and name != PLAIN}
     return compare(others, accuracy[PLAIN]) if accuracy[PLAIN] and others else pd.DataFrame()
 
-
+# %% ../../nbs/lib/08_studies/36_throughput.ipynb #36-throughput-show-accuracy
 def show_accuracy(plan: Plan, runs: Runs, table: pd.DataFrame) -> None:
     "Accuracy of every setting, with the difference from the plain ones."
     source = load(plan.p.dataset).source

@@ -21,7 +21,7 @@ from .throughput import AIM, Measured, Plan, Ratios, counts, ratios_of
 from ..training.grid import values
 from ..training.results import cached_result
 
-# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-6
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-overheads-of
 def overheads_of(plan: Plan, m: Measured) -> dict[str, float]:  # augmentation → %
     "What the loop adds to forward, backward and step."
     found = {}
@@ -34,11 +34,12 @@ def overheads_of(plan: Plan, m: Measured) -> dict[str, float]:  # augmentation �
             found[augment] = extra / times["bare"] * 100
     return found
 
-
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-show-overheads
 def show_overheads(plan: Plan, m: Measured) -> None:
-    rows, p = [], plan.p
-    for augment, extra in overheads_of(plan, m).items():
-        measured = m.overheads[augment]
+    rows, p, extra = [], plan.p, overheads_of(plan, m)
+    for augment, measured in m.overheads.items():
+        if not counts(measured):
+            continue
         step = {n: np.median(t) / p.load_steps * 1e3 for n, t in measured["times"].items()}
         ratio = speedup(measured, "bare", "loop")
         rows.append(
@@ -47,7 +48,7 @@ def show_overheads(plan: Plan, m: Measured) -> None:
                 "precision": m.precision,
                 "bare, ms a step": step["bare"],
                 "loop alone, ms a step": step["loop alone"],
-                "overhead, %": extra,
+                "overhead, %": extra[augment],
                 "aim, %": "3",
                 "whole loop over bare": ratio["ratio"],
                 "from": ratio["low"],
@@ -57,7 +58,7 @@ def show_overheads(plan: Plan, m: Measured) -> None:
     model, batch = plan.timed_models[0], values(p.load_batches)[0]
     page.show_table(rows, f"Overhead of the training loop: {model}, {batch} images a step")
 
-# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-9
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-aim-cached
 AIM_CACHED, AIM_WORKERS = 20, 1.7  # times as fast
 
 
@@ -69,13 +70,15 @@ def head_ratios(m: Measured) -> dict[int, dict[str, dict]]:  # images a step →
         if counts(timed)
     }
 
-
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-show-heads
 def show_heads(plan: Plan, m: Measured) -> None:
     rows = []
-    for b, ratio in head_ratios(m).items():
-        images = b * max(1, plan.p.linear_images // b)
-        row = {"images a step": b}
-        for name, t in m.heads[b]["times"].items():
+    for b, timed in m.heads.items():
+        if not counts(timed):
+            continue
+        ratio, images = head_ratios(m)[b], b * max(1, plan.p.linear_images // b)
+        row: dict[str, object] = {"images a step": b}
+        for name, t in timed["times"].items():
             row[f"{name}, ms an image"] = np.median(t) / images * 1e3
         again = ratio["recomputing"]
         row |= {"over plain": ratio["plain"]["ratio"], "over recomputing": again["ratio"]}
@@ -83,17 +86,19 @@ def show_heads(plan: Plan, m: Measured) -> None:
         rows.append(row | {"reached": "yes" if again["ratio"] >= AIM_CACHED else "no"})
     page.show_table(rows, f"An epoch of a linear head, L = {plan.p.L}", digits=3)
 
-
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-worker-ratios
 def worker_ratios(m: Measured) -> dict[int, dict]:  # number of runs → ratio
     "How many times as fast two workers finish a sweep."
     return {n: speedup(s, "2 workers", "1 worker") for n, s in m.sweeps.items() if counts(s)}
 
-
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-show-workers
 def show_workers(plan: Plan, m: Measured) -> None:
     rows = []
-    for n, r in worker_ratios(m).items():
-        row = {"runs": n, "epochs": plan.p.sweep_epochs}
-        row |= {f"{name}, s": np.median(t) for name, t in m.sweeps[n]["times"].items()}
+    for n, timed in m.sweeps.items():
+        if not counts(timed):
+            continue
+        r, row = worker_ratios(m)[n], {"runs": n, "epochs": plan.p.sweep_epochs}
+        row |= {f"{name}, s": np.median(t) for name, t in timed["times"].items()}
         row |= {"times as fast": r["ratio"], "from": r["low"], "to": r["high"]}
         reached = "yes" if r["ratio"] >= AIM_WORKERS else "no"
         rows.append(row | {"aim": f"{AIM_WORKERS}", "reached": reached})
@@ -126,7 +131,7 @@ def show_published_sweep(plan: Plan) -> None:
         )
     display(Markdown(text))
 
-# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-15
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-sentence-on-training
 def _sentence_on_training(m: Measured, ratios: Ratios) -> str:
     case, by = next(iter(ratios.items()))
     ratio = by["bfloat16"][0]
@@ -138,7 +143,7 @@ def _sentence_on_training(m: Measured, ratios: Ratios) -> str:
         return f"{text} (aim {AIM}: {'reached' if ratio >= AIM else 'missed'})"
     return f"{text}, which this processor hasn't got in hardware (so that its aim isn't tested)"
 
-
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-sentence-on-accuracy
 def _sentence_on_accuracy(table: pd.DataFrame) -> str:
     if table["p_holm"].isna().all():
         return "differences in accuracy can't be tested: every seed gave the same"
@@ -150,7 +155,7 @@ def _sentence_on_accuracy(table: pd.DataFrame) -> str:
         f"accuracy differs: {', '.join(shown)}" if shown else "no difference in accuracy is shown"
     )
 
-
+# %% ../../nbs/lib/08_studies/40_throughput_costs.ipynb #40-throughput-costs-verdict
 def verdict(plan: Plan, m: Measured, table: pd.DataFrame) -> str:
     "How fast training goes, whether accuracy is the same, and what the rest costs."
     ratios, extra, parts = ratios_of(m), overheads_of(plan, m), []

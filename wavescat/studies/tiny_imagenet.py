@@ -34,7 +34,7 @@ from .timing import Timing, time_epochs
 from ..training.grid import grid, values
 from ..training.task import image_counts
 
-# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-4
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-plan
 @dataclass(frozen=True)
 class Plan:
     "The runs of the study, by model."
@@ -50,7 +50,7 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None, self.p.classes.strip() or None)
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-make-plan
 def _check(p: SimpleNamespace, models: Mapping) -> None:
     if len(models) < 2:
         raise ValueError("tiny_imagenet compares models: list at least two in models")
@@ -78,7 +78,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
     }
     groups = {}
     for name, options in models.items():
-        known = model_options(options["model"])
+        known = model_options(str(options["model"]))
         own = {k: v for k, v in {"width": p.width, "L": 8}.items() if k in known}
         groups[name] = grid(**common | own | options, seed=values(p.seeds))
     return Plan(p, models, groups)
@@ -100,13 +100,13 @@ def time_models(plan: Plan) -> Timing:
     p, first = plan.p, {name: group[0] for name, group in plan.groups.items()}
     return time_epochs(first, p.timed_epochs, p.timed_steps * p.batch_size, p.compute)
 
-# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-10
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-is-published-protocol
 def is_published_protocol(p: SimpleNamespace) -> bool:
     "Whether published figures can stand beside these runs."
     whole = p.dataset == "tiny-imagenet" and not p.classes.strip()
     return whole and p.width == 64 and p.size in (0, 64) and p.epochs == 15
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-published-cell
 def _published_cell(plan: Plan, options: dict) -> dict[str, str]:
     if not is_published_protocol(plan.p):
         return {}
@@ -128,7 +128,7 @@ def _network_cells(plan: Plan, e: Experiment) -> dict[str, str]:
         "Mflop": f"{flops(network, shape) / 1e6:,.1f}",
     }
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-accuracy-rows
 def accuracy_rows(plan: Plan, runs: Runs, timing: Timing) -> list[dict]:
     "The study's main table: a row a model."
     top, rows = f"top-{min(5, len(plan.data().classes))}, %", []
@@ -142,7 +142,7 @@ def accuracy_rows(plan: Plan, runs: Runs, timing: Timing) -> list[dict]:
         rows.append(row | {"images/s": speed})
     return rows
 
-# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-11
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-show-accuracy
 def show_accuracy(plan: Plan, rows: list[dict], timing: Timing) -> None:
     caption = (
         f"{page.MEAN_AND_INTERVAL}, last epoch. Mflop: convolutions and matrix products of one "
@@ -161,7 +161,7 @@ def show_accuracy(plan: Plan, rows: list[dict], timing: Timing) -> None:
         caption += f" Published, with all 100,000 training images: {source}."
     page.show_table(rows, caption)
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-show-learning
 def show_learning(plan: Plan, runs: Runs) -> None:
     augmented = ", on augmented images" if plan.p.augment != "none" else ""
     page.show_learning(
@@ -172,7 +172,7 @@ def show_learning(plan: Plan, runs: Runs) -> None:
         "epoch's first step.",
     )
 
-# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-14
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-partners
 _OF_SCATTERING = ("model", "J", "L", "order", "learn", "init", "slant", "engine")
 
 
@@ -192,7 +192,7 @@ def partners(plan: Plan, name: str) -> list[str]:
 
     return [title for title, other in plan.models.items() if is_partner(other)]
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-compare-models
 def compare_models(
     plan: Plan, runs: Runs
 ) -> pd.DataFrame:  # as `significance.compare_paired`; name: both titles
@@ -206,11 +206,11 @@ def compare_models(
     }
     return compare_paired(pairs)
 
-# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-16
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-is-folded
 def is_folded(plan: Plan, name: str) -> bool:
     return plan.models[name]["model"].startswith("s2d-")
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-show-comparison
 def show_comparison(plan: Plan, runs: Runs, table: pd.DataFrame, timing: Timing) -> None:
     "The differences as a table and as a figure."
     rows, points = [], {}
@@ -234,7 +234,7 @@ def show_comparison(plan: Plan, runs: Runs, table: pd.DataFrame, timing: Timing)
             headline=True,
         )
 
-# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-19
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-verdict
 def _sentence(r: Mapping) -> str:
     ours, theirs = r["name"]
     n, difference = int(r["n"]), r["difference"]
@@ -260,7 +260,7 @@ def verdict(plan: Plan, table: pd.DataFrame) -> str:
     share = page.describe_share(plan.data(), plan.p, used)
     return f"Trained on {share}: {' '.join(map(_sentence, table.to_dict('records')))}"
 
-
+# %% ../../nbs/lib/08_studies/33_tiny_imagenet.ipynb #33-tiny-imagenet-effects
 def effects(plan: Plan, runs: Runs, table: pd.DataFrame) -> list[dict]:
     "The comparisons with folded pixels, for the index."
     images = image_counts(plan.experiments[0])["train"]

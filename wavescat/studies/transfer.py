@@ -39,7 +39,7 @@ from ..training.grid import grid, values
 from ..training.results import cached_result
 from ..training.task import image_counts
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-4
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-group
 Group = list[Experiment]
 TRANSFERRED, ANEW = "transferred", "from new weights"
 
@@ -70,7 +70,7 @@ class Plan:
     def group(self, model: str, way: str) -> Group:  # way: TRANSFERRED or ANEW
         return (self.transferred if way == TRANSFERRED else self.anew)[model]
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-5
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-make-plan
 def _is_stored(e: Experiment) -> bool:
     result = cached_result(e)
     return bool(result and not result["stale"] and result["status"] == "done")
@@ -129,7 +129,7 @@ def show_learning(plan: Plan, runs: Runs) -> None:
         headline=True,
     )
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-11
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-epochs
 Epochs = dict[tuple[str, str], dict[int, list[int | None]]]  # (model, way) → milestone → epochs
 
 
@@ -141,7 +141,7 @@ def epoch_of(
     good = (r["epoch"] for r in history if r.get("val_accuracy", -1) >= milestone)
     return next(good, None)
 
-
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-epochs-to-milestones
 def epochs_to_milestones(plan: Plan, runs: Runs) -> Epochs:
     epochs: Epochs = {}
     for model in plan.models:
@@ -163,7 +163,7 @@ def epochs_text(epochs: Sequence[int | None]) -> str:
     share = f" ({len(reached)} of {len(epochs)})" if len(reached) < len(epochs) else ""
     return format_mean_ci(reached) + share
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-15
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-milestone-rows
 def milestone_rows(plan: Plan, runs: Runs, epochs: Epochs) -> list[dict]:
     "The study's main table: epochs to every milestone, and the accuracy at the end."
     rows = []
@@ -174,7 +174,7 @@ def milestone_rows(plan: Plan, runs: Runs, epochs: Epochs) -> list[dict]:
         rows.append(row | {"test, %": format_mean_ci(test), "seeds": len(test)})
     return rows
 
-
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-show-milestones
 def show_milestones(plan: Plan, runs: Runs, epochs: Epochs) -> list[dict]:  # the main table
     rows = milestone_rows(plan, runs, epochs)
     page.show_table(
@@ -184,7 +184,7 @@ def show_milestones(plan: Plan, runs: Runs, epochs: Epochs) -> list[dict]:  # th
     )
     return rows
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-18
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-published-key
 def _published_key(options: Mapping) -> str | None:
     "The published model that this one is, if it is one."
     if options["model"] == "resnet18":
@@ -208,18 +208,15 @@ def _published_cells(plan: Plan, model: str, accuracy: list[float], epochs: Epoc
         cells |= {f"epochs to 90 %, {k}": v for k, v in known.items()}
     return cells
 
-
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-show-first-classes
 def show_first_classes(plan: Plan, runs: Runs, epochs: Epochs) -> None:
     "Accuracy on the classes that were learned first, and what was published."
     rows = []
     for model, group in plan.before.items():
         accuracy = runs.values(group)
-        row = {
-            "model": model,
-            "test on the first classes, %": format_mean_ci(accuracy),
-            "seeds": len(accuracy),
-        }
-        rows.append(row | _published_cells(plan, model, accuracy, epochs))
+        row = {"model": model, "test on the first classes, %": format_mean_ci(accuracy)}
+        seeds = {"seeds": len(accuracy)}
+        rows.append(row | seeds | _published_cells(plan, model, accuracy, epochs))
     caption, paper = "The first classes", published("scatresnet18")["transfer"]
     if plan.p.dataset != "cifar10":
         caption += (
@@ -230,12 +227,17 @@ def show_first_classes(plan: Plan, runs: Runs, epochs: Epochs) -> None:
         )
     page.show_table(rows, caption)
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-21
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-common-milestone
 def common_milestone(plan: Plan, epochs: Epochs) -> int | None:
     "The highest milestone that all transferred runs reach."
     by_model = [epochs[model, TRANSFERRED] for model in plan.models]
     reached = [m for m in plan.milestones if all(b[m] and None not in b[m] for b in by_model)]
     return reached[-1] if reached else None
+
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-compare-ways
+def _reached(epochs: Epochs, model: str, milestone: int) -> list[int]:
+    "Epochs of the transferred runs that reach a milestone: at the common one, of all."
+    return [n for n in epochs[model, TRANSFERRED][milestone] if n is not None]
 
 
 def compare_ways(plan: Plan, runs: Runs, epochs: Epochs) -> pd.DataFrame:
@@ -247,16 +249,16 @@ def compare_ways(plan: Plan, runs: Runs, epochs: Epochs) -> pd.DataFrame:
         what = f"test accuracy after transfer, points, against {plan.reference}"
         pairs.append(Pair(model, ours, base, {"what": what}))
         if milestone is not None and ours and base:
-            theirs = epochs[plan.reference, TRANSFERRED][milestone]
+            first = _reached(epochs, plan.reference, milestone)
             what = f"epochs to {milestone} % after transfer, against {plan.reference}"
-            pairs.append(Pair(model, epochs[model, TRANSFERRED][milestone], theirs, {"what": what}))
+            pairs.append(Pair(model, _reached(epochs, model, milestone), first, {"what": what}))
     for model in plan.models:
         ours, theirs = runs.values(plan.transferred[model]), runs.values(plan.anew[model])
         what = "test accuracy, points, against its own new weights"
         pairs.append(Pair(model, ours, theirs, {"what": what}))
     return compare_pairs(pairs, ["what"])
 
-# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-23
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-show-comparison-of-ways
 def show_comparison_of_ways(table: pd.DataFrame) -> None:
     show_comparison(
         table,
@@ -264,22 +266,19 @@ def show_comparison_of_ways(table: pd.DataFrame) -> None:
         "Welch's test, Holm's correction over all rows",
     )
 
-
+# %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-verdict
 def verdict(plan: Plan, table: pd.DataFrame, epochs: Epochs) -> str:
     "Which differences are shown, and how soon all reach the common milestone."
     shown = [
         f"{r['name']}: {r['what']}, {difference_words(r).replace(' points', '', 1)}"
         for r in shown_rows(table).to_dict("records")
     ]
-    if not is_tested(table):
-        text = CANNOT_TELL
-    else:
-        nothing = "No difference between the models, or between transfer and new weights, is shown"
-        text = ("; ".join(shown) or nothing) + "."
+    nothing = "No difference between the models, or between transfer and new weights, is shown"
+    text = ("; ".join(shown) or nothing) + "." if is_tested(table) else CANNOT_TELL
     milestone = common_milestone(plan, epochs)
     if milestone is not None:
         means = [
-            f"{model} after {np.mean(epochs[model, TRANSFERRED][milestone]):.1f} epochs"
+            f"{model} after {np.mean(_reached(epochs, model, milestone)):.1f} epochs"
             for model in plan.models
         ]
         text += f" All seeds of all transferred models reach {milestone} %: {', '.join(means)}."

@@ -48,7 +48,7 @@ def parse_rates(p: SimpleNamespace) -> dict[float, float]:  # epoch → learning
         )
     return rates
 
-# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-6
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-plan
 @dataclass(frozen=True)
 class Plan:
     "The runs of the study, by model."
@@ -68,7 +68,7 @@ class Plan:
     def data(self) -> ImageSet:
         return load(self.p.dataset, self.p.size or None, self.p.classes.strip() or None)
 
-
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
     "The runs of the study. Raises `ValueError` for learning rates that don't fit."
     models, rates = parse_models(p.models), parse_rates(p)
@@ -83,7 +83,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
     }
     groups = {}
     for name, options in models.items():
-        width = {"width": p.width} if "width" in model_options(options["model"]) else {}
+        width = {"width": p.width} if "width" in model_options(str(options["model"])) else {}
         groups[name] = grid(**common | width | options, seed=values(p.seeds))
     return Plan(p, models, groups)
 
@@ -98,7 +98,7 @@ def introduction(plan: Plan, runs: Runs) -> Markdown:
         runs,
     )
 
-# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-10
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-show-images
 def _range_text(counts: np.ndarray) -> str:
     return " to ".join(f"{n:,}" for n in sorted({int(counts.min()), int(counts.max())}))
 
@@ -126,19 +126,19 @@ def show_images(plan: Plan) -> None:
         )
     )
 
-# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-13
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-compare-models
 def compare_models(plan: Plan, runs: Runs) -> pd.DataFrame:
     "Every model against the first, seed by seed."
     accuracy = {name: runs.by_seed(group) for name, group in plan.groups.items()}
     return pair_by_seed(accuracy, plan.reference)
 
-
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-is-published-protocol
 def is_published_protocol(p: SimpleNamespace) -> bool:
     "Whether published figures can stand beside these runs."
     whole = p.dataset == "tiny-imagenet" and not p.classes.strip()
     return whole and p.width == 64 and p.size in (0, 64) and p.epochs == 35
 
-
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-accuracy-rows
 def _published_cell(plan: Plan, options: Mapping) -> dict[str, str]:
     if not is_published_protocol(plan.p):
         return {}
@@ -162,7 +162,7 @@ def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:
         rows.append(row)
     return rows
 
-# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-15
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-show-accuracy
 def show_accuracy(plan: Plan, rows: list[dict], table: pd.DataFrame) -> None:
     "The main table, and the differences to the first model."
     caption = f"{page.MEAN_AND_INTERVAL}, last epoch."
@@ -177,7 +177,7 @@ def show_accuracy(plan: Plan, rows: list[dict], table: pd.DataFrame) -> None:
         "comparison alone, paired t-test with Holm's correction over all of them",
     )
 
-
+# %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-show-learning
 def show_learning(plan: Plan, runs: Runs) -> None:
     augmented = ", on augmented images" if plan.p.augment != "none" else ""
     page.show_learning(
