@@ -267,7 +267,7 @@ def test_numbers_are_one_experiment():
     )
 
 
-STILL_PROGRAMS = {"parametric", "stability"}  # templates that aren't pages yet
+STILL_PROGRAMS = {"parametric"}  # templates that aren't pages yet
 
 
 @pytest.mark.parametrize("study", sorted(set(study_names()) - STILL_PROGRAMS))

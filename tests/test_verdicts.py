@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from wavescat.runs.experiment import experiment
 from wavescat.studies import (
@@ -13,6 +14,9 @@ from wavescat.studies import (
     l_sweep,
     linear_and_alexnet,
     regimes,
+    stability,
+    stability_bound,
+    stability_verdict,
     tuned,
     variance,
     wytiny,
@@ -125,6 +129,54 @@ def test_wytiny_compares_seed_by_seed():
     )
     text = wytiny.verdict(plan, runs, wytiny.compare_models(plan, runs))
     assert "+3.2 points" in text and "no difference is shown" not in text
+
+
+def moved(factor, far=1.0, shares=(0.98, 1.0, 1.03)):
+    "Made-up distances of three images that grow with the strength."
+    ratios = factor * np.array(shares)[:, None] * np.linspace(0, 1, 3)
+    return {"stale": False, "ratios": {"warp": ratios.tolist()}, "reference": [far] * 3}
+
+
+def falls(power, scales=(1, 2, 3)):
+    "Made-up distances that fall as a power of 2ᴶ."
+    rows = {J: [[2.0 ** (power * J), 2 * 2.0 ** (power * J)]] * 3 for J in scales}
+    return {J: {"stale": False, "shift": v, "warp": [[0.5]] * 3} for J, v in rows.items()}
+
+
+@pytest.mark.parametrize(
+    "models, scaled, says",
+    [
+        ((1.0, 0.5), {}, "moves less than the pixels under warp; as a share of the distance"),
+        ((0.5, 1.0), {}, "moves less than the pixels under nothing, more under warp; as a share"),
+        ((0.5, 0.5), {}, "moves less than the pixels under nothing (1 of 1 undecided); as a share"),
+        ((1.0, 0.5), {}, "it does so under all."),
+        ((0.5, 1.0), {}, "it does so under none."),
+        ((1.0, 0.5), {}, "(sup ‖∇τ‖ = 0.82) scattering J=2 moves least, by 0.50 of its norm;"),
+        ((1.0, None), {}, "pixels moves least, by 1.00 of its norm."),
+        ((None, 0.5), {}, "scattering J=2 moves least, by 0.50 of its norm."),
+        ((None, None), falls(-1), "A shift by 1 pixel moves scattering as 2ᴶ to the power −1.00 "),
+        ((None, None), falls(-2), "(95 % interval −2.00 to −2.00), −2.00 in the last step, where"),
+        ((None, None), falls(-1, (2,)), "Nothing is computed yet."),
+        ((None, None), {1: None, 2: None}, "Nothing is computed yet."),
+    ],
+)
+def test_stability(models, scaled, says):
+    changes = {"representations": "pixels, scattering J:2", "deformations": "warp"}
+    plan = stability.make_plan(values_of("stability", resolve("stability", "smoke", changes)))
+    found = {name: v and moved(v) for name, v in zip(plan.models, models, strict=True)}
+    levels = stability.levels_of(plan, (32, 32))
+    measured = stability.Measured(torch.zeros(3, 1, 32, 32), levels, {}, found)
+    bound = stability_bound.Bound(scaled, "warp")
+    assert says in stability_verdict.verdict(plan, measured, bound)
+
+
+def test_stability_takes_only_what_this_code_measured():
+    "A stale measurement isn't shown."
+    plan = stability.make_plan(values_of("stability", resolve("stability", "smoke")))
+    stale = moved(1.0) | {"stale": True}
+    measured = stability.Measured(torch.zeros(3, 1, 32, 32), {}, {}, {"pixels": stale})
+    bound = stability_bound.Bound({J: m | {"stale": True} for J, m in falls(-1).items()}, "warp")
+    assert stability_verdict.verdict(plan, measured, bound) == "Nothing is computed yet."
 
 
 def test_runs_that_call_every_image_alike_are_named():
