@@ -17,7 +17,7 @@ from ..analysis.deformations import DEFORMATIONS, Deformation, sup_gradient
 from ..analysis.intervals import summary
 from ..analysis.measurements import cached_measurement, exponent
 from ..analysis.stability import circular_shift, reflect, stability
-from ..scattering import Scattering2D
+from ..scattering.layer import Scattering2D
 from . import page
 from .stability import Measured, Plan, listing
 from .stability_models import normalised

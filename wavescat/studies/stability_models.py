@@ -28,7 +28,7 @@ from ..models.registry import build
 from ..runs.experiment import Experiment
 from ..runs.paths import run_dir
 from ..runs.query import experiment_of, find
-from ..scattering import Scattering2D
+from ..scattering.layer import Scattering2D
 from .models import parse_model_spec, row_name
 from .plans import split_names
 from ..training.inference import load_model
