@@ -13,6 +13,9 @@ from wavescat.studies import (
     baseline,
     l_sweep,
     linear_and_alexnet,
+    parametric,
+    parametric_differences,
+    parametric_verdict,
     regimes,
     stability,
     stability_bound,
@@ -177,6 +180,37 @@ def test_stability_takes_only_what_this_code_measured():
     measured = stability.Measured(torch.zeros(3, 1, 32, 32), {}, {}, {"pixels": stale})
     bound = stability_bound.Bound({J: m | {"stale": True} for J, m in falls(-1).items()}, "warp")
     assert stability_verdict.verdict(plan, measured, bound) == "Nothing is computed yet."
+
+
+ROWS = {
+    "clearly better": lambda e, learns: 60 + 3 * e.seed + learns * (9 + SPREAD[e.seed]),
+    "clearly worse": lambda e, learns: 60 + 3 * e.seed - learns * (9 + SPREAD[e.seed]),
+    "no difference": lambda e, learns: 60 + 3 * e.seed + learns * (SPREAD[e.seed] - 0.3),
+}
+
+
+@pytest.mark.parametrize(
+    "case, says",
+    [
+        ("clearly better", "Learned filters against fixed ones: TF LS+LL with 16 images +9.32 poi"),
+        ("clearly better", "p = 1.8e-05 after Holm, 5 pairs)."),
+        ("clearly worse", "TF LS+LL with 16 images -9.32 points (95 % -10.39 to -8.25, p = "),
+        ("no difference", "TF LS+LL with 16 images +0.02 points (95 % -1.05 to +1.09, p = 0.96"),
+        ("too few seeds", "These runs can't tell the rows apart: that takes at least two seeds"),
+        ("all seeds alike", "These runs can't tell the rows apart"),
+        ("at chance", "These runs can't tell the rows apart"),
+        ("a run failed", "TF LS+LL with 16 images: 1 of 5 runs diverged, in epoch 2 of 2."),
+        ("nothing computed", "These runs can't tell the rows apart"),
+    ],
+)
+def test_parametric(case, says):
+    rows = "scattering-linear, scattering-linear learn:canonical"
+    plan = plan_of("parametric", parametric, rows=rows, per_class="2")
+    runs = made_up_runs(plan.experiments, lambda e: (CASES | ROWS)[case](e, bool(e.learn)))
+    for r in runs.diverged(plan.experiments):
+        r["diverged_epoch"] = 2
+    compared = parametric_differences.compare_rows(plan, runs)
+    assert says in parametric_verdict.verdict(plan, runs, compared)
 
 
 def test_runs_that_call_every_image_alike_are_named():
