@@ -248,10 +248,7 @@ def test_numbers_are_one_experiment():
     )
 
 
-STILL_PROGRAMS = {"parametric", "stability"}  # templates that aren't pages yet
-
-
-@pytest.mark.parametrize("study", sorted(set(study_names()) - STILL_PROGRAMS))
+@pytest.mark.parametrize("study", study_names())
 def test_a_template_is_a_page(study):
     "Prose with few lines of code: no definitions, no computation, no nested f-string."
     cells = template_cells(study)

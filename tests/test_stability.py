@@ -310,12 +310,12 @@ def trained(tmp_path_factory):
 
 def study(monkeypatch, **parameters):
     "What the study gives with these parameters, executed in this process."
-    from wavescat.studies import results
+    from wavescat.studies import stability_verdict
     from wavescat.studies.presets import resolve
     from wavescat.studies.templates import template_cells
 
     gave = []
-    monkeypatch.setattr(results, "publish_results", lambda *what: gave.append(what))
+    monkeypatch.setattr(stability_verdict, "publish_results", lambda *what: gave.append(what))
     values = resolve(
         "stability",
         "smoke",

@@ -6,9 +6,24 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from wavescat.runs.experiment import experiment
-from wavescat.studies import baseline, l_sweep, linear_and_alexnet, regimes, tuned, variance, wytiny
+from wavescat.studies import (
+    baseline,
+    l_sweep,
+    linear_and_alexnet,
+    parametric,
+    parametric_differences,
+    parametric_verdict,
+    regimes,
+    stability,
+    stability_bound,
+    stability_verdict,
+    tuned,
+    variance,
+    wytiny,
+)
 from wavescat.studies.comparison import CANNOT_TELL, Pair, compare_pairs, count_verdict, effect
 from wavescat.studies.presets import resolve, values_of
 from wavescat.studies.results import condition, made_up_runs
@@ -117,6 +132,85 @@ def test_wytiny_compares_seed_by_seed():
     )
     text = wytiny.verdict(plan, runs, wytiny.compare_models(plan, runs))
     assert "+3.2 points" in text and "no difference is shown" not in text
+
+
+def moved(factor, far=1.0, shares=(0.98, 1.0, 1.03)):
+    "Made-up distances of three images that grow with the strength."
+    ratios = factor * np.array(shares)[:, None] * np.linspace(0, 1, 3)
+    return {"stale": False, "ratios": {"warp": ratios.tolist()}, "reference": [far] * 3}
+
+
+def falls(power, scales=(1, 2, 3)):
+    "Made-up distances that fall as a power of 2ᴶ."
+    rows = {J: [[2.0 ** (power * J), 2 * 2.0 ** (power * J)]] * 3 for J in scales}
+    return {J: {"stale": False, "shift": v, "warp": [[0.5]] * 3} for J, v in rows.items()}
+
+
+@pytest.mark.parametrize(
+    "models, scaled, says",
+    [
+        ((1.0, 0.5), {}, "moves less than the pixels under warp; as a share of the distance"),
+        ((0.5, 1.0), {}, "moves less than the pixels under nothing, more under warp; as a share"),
+        ((0.5, 0.5), {}, "moves less than the pixels under nothing (1 of 1 undecided); as a share"),
+        ((1.0, 0.5), {}, "it does so under all."),
+        ((0.5, 1.0), {}, "it does so under none."),
+        ((1.0, 0.5), {}, "(sup ‖∇τ‖ = 0.82) scattering J=2 moves least, by 0.50 of its norm;"),
+        ((1.0, None), {}, "pixels moves least, by 1.00 of its norm."),
+        ((None, 0.5), {}, "scattering J=2 moves least, by 0.50 of its norm."),
+        ((None, None), falls(-1), "A shift by 1 pixel moves scattering as 2ᴶ to the power −1.00 "),
+        ((None, None), falls(-2), "(95 % interval −2.00 to −2.00), −2.00 in the last step, where"),
+        ((None, None), falls(-1, (2,)), "Nothing is computed yet."),
+        ((None, None), {1: None, 2: None}, "Nothing is computed yet."),
+    ],
+)
+def test_stability(models, scaled, says):
+    changes = {"representations": "pixels, scattering J:2", "deformations": "warp"}
+    plan = stability.make_plan(values_of("stability", resolve("stability", "smoke", changes)))
+    found = {name: v and moved(v) for name, v in zip(plan.models, models, strict=True)}
+    levels = stability.levels_of(plan, (32, 32))
+    measured = stability.Measured(torch.zeros(3, 1, 32, 32), levels, {}, found)
+    bound = stability_bound.Bound(scaled, "warp")
+    assert says in stability_verdict.verdict(plan, measured, bound)
+
+
+def test_stability_takes_only_what_this_code_measured():
+    "A stale measurement isn't shown."
+    plan = stability.make_plan(values_of("stability", resolve("stability", "smoke")))
+    stale = moved(1.0) | {"stale": True}
+    measured = stability.Measured(torch.zeros(3, 1, 32, 32), {}, {}, {"pixels": stale})
+    bound = stability_bound.Bound({J: m | {"stale": True} for J, m in falls(-1).items()}, "warp")
+    assert stability_verdict.verdict(plan, measured, bound) == "Nothing is computed yet."
+
+
+ROWS = {
+    "clearly better": lambda e, learns: 60 + 3 * e.seed + learns * (9 + SPREAD[e.seed]),
+    "clearly worse": lambda e, learns: 60 + 3 * e.seed - learns * (9 + SPREAD[e.seed]),
+    "no difference": lambda e, learns: 60 + 3 * e.seed + learns * (SPREAD[e.seed] - 0.3),
+}
+
+
+@pytest.mark.parametrize(
+    "case, says",
+    [
+        ("clearly better", "Learned filters against fixed ones: TF LS+LL with 16 images +9.32 poi"),
+        ("clearly better", "p = 1.8e-05 after Holm, 5 pairs)."),
+        ("clearly worse", "TF LS+LL with 16 images -9.32 points (95 % -10.39 to -8.25, p = "),
+        ("no difference", "TF LS+LL with 16 images +0.02 points (95 % -1.05 to +1.09, p = 0.96"),
+        ("too few seeds", "These runs can't tell the rows apart: that takes at least two seeds"),
+        ("all seeds alike", "These runs can't tell the rows apart"),
+        ("at chance", "These runs can't tell the rows apart"),
+        ("a run failed", "TF LS+LL with 16 images: 1 of 5 runs diverged, in epoch 2 of 2."),
+        ("nothing computed", "These runs can't tell the rows apart"),
+    ],
+)
+def test_parametric(case, says):
+    rows = "scattering-linear, scattering-linear learn:canonical"
+    plan = plan_of("parametric", parametric, rows=rows, per_class="2")
+    runs = made_up_runs(plan.experiments, lambda e: (CASES | ROWS)[case](e, bool(e.learn)))
+    for r in runs.diverged(plan.experiments):
+        r["diverged_epoch"] = 2
+    compared = parametric_differences.compare_rows(plan, runs)
+    assert says in parametric_verdict.verdict(plan, runs, compared)
 
 
 def test_runs_that_call_every_image_alike_are_named():
