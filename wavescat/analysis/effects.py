@@ -73,8 +73,8 @@ def seeds_needed(
     if not (sd > 0 or difference > 0):
         return limit
     effect = difference / sd if sd > 0 else np.inf
-    if effect > 20:
-        return 2
+    if np.isinf(effect) or TTestIndPower().power(effect, 2, alpha=0.05) >= power:
+        return 2  # the solver doesn't converge on so few
     if effect < 4 / np.sqrt(limit):
         return limit
     n = TTestIndPower().solve_power(effect, power=power, alpha=0.05)

@@ -7,7 +7,7 @@ __all__ = ['Option', 'shown', 'printable', 'unknown', 'choose', 'split_list', 'u
 
 # %% ../../nbs/lib/00_core/00_names.ipynb #names-2
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -36,7 +36,7 @@ def unknown(
     what: str,  # what kind of thing, for the message
 ) -> ValueError:  # to be raised
     "The error for a name that isn't known: it says the nearest names, or up to twelve others."
-    names = list(known)
+    names = sorted(known) if isinstance(known, Set) else list(known)
     asked = f"unknown {what} {shown(str(name))}"
     if not names:
         return ValueError(f"{asked}; there are none")

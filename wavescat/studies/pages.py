@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .render import Failed, make
+from .render import PageFailed, make
 
 # %% ../../nbs/lib/08_studies/41_pages.ipynb #pages-3
 def measures_machine(
@@ -27,7 +27,7 @@ def make_pages(
     folder: Path,  # of the pages
     measuring: Collection[str] = (),  # studies that need the machine for themselves
     figures: Path | None = None,  # where figures are kept too
-) -> Iterator[tuple[str, dict | Failed]]:  # study, and its results or why it has no page
+) -> Iterator[tuple[str, dict | PageFailed]]:  # study, and its results or why it has no page
     "Make the pages of studies; every one is tried."
     threads = max(1, (os.cpu_count() or 1) // 2)
     with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(2) as pool:
@@ -46,5 +46,5 @@ def make_pages(
         for name, page in pages.items():
             try:
                 yield name, page.result()
-            except Failed as failure:
+            except PageFailed as failure:
                 yield name, failure
