@@ -6,7 +6,9 @@
 __all__ = ['last_crossing', 'crossing', 'seeds_needed']
 
 # %% ../../nbs/lib/06_analysis/02_effects.ipynb #effects-2
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from statsmodels.stats.power import TTestIndPower
@@ -73,9 +75,10 @@ def seeds_needed(
     if not (sd > 0 or difference > 0):
         return limit
     effect = difference / sd if sd > 0 else np.inf
-    if np.isinf(effect) or TTestIndPower().power(effect, 2, alpha=0.05) >= power:
-        return 2  # the solver doesn't converge on so few
+    if effect > 20:
+        return 2
     if effect < 4 / np.sqrt(limit):
         return limit
-    n = TTestIndPower().solve_power(effect, power=power, alpha=0.05)
-    return int(min(limit, max(2, np.ceil(np.max(n)))))
+    counts = range(2, limit)
+    power_of = partial(TTestIndPower().power, effect, alpha=0.05)
+    return counts.start + bisect_left(counts, power, key=power_of)

@@ -76,14 +76,8 @@ def make_plan(p: SimpleNamespace) -> Plan:
 
 # %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-12
 def introduction(plan: Plan, runs: Runs) -> Markdown:
-    p, data = plan.p, plan.data()
-    return page.introduction(
-        f"Data: {data.source}. {len(data.classes)} classes, {p.per_class} training images of "
-        f"each, {p.validation} validation images, "
-        f"{image_counts(plan.experiments[0])['test']:,} test images of "
-        f"{page.describe_images(data)}. {page.describe_training(p)}",
-        runs,
-    )
+    test = image_counts(plan.experiments[0])["test"]
+    return page.introduce_draw(plan.p, plan.data(), test, runs)
 
 # %% ../../nbs/lib/08_studies/21_l_sweep.ipynb #21-l-sweep-15
 def published_by_L(plan: Plan) -> dict[int, float] | None:  # None: they are of other images

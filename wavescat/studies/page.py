@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEAN_AND_INTERVAL', 'TRAINING', 'describe_images', 'describe_training', 'describe_share', 'trained_on', 'notes_of',
-           'introduction', 'seconds_of', 'parameter_text', 'means_of', 'show_table', 'show_figure', 'sentence',
-           'show_verdict', 'finish', 'end_page', 'histories_of', 'show_learning']
+           'introduction', 'introduce_draw', 'introduce_share', 'seconds_of', 'parameter_text', 'means_of',
+           'show_table', 'show_figure', 'sentence', 'show_verdict', 'finish', 'end_page', 'histories_of',
+           'show_learning']
 
 # %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-2
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from .results import Runs, condition, cost, provenance, publish_results
 
 if TYPE_CHECKING:
     from wavescat.data.imageset import ImageSet
+    from wavescat.studies.plans import ModelPlan
 
 # %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-4
 def describe_images(data: "ImageSet") -> str:
@@ -76,6 +78,37 @@ def introduction(
 ) -> Markdown:
     "The first words of a page: the data, the protocol in numbers, the cost, what is missing."
     return Markdown(f"**This page.** {text} {cost(runs.all)} {condition(runs.all)}")
+
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-introduce-draw
+def introduce_draw(
+    p: SimpleNamespace,  # the study's parameters
+    data: "ImageSet",
+    tested: int,  # test images
+    runs: Runs,
+) -> Markdown:
+    "The introduction of a study that draws a few training images of each class."
+    return introduction(
+        f"Data: {data.source}. {len(data.classes)} classes, {p.per_class} training images of "
+        f"each, {p.validation} validation images, {tested:,} test images of "
+        f"{describe_images(data)}. {describe_training(p)}",
+        runs,
+    )
+
+# %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-introduce-share
+def introduce_share(
+    plan: "ModelPlan",
+    counts: Mapping[str, int],  # images of a run: train and test
+    runs: Runs,
+) -> Markdown:
+    "The introduction of a study that trains on a share of a set."
+    p, data = plan.p, plan.data()
+    return introduction(
+        f"Data: {data.source}. {len(data.classes)} classes, "
+        f"{describe_share(data, p, counts['train'])}, tested on {counts['test']:,}; "
+        f"{p.epochs} epochs, batches of {p.batch_size}, width {p.width}, where a model doesn't "
+        f"say otherwise. {notes_of(data)}".rstrip(),
+        runs,
+    )
 
 # %% ../../nbs/lib/08_studies/08_page.ipynb #08-page-21
 MEAN_AND_INTERVAL = "Mean over seeds ± half the 95 % interval"

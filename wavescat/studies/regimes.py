@@ -79,14 +79,9 @@ def make_plan(p: SimpleNamespace) -> Plan:
 
 # %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-10
 def introduction(plan: Plan, runs: Runs) -> Markdown:
-    p, data = plan.p, load(plan.p.dataset, plan.p.size or None)
-    return page.introduction(
-        f"Data: {data.source}. {len(data.classes)} classes, {p.per_class} training images of "
-        f"each, {p.validation} validation images, "
-        f"{image_counts(plan.experiments[0])['test']:,} test images of "
-        f"{page.describe_images(data)}. {page.describe_training(p)}",
-        runs,
-    )
+    data = load(plan.p.dataset, plan.p.size or None)
+    test = image_counts(plan.experiments[0])["test"]
+    return page.introduce_draw(plan.p, data, test, runs)
 
 # %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-13
 def accuracy_curves(plan: Plan, runs: Runs) -> dict[str, dict[int, list[float]]]:

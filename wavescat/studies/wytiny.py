@@ -18,14 +18,11 @@ from IPython.display import Markdown, display
 
 from .. import figures
 from ..data.augment import AUGMENTATIONS
-from ..data.imageset import ImageSet
-from ..data.load import load
 from ..models.registry import model_options
-from ..runs.experiment import Experiment
 from . import page
 from .comparison import is_shown, pair_by_seed, paired_cells
 from .models import parse_models
-from .plans import common_settings, images_of_class
+from .plans import ModelPlan, common_settings, images_of_class
 from .published import published
 from .results import Runs
 from ..training.grid import grid, values
@@ -50,23 +47,12 @@ def parse_rates(p: SimpleNamespace) -> dict[float, float]:  # epoch → learning
 
 # %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-plan
 @dataclass(frozen=True)
-class Plan:
-    "The runs of the study, by model."
-
-    p: SimpleNamespace  # the study's parameters
-    models: dict[str, dict]  # title → settings; the first is the reference
-    groups: dict[str, list[Experiment]]
-
-    @property
-    def experiments(self) -> list[Experiment]:
-        return [e for group in self.groups.values() for e in group]
+class Plan(ModelPlan):
+    "The runs of the study, by model; the first is the reference."
 
     @property
     def reference(self) -> str:
         return next(iter(self.models))
-
-    def data(self) -> ImageSet:
-        return load(self.p.dataset, self.p.size or None, self.p.classes.strip() or None)
 
 # %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-make-plan
 def make_plan(p: SimpleNamespace) -> Plan:
@@ -89,14 +75,7 @@ def make_plan(p: SimpleNamespace) -> Plan:
 
 # %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-9
 def introduction(plan: Plan, runs: Runs) -> Markdown:
-    p, data, counts = plan.p, plan.data(), image_counts(plan.experiments[0])
-    return page.introduction(
-        f"Data: {data.source}. {len(data.classes)} classes, "
-        f"{page.describe_share(data, p, counts['train'])}, tested on {counts['test']:,}; "
-        f"{p.epochs} epochs, batches of {p.batch_size}, width {p.width}, where a model doesn't "
-        f"say otherwise. {page.notes_of(data)}".rstrip(),
-        runs,
-    )
+    return page.introduce_share(plan, image_counts(plan.experiments[0]), runs)
 
 # %% ../../nbs/lib/08_studies/29_wytiny.ipynb #29-wytiny-show-images
 def _range_text(counts: np.ndarray) -> str:
