@@ -53,7 +53,7 @@ class Progress(Callback):
         if self.show:
             self.show(self.t.state.epoch, self.t.e.epochs, self.t.state.history)
 
-# %% ../../nbs/lib/05_training/23_callbacks.ipynb #training-callbacks-9
+# %% ../../nbs/lib/05_training/23_callbacks.ipynb #c12
 _MOST_RECORDS = 512
 _MOST_BYTES = 4 * 2**20
 
@@ -63,7 +63,7 @@ def _limit(record: dict[str, Tensor]) -> int:
     size = sum(v.nbytes for v in record.values())
     return max(16, min(_MOST_RECORDS, _MOST_BYTES // size))
 
-
+# %% ../../nbs/lib/05_training/23_callbacks.ipynb #c15
 def trace_filters(
     bank: LearnedBank,
     state: TrainState,
@@ -77,7 +77,7 @@ def trace_filters(
         state.trace_every *= 2
         state.trace = state.trace[::2]
 
-
+# %% ../../nbs/lib/05_training/23_callbacks.ipynb #c18
 def learned_bank(model: nn.Module) -> LearnedBank | None:
     "The learned filters of a model, if it has some."
     return next((m for m in model.modules() if isinstance(m, LearnedBank)), None)
@@ -119,7 +119,7 @@ class Clock:
         interval = max(10.0, 50 * self.cost) if self.every is None else float(self.every)
         return time.monotonic() - self.saved >= interval
 
-# %% ../../nbs/lib/05_training/23_callbacks.ipynb #training-callbacks-16
+# %% ../../nbs/lib/05_training/23_callbacks.ipynb #c30
 class Checkpointer(Callback):
     "Keeps checkpoints, and ends the run with `Stopped` if somebody asks for it."
 
@@ -166,7 +166,7 @@ class Checkpointer(Callback):
             passed = time.monotonic() - self.clock.started
             self.t.state.seconds = self.seconds_before + passed
 
-
+# %% ../../nbs/lib/05_training/23_callbacks.ipynb #c32
 def _try_to_save(c: Checkpointer, work: Path) -> None:
     "Write a checkpoint; say once if that fails."
     try:

@@ -69,12 +69,12 @@ def check_ghost_batches(task: Task) -> None:
             "lower ghost, or raise batch_size"
         )
 
-# %% ../../nbs/lib/05_training/28_checks.ipynb #training-checks-9
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c12
 def _is_of_some_model(setting: str) -> bool:
     "Whether a model of this package has this setting."
     return any(setting in model_options(m) for m in MODELS if ".py:" not in m)
 
-
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c15
 def check_model_settings(task: Task) -> None:
     "Raise `ValueError` for settings that the model or the split doesn't have."
     e = task.e
@@ -104,7 +104,7 @@ def _coefficients_without_numbers(S: Scattering2D, x: Tensor) -> Tensor:
     maps = (channels * K,) if S.flat else (channels, K)
     return x.new_zeros(*before, *maps, H >> S.J, W >> S.J)
 
-# %% ../../nbs/lib/05_training/28_checks.ipynb #training-checks-14
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c22
 def _model_without_numbers(
     name: str, shape: tuple[int, int, int], outputs: int, options: Mapping[str, object]
 ) -> nn.Module:
@@ -117,7 +117,7 @@ def _model_without_numbers(
             m.forward = functools.partial(_coefficients_without_numbers, m)  # type: ignore
     return model
 
-
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c25
 @functools.cache
 def check_image_size(
     name: str,  # of a model
@@ -140,7 +140,7 @@ def check_image_size(
                     "model, or a larger size for sets that can be resized"
                 ) from None
 
-# %% ../../nbs/lib/05_training/28_checks.ipynb #training-checks-16
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c28
 def check_single_image(task: Task) -> None:
     "Raise `Refused` for a batch of one image if the network shrinks it to a single pixel."
     e, n = task.e, len(task.split.train)
@@ -153,7 +153,7 @@ def check_single_image(task: Task) -> None:
         except ValueError:
             raise single_image_error(e, n) from None
 
-
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c31
 def check_network(task: Task, device: torch.device | None) -> None:
     "Raise `ValueError` for a network that its run couldn't use."
     if ".py:" in task.e.model:
@@ -163,7 +163,7 @@ def check_network(task: Task, device: torch.device | None) -> None:
     check_image_size(task.e.model, task.input_shape, task.outputs, options)
     check_single_image(task)
 
-# %% ../../nbs/lib/05_training/28_checks.ipynb #training-checks-19
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c34
 def check_names(e: Experiment) -> None:
     "Raise `ValueError` for an unknown augmentation or mixing; somebody's own network gets known."
     register_own_network(e.model)
@@ -171,7 +171,7 @@ def check_names(e: Experiment) -> None:
     if e.mix:
         choose(e.mix, MIXES, "mix")
 
-
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c37
 def check_environment() -> None:
     "Raise `ValueError` for `$WAVESCAT_CHECKPOINT_SECONDS` that is no number of seconds."
     seconds = os.environ.get("WAVESCAT_CHECKPOINT_SECONDS", "0")
@@ -180,7 +180,7 @@ def check_environment() -> None:
             f"WAVESCAT_CHECKPOINT_SECONDS={seconds} isn't a number of seconds, 0 or more"
         )
 
-
+# %% ../../nbs/lib/05_training/28_checks.ipynb #c40
 def check_weights(e: Experiment) -> None:
     "Raise `ValueError` or `FileNotFoundError` for saved weights that the experiment can't start from."
     if e.weights:

@@ -33,7 +33,8 @@ _NO_LOGS = 60  # above every level of logging
 def hidden_script() -> Iterator[None]:
     "Processes that are started inside don't run this one's script; the environment is restored."
     main, hash_seed = sys.modules["__main__"], os.environ.get("PYTHONHASHSEED")
-    hidden = {k: vars(main)[k] for k in ("__file__", "__spec__") if k in vars(main)}
+    names = [k for k in ("__file__", "__spec__") if k in vars(main)]
+    hidden: dict[str, object] = {k: vars(main)[k] for k in names}
     vars(main).pop("__file__", None)
     main.__spec__ = None
     try:

@@ -16,7 +16,7 @@ from .metrics import r2, rmse, top_k
 from .precision import autocast
 from .trainer import Training
 
-# %% ../../nbs/lib/05_training/21_evaluation.ipynb #training-evaluation-4
+# %% ../../nbs/lib/05_training/21_evaluation.ipynb #c5
 def _class_numbers(t: Training, scores: Tensor, labels: Tensor, prefix: str) -> dict:
     k = min(t.e.top_k, scores.shape[1])
     return {
@@ -24,7 +24,7 @@ def _class_numbers(t: Training, scores: Tensor, labels: Tensor, prefix: str) -> 
         f"{prefix}_top_k": top_k(scores, labels, k),
     }
 
-
+# %% ../../nbs/lib/05_training/21_evaluation.ipynb #c8
 def _target_numbers(t: Training, predicted: Tensor, targets: Tensor, prefix: str) -> dict:
     names = t.data.targets
     return {
@@ -32,7 +32,7 @@ def _target_numbers(t: Training, predicted: Tensor, targets: Tensor, prefix: str
         f"{prefix}_r2": dict(zip(names, r2(predicted, targets), strict=True)),
     }
 
-
+# %% ../../nbs/lib/05_training/21_evaluation.ipynb #c11
 def evaluate(
     t: Training,
     batches: Batches | Features,

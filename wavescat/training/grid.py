@@ -101,7 +101,7 @@ def _is_whole_number(name: str) -> bool:
     types = {f.name: f.type for f in fields(Experiment)}
     return name in types and int in (get_args(types[name]) or (types[name],))
 
-# %% ../../nbs/lib/05_training/30_grid.ipynb #training-grid-15
+# %% ../../nbs/lib/05_training/30_grid.ipynb #c21
 def _numbers(name: str, part: str) -> range | None:
     "The numbers of a range such as 1-20; None if the text is no range."
     ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", part, re.ASCII)
@@ -112,7 +112,7 @@ def _numbers(name: str, part: str) -> range | None:
         raise ValueError(f"{name}={part}: expected first-last of at most {_MOST_RUNS:,} numbers")
     return range(first, last + 1)
 
-
+# %% ../../nbs/lib/05_training/30_grid.ipynb #c23
 def read_list(
     name: str,  # of a setting
     text: str,  # of its values
@@ -129,7 +129,7 @@ def read_list(
         raise ValueError(f"{name}: there is no {missing[0]}; {_HINT}")
     return listed
 
-# %% ../../nbs/lib/05_training/30_grid.ipynb #training-grid-19
+# %% ../../nbs/lib/05_training/30_grid.ipynb #c27
 def _read_axes(texts: Iterable[str]) -> dict[str, list]:
     "Setting → values, from texts such as L=1-20."
     axes: dict[str, list] = {}
@@ -148,7 +148,7 @@ def _read_axes(texts: Iterable[str]) -> dict[str, list]:
         experiment(**{name: axes[name][0]})  # refuses a name before there is a grid of it
     return axes
 
-
+# %% ../../nbs/lib/05_training/30_grid.ipynb #c29
 def read_grid(
     texts: Iterable[str],  # such as L=1-20 seed=0-5 model=resnet18,scatresnet18 lr=.1,.01
 ) -> list[Experiment]:

@@ -31,7 +31,7 @@ from .randomness import isolated_randomness
 from .task import model_for
 from .tensors import read_weights, tensor_file
 
-# %% ../../nbs/lib/05_training/19_inference.ipynb #training-inference-4
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c5
 def evaluation_batch_size(
     device: torch.device,
     batch_size: int | None = None,  # None: what suits the device
@@ -39,7 +39,7 @@ def evaluation_batch_size(
     "How many images are tested at a time."
     return batch_size or (64 if device.type == "cpu" else 1000)
 
-
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c8
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -64,14 +64,14 @@ def predict(
         every_score = gather(world or World(batches.device), len(batches), scores, size)
     return every_score.cpu(), batches.labels.cpu()
 
-# %% ../../nbs/lib/05_training/19_inference.ipynb #training-inference-7
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c12
 def model_images(
     e: Experiment,
 ) -> dict:  # shape, mean, std, classes, targets, white
     "What a stored model must know of its images. Raises `FileNotFoundError` if it isn't stored."
     return json.loads((run_dir(e) / "images.json").read_text(encoding="utf-8"))
 
-
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c15
 def load_model(
     e: Experiment,
 ) -> nn.Module:  # in evaluation mode, on the CPU
@@ -86,7 +86,7 @@ def load_model(
     model.load_state_dict(state)
     return model.eval()
 
-# %% ../../nbs/lib/05_training/19_inference.ipynb #training-inference-9
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c18
 def learning(
     e: Experiment,
 ) -> dict[str, Tensor]:  # "step" (T,), and by name the parameters (T, …) and gradient norms (T,)
@@ -103,7 +103,7 @@ def learning(
         raise ValueError(f"{e.identity} recorded no filters{fixed}: choose a run with learn=")
     return read_weights(path)
 
-
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c22
 def test_predictions(
     e: Experiment,
 ) -> np.ndarray:  # (N,) int64, or targets (N, T) float32
@@ -111,7 +111,7 @@ def test_predictions(
     predictions = np.load(run_dir(e) / "predictions.npy")
     return predictions.astype(np.int64) if predictions.ndim == 1 else predictions
 
-# %% ../../nbs/lib/05_training/19_inference.ipynb #training-inference-12
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c26
 def _read_pixels(
     path: str | Path,
     images: dict,  # as `model_images` gives it
@@ -129,7 +129,7 @@ def _read_pixels(
         return pixels
     return np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
 
-
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c29
 class Prepared(NamedTuple):
     "A stored model, with images that are ready for it."
 
@@ -138,7 +138,7 @@ class Prepared(NamedTuple):
     images: dict  # what the model knows of its images
     batches: Batches
 
-
+# %% ../../nbs/lib/05_training/19_inference.ipynb #c31
 def prepared(
     run: str,  # identity of a stored run, or its first letters
     paths: Sequence[str | Path],  # images

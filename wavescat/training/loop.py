@@ -27,7 +27,7 @@ from .state import is_better
 from .trainer import Training, train_epoch
 from .weights import weights_checksum
 
-# %% ../../nbs/lib/05_training/24_loop.ipynb #training-loop-4
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c5
 def made_with(t: Training) -> dict[str, str | None]:
     "The code and the data that decide the numbers of a run."
     return {
@@ -37,7 +37,7 @@ def made_with(t: Training) -> dict[str, str | None]:
         "weights": weights_checksum(t.e),
     }
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c8
 def restore_or_start(
     e: Experiment,
     world: World,
@@ -50,13 +50,13 @@ def restore_or_start(
         resume(t, saved)
     return t
 
-# %% ../../nbs/lib/05_training/24_loop.ipynb #training-loop-7
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c12
 def is_finished(t: Training) -> bool:
     "Whether all epochs are done, or patience is over."
     e, state = t.e, t.state
     return state.epoch >= e.epochs or bool(e.patience and state.waited >= e.patience)
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c15
 def validate(t: Training) -> dict:
     "Numbers of the validation images, if there are some and their turn has come."
     e, epoch = t.e, t.state.epoch
@@ -64,7 +64,7 @@ def validate(t: Training) -> dict:
         return evaluate(t, t.val, "val")[0]
     return {}
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c18
 def score_of(
     t: Training,
     record: dict,  # of the epoch that has just ended
@@ -77,7 +77,7 @@ def score_of(
     is_last = t.state.epoch == t.e.epochs
     return 0.0 if is_last and not t.e.validation else None
 
-# %% ../../nbs/lib/05_training/24_loop.ipynb #training-loop-10
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c22
 def advance(t: Training, record: dict) -> None:
     "Add the epoch's record to the history, and keep the weights if they are the best so far."
     t.state.history.append(record)
@@ -85,13 +85,13 @@ def advance(t: Training, record: dict) -> None:
     if score is not None and is_better(t.state, score):
         t.state.best_weights = copy_of_weights(t)
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c25
 def is_finite(t: Training, record: dict) -> bool:
     "Whether the losses of an epoch and all weights are finite."
     losses = record["train_loss"], record.get("val_loss", 0.0)
     return all(map(math.isfinite, losses)) and finite_weights(t)
 
-# %% ../../nbs/lib/05_training/24_loop.ipynb #training-loop-13
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c28
 class Fitted(NamedTuple):
     "What `fit` returns."
 
@@ -101,7 +101,7 @@ class Fitted(NamedTuple):
     predictions: Tensor | None  # of test images: classes (N,), targets (N, T); None if diverged
     learning: list[dict[str, Tensor]]  # `LearnedBank.snapshot` of filters, and the step, in order
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c30
 def diverged(t: Training, record: dict) -> Fitted:
     "The result of a run whose last epoch, with this record, wasn't finite."
     state = t.state
@@ -119,7 +119,7 @@ def diverged(t: Training, record: dict) -> Fitted:
     }
     return Fitted(t.model, [*state.history, record], numbers, None, state.trace)
 
-# %% ../../nbs/lib/05_training/24_loop.ipynb #training-loop-15
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c33
 def _training_numbers(t: Training) -> dict:
     "What is known before the test."
     state, record = t.state, t.state.history[-1] if t.state.history else {}
@@ -133,7 +133,7 @@ def _training_numbers(t: Training) -> dict:
         "train_accuracy": record.get("train_accuracy"),
     }
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c35
 def tested(t: Training) -> Fitted:
     "The result of a run that is finished: the numbers of the test, and the best weights."
     state, numbers = t.state, _training_numbers(t)
@@ -148,13 +148,13 @@ def tested(t: Training) -> Fitted:
     predictions = scores if t.data.targets else scores.argmax(1)
     return Fitted(t.model, state.history, numbers, predictions, state.trace)
 
-# %% ../../nbs/lib/05_training/24_loop.ipynb #training-loop-18
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c38
 def notify(callbacks: list[Callback], moment: str) -> None:
     "Tell all callbacks of a moment, in their order."
     for callback in callbacks:
         getattr(callback, moment)()
 
-
+# %% ../../nbs/lib/05_training/24_loop.ipynb #c41
 @assume_files_unchanged()
 def fit(
     e: Experiment,

@@ -22,7 +22,7 @@ from .distributed import default_device
 from .results import cached_result, cached_while_unchanged
 from .task import build_model, image_counts
 
-# %% ../../nbs/lib/05_training/31_plan.ipynb #training-plan-5
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c5
 def _time_of_step(net, x, device) -> float:
     "Seconds of one forward and backward pass."
     started = time.perf_counter()
@@ -31,7 +31,7 @@ def _time_of_step(net, x, device) -> float:
     gradient.sum().item()  # waits for a GPU
     return time.perf_counter() - started
 
-
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c7
 @cached_while_unchanged
 def _seconds_an_image(e: Experiment) -> float:
     "Time that one training image takes in a step, measured."
@@ -40,7 +40,7 @@ def _seconds_an_image(e: Experiment) -> float:
     try:
         order = torch.channels_last if e.channels_last else torch.contiguous_format
         with torch.random.fork_rng():
-            net = build_model(e).to(device, memory_format=order)
+            net = to_device(build_model(e), e, device)
         images = load(e.dataset, e.size).train
         shape = AUGMENTATIONS[e.augment].shape(images.shape[1:])
         x = torch.zeros(16, *shape, device=device).to(memory_format=order)
@@ -49,7 +49,7 @@ def _seconds_an_image(e: Experiment) -> float:
     finally:
         torch.set_num_threads(threads)
 
-# %% ../../nbs/lib/05_training/31_plan.ipynb #training-plan-7
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c10
 _TIMED = ("dataset", "size", "augment", "model", "channels_last")  # what a step's time depends on
 
 
@@ -60,7 +60,7 @@ def _timed_experiment(e: Experiment, largest_L: int | None) -> Experiment:
         settings["L"] = largest_L
     return experiment(**settings)
 
-
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c12
 def seconds_of(
     e: Experiment,
     largest_L: int | None,  # of all experiments with this model
@@ -71,12 +71,12 @@ def seconds_of(
     images = n["train"] * e.epochs + only_seen / 3
     return images * _seconds_an_image(_timed_experiment(e, largest_L))
 
-# %% ../../nbs/lib/05_training/31_plan.ipynb #training-plan-11
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c16
 def is_current(result: dict | None) -> bool:
     "Whether there is a result, computed by the present code."
     return result is not None and not result["stale"]
 
-
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c18
 def _largest_L(experiments: Sequence[Experiment]) -> dict[str, int | None]:
     "Model → the largest L that it has in these experiments."
     largest: dict[str, int | None] = {}
@@ -84,7 +84,7 @@ def _largest_L(experiments: Sequence[Experiment]) -> dict[str, int | None]:
         largest[e.model] = max(largest.get(e.model) or 0, e.L or 0) or None
     return largest
 
-
+# %% ../../nbs/lib/05_training/31_plan.ipynb #c21
 @assume_files_unchanged()
 def plan(
     experiments: Sequence[Experiment],

@@ -44,7 +44,7 @@ from .task import Task
 from .tensors import save_tensors
 from .weights import weights_checksum
 
-# %% ../../nbs/lib/05_training/29_run.ipynb #training-run-4
+# %% ../../nbs/lib/05_training/29_run.ipynb #c5
 def _version_of(package: str) -> str | None:
     "The installed version of a package; None if it isn't installed."
     try:
@@ -52,7 +52,7 @@ def _version_of(package: str) -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return None
 
-
+# %% ../../nbs/lib/05_training/29_run.ipynb #c7
 def provenance(
     task: Task,
     world: World,
@@ -81,7 +81,7 @@ def provenance(
         "seconds": round(seconds, 2),
     }
 
-# %% ../../nbs/lib/05_training/29_run.ipynb #training-run-7
+# %% ../../nbs/lib/05_training/29_run.ipynb #c11
 def _save_model(task: Task, model: nn.Module, directory: Path) -> None:
     "Weights, and beside them what a model must know of its images."
     data = task.data
@@ -96,7 +96,7 @@ def _save_model(task: Task, model: nn.Module, directory: Path) -> None:
     write_json(directory / "images.json", images)
     save_tensors(model.state_dict(), directory / "weights")
 
-
+# %% ../../nbs/lib/05_training/29_run.ipynb #c14
 def save_fitted(
     task: Task,
     fitted: Fitted,
@@ -130,7 +130,7 @@ def explained_failures(e: Experiment, device: torch.device) -> Iterator[None]:
             f"sys.exit({error.code!r})"
         ) from error
 
-# %% ../../nbs/lib/05_training/29_run.ipynb #training-run-13
+# %% ../../nbs/lib/05_training/29_run.ipynb #c22
 @dataclass(frozen=True)
 class RunOptions:
     "How a run is computed; none of it changes its numbers."
@@ -140,7 +140,7 @@ class RunOptions:
     wait: bool = True  # for another process that computes this run
     stop: Callable[[], bool] | None = None  # asked now and then whether to end
 
-
+# %% ../../nbs/lib/05_training/29_run.ipynb #c25
 def _fit_in(work: Path, e: Experiment, world: World, options: RunOptions) -> Fitted:
     "Train and test, telling in the run's folder how far it is."
 
@@ -154,7 +154,7 @@ def _fit_in(work: Path, e: Experiment, world: World, options: RunOptions) -> Fit
             return fit(e, world, show, work, options.stop)
         return fit(e, world)
 
-
+# %% ../../nbs/lib/05_training/29_run.ipynb #c26
 def compute(work: Path, e: Experiment, world: World, options: RunOptions) -> dict:
     "Compute a run that this world owns, and publish it; the stored result."
     started = time.perf_counter()
@@ -176,7 +176,7 @@ def compute(work: Path, e: Experiment, world: World, options: RunOptions) -> dic
 
     return from_main_process(world, publish_result)
 
-# %% ../../nbs/lib/05_training/29_run.ipynb #training-run-15
+# %% ../../nbs/lib/05_training/29_run.ipynb #c29
 def _join(device: torch.device, stop: object) -> World:
     "The processes that compute the run; they are left before Python ends."
     world = join_world(device)
@@ -190,7 +190,7 @@ def _join(device: torch.device, stop: object) -> World:
             )
     return world
 
-
+# %% ../../nbs/lib/05_training/29_run.ipynb #c32
 def compute_or_wait(e: Experiment, world: World, options: RunOptions, asked: float) -> dict:
     "Own the run and compute it, unless another process did so since it was `asked` for."
     wait = options.wait and world.size == 1
@@ -203,7 +203,7 @@ def compute_or_wait(e: Experiment, world: World, options: RunOptions, asked: flo
                 return result
         return compute(work, e, world, options)
 
-
+# %% ../../nbs/lib/05_training/29_run.ipynb #c35
 def run(
     e: Experiment,
     progress: ShowProgress

@@ -13,7 +13,7 @@ from .randomness import random_state, set_random_state
 from .state import TrainState
 from .trainer import Training
 
-# %% ../../nbs/lib/05_training/22_snapshots.ipynb #training-snapshots-4
+# %% ../../nbs/lib/05_training/22_snapshots.ipynb #c5
 def snapshot(
     t: Training,
 ) -> dict:  # tensors, numbers and text
@@ -26,7 +26,7 @@ def snapshot(
         "state": t.state.to_dict(),
     }
 
-
+# %% ../../nbs/lib/05_training/22_snapshots.ipynb #c8
 def resume(
     t: Training,
     saved: dict,  # as `snapshot` gives it
@@ -39,12 +39,12 @@ def resume(
     t.state = TrainState(**saved["state"])
     t.state.resumed += 1
 
-# %% ../../nbs/lib/05_training/22_snapshots.ipynb #training-snapshots-6
+# %% ../../nbs/lib/05_training/22_snapshots.ipynb #c15
 def copy_of_weights(t: Training) -> dict[str, Tensor]:
     "A copy of the model's state."
     return {name: v.detach().clone() for name, v in t.model.state_dict().items()}
 
-
+# %% ../../nbs/lib/05_training/22_snapshots.ipynb #c18
 def finite_weights(t: Training) -> bool:
     "Whether every weight and statistic of the model is finite."
     tensors = [v for v in t.model.state_dict().values() if v.is_floating_point() or v.is_complex()]

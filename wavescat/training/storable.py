@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .guard import Refused, guarded
 
-# %% ../../nbs/lib/05_training/26_storable.ipynb #training-storable-4
+# %% ../../nbs/lib/05_training/26_storable.ipynb #c5
 def _not_plain(value: object) -> str:
     "Why a value of a network's state is no plain tensor; empty if it is one."
     if not isinstance(value, Tensor):
@@ -28,7 +28,7 @@ def _not_plain(value: object) -> str:
         return str(value.dtype)
     return ""
 
-
+# %% ../../nbs/lib/05_training/26_storable.ipynb #c8
 def check_state(
     own: str,  # the network's name, FILE.py:FUNCTION
     model: nn.Module,
@@ -48,7 +48,7 @@ def check_state(
             )
     return state
 
-# %% ../../nbs/lib/05_training/26_storable.ipynb #training-storable-6
+# %% ../../nbs/lib/05_training/26_storable.ipynb #c12
 def check_parameters(own: str, model: nn.Module) -> None:
     "Raise `Refused` for a network that has nothing to learn, or can't be changed by an optimiser."
     for name, p in model.named_parameters():
@@ -60,7 +60,7 @@ def check_parameters(own: str, model: nn.Module) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise Refused(f"{own} has no parameters to learn")
 
-
+# %% ../../nbs/lib/05_training/26_storable.ipynb #c15
 def same_bits(a: Tensor, b: Tensor) -> bool:
     "Whether two tensors hold the same bits, NaN included."
     a, b = (t.detach().resolve_conj().resolve_neg().contiguous().view(-1) for t in (a, b))

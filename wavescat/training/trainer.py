@@ -37,14 +37,14 @@ from .state import TrainState
 from .task import Task, build_model
 from .weights import start_from
 
-# %% ../../nbs/lib/05_training/20_trainer.ipynb #training-trainer-4
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c5
 def to_device(model: nn.Module, e: Experiment, device: torch.device) -> nn.Module:
     "The model on a device, its weights in the experiment's order of memory."
     if e.channels_last:
         return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device)
 
-
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c8
 def starting_model(e: Experiment, device: torch.device) -> nn.Module:
     "The experiment's model on a device, with new weights from its seed, or the saved ones it asks for."
     seed_everything(e.seed)
@@ -77,7 +77,7 @@ def batches_of(
         batches(*test_images, parts.test),
     )
 
-# %% ../../nbs/lib/05_training/20_trainer.ipynb #training-trainer-9
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c16
 class Training:
     "A run in progress: model, optimiser, random numbers, batches, state."
 
@@ -94,9 +94,11 @@ class Training:
         self.model = starting_model(e, self.device)
         self.network: nn.Module = self.model
         self.train: Batches | Features
-        self.train, self.val, self.test = batches_of(self.task, parts, self.device)
+        self.val: Batches | Features
+        self.test: Batches | Features
+        self.train, self.val, self.test = images = batches_of(self.task, parts, self.device)
         if has_frozen_front(self.model) and e.augment == "none" and not e.mix:
-            _freeze_front(self)
+            _freeze_front(self, images)
         self.joined = distribute(world, self.network, unknown=".py:" in e.model)
         self.forward = torch.compile(self.joined) if e.compile else self.joined
         self.optimizer = optimizer(self.model, e)
@@ -112,13 +114,12 @@ class Training:
         "The rest of an epoch, see `train_epoch`."
         return train_epoch(self, after_step)
 
-
-def _freeze_front(t: Training) -> None:
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c18
+def _freeze_front(t: Training, images: tuple[Batches, Batches, Batches]) -> None:
     "Train the head alone, on features in place of images."
     t.network = head = FrozenFrontHead(t.model, t.world)
     t.train, t.val, t.test = (
-        Features(head.front, b, t.prepare, t.world, t.e.accumulate)
-        for b in (t.train, t.val, t.test)
+        Features(head.front, b, t.prepare, t.world, t.e.accumulate) for b in images
     )
 
 # %% ../../nbs/lib/05_training/20_trainer.ipynb #training-trainer-12
@@ -127,7 +128,7 @@ def finite_gradients(model: nn.Module) -> bool:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return all(bool(torch.isfinite(g).all()) for g in gradients)
 
-# %% ../../nbs/lib/05_training/20_trainer.ipynb #training-trainer-14
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c25
 def mixed(t: Training, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     "Images and labels after the experiment's mixing, if it has one."
     e = t.e
@@ -136,7 +137,7 @@ def mixed(t: Training, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     options = [] if e.mix_beta is None else [e.mix_beta]
     return MIXES[e.mix](x, y, len(t.data.classes), t.generator, *options)
 
-
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c28
 def add_gradients(t: Training, x: Tensor, target: Tensor, labels: Tensor) -> Tensor:
     "Add up the gradients of all parts of a batch; (2,): sum of losses and hits of the batch."
     e, world = t.e, t.world
@@ -175,7 +176,7 @@ def train_step(
     t.scaler.step(t.optimizer)
     t.scaler.update()
 
-# %% ../../nbs/lib/05_training/20_trainer.ipynb #training-trainer-20
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c39
 def _draw_order(t: Training) -> Tensor:
     "The order of the images in an epoch, with the experiment's batches."
     n, size = len(t.train), t.e.batch_size
@@ -184,7 +185,7 @@ def _draw_order(t: Training) -> Tensor:
         return order[: n // size * size]
     return order
 
-
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c42
 def train_epoch(
     t: Training,
     after_step: Callable[[], None],  # called after every step
@@ -209,7 +210,7 @@ def train_epoch(
     record = {"epoch": state.epoch, "lr": rate, "train_loss": loss}
     return record if t.data.targets else record | {"train_accuracy": 100 * hits}
 
-
+# %% ../../nbs/lib/05_training/20_trainer.ipynb #c47
 def epoch_is_trained(t: Training) -> bool:
     "Whether the last step of the present epoch is done, and only its record is missing."
     order, step = t.state.order, t.state.step

@@ -34,7 +34,7 @@ from .task import Task, build_model
 from .tensors import read_weights, save_tensors, tensor_file
 from .trainer import Training, to_device
 
-# %% ../../nbs/lib/05_training/27_trial.ipynb #training-trial-4
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c5
 @dataclass
 class Trial:
     "A network of somebody's own that is tried."
@@ -53,7 +53,7 @@ class Trial:
         plural = "s" if size > 1 else ""
         return f"{number} image{plural} of shape {self.t.task.input_shape}"
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c8
 def check_scores(trial: Trial, scores: object, size: int, images: str) -> None:
     "Raise `Refused` for what isn't a score for each class or target of each image."
     expected = (size, trial.outputs)
@@ -74,7 +74,7 @@ def check_scores(trial: Trial, scores: object, size: int, images: str) -> None:
             f"{trial.own} makes {dtype} of {images}, expected floating-point numbers: {each}"
         )
 
-# %% ../../nbs/lib/05_training/27_trial.ipynb #training-trial-6
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c13
 def take_images(
     t: Training,
     batches: Batches | Features,
@@ -85,7 +85,7 @@ def take_images(
     order = torch.arange(size) % len(batches)
     return next(iter(batches.in_order(size, augment or t.prepare, order)))
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c16
 @contextlib.contextmanager
 def explained_memory_order(e: Experiment) -> Iterator[None]:
     "Say what to do if the code inside can't take channels-last memory."
@@ -99,7 +99,7 @@ def explained_memory_order(e: Experiment) -> Iterator[None]:
             ) from error
         raise
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c19
 def try_test(trial: Trial, size: int) -> None:
     "Test on so many images at once. Raises `Refused`."
     t, images = trial.t, trial.describe(size)
@@ -145,7 +145,7 @@ def try_step(
     finally:
         t.forward = forward
 
-# %% ../../nbs/lib/05_training/27_trial.ipynb #training-trial-11
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c25
 def say_the_same(
     t: Training,
     models: tuple[nn.Module, nn.Module],
@@ -157,9 +157,10 @@ def say_the_same(
     for model in models:
         with isolated_randomness(0), torch.no_grad(), autocast(t.e, t.device):
             scores.append(model.train(training)(images).float())
-    return torch.allclose(*scores, rtol=1e-2, atol=1e-3, equal_nan=True)
+    ours, theirs = scores
+    return torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3, equal_nan=True)
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c28
 def _take_test_images(t: Training, size: int) -> Tensor:
     "So many images, also for a network whose features were computed before."
     batches, data = t.test, t.data
@@ -203,14 +204,14 @@ def try_storing(
                 "random's own functions, not by a generator of its own"
             )
 
-# %% ../../nbs/lib/05_training/27_trial.ipynb #training-trial-15
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c34
 _DECISIVE = (  # settings that decide whether a network works
     *("dataset", "size", "classes", "augment", "mix", "mix_beta", "model"),
     *("loss", "label_smoothing", "margin", "target_scale", "optimizer"),
     *("precision", "channels_last", "compile", "deterministic"),
 )
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c37
 @dataclass(frozen=True)
 class TrialSizes:
     "How many images at once a network is tried on."
@@ -219,7 +220,7 @@ class TrialSizes:
     testing: tuple[int, ...]
     n: int  # training images of the run
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c38
 def trial_sizes(task: Task, device: torch.device) -> TrialSizes:
     "The sizes of batches that a run has, and one and two images."
     e, parts = task.e, task.split
@@ -235,7 +236,7 @@ def trial_sizes(task: Task, device: torch.device) -> TrialSizes:
         n,
     )
 
-# %% ../../nbs/lib/05_training/27_trial.ipynb #training-trial-17
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c43
 def _build_from_seed(e: Experiment) -> nn.Module:
     "The network, built as if nothing had been drawn before."
     with isolated_randomness(e.seed):
@@ -259,7 +260,7 @@ def _try(e: Experiment, sizes: TrialSizes, device: torch.device, own: str) -> No
         build = functools.partial(_build_from_seed, e)
         try_storing(trial, build, min(max((*sizes.training, 2)), most))
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c46
 @functools.cache
 def try_own_network(
     e: Experiment,  # with the settings that decide whether it works, and no others
@@ -273,7 +274,7 @@ def try_own_network(
     with contextlib.suppress(torch.OutOfMemoryError):  # the run says what to lower
         _try(e, sizes, torch.device(device), own)
 
-
+# %% ../../nbs/lib/05_training/27_trial.ipynb #c48
 def check_own_network(
     task: Task,
     device: torch.device,  # where it would be run
