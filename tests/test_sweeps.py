@@ -25,7 +25,7 @@ from wavescat.training import pool
 from wavescat.training.checks import check
 from wavescat.training.grid import grid, read_grid
 from wavescat.training.results import cached_result
-from wavescat.training.sweep import Failed, sweep
+from wavescat.training.sweep import RunsFailed, sweep
 
 SMALL = dict(width=2, per_class=2, batch_size=16, augment="none", lr=0.01)
 SCRIPT = """
@@ -325,7 +325,7 @@ def test_failures_can_be_passed_over(store, cluster, tmp_path):
         None,
         "done",
     ]
-    with pytest.raises(Failed, match="1 of 2 runs failed.*wavescat runs show") as e:
+    with pytest.raises(RunsFailed, match="1 of 2 runs failed.*wavescat runs show") as e:
         sweep([bad, good], scheduler=cluster)
     assert list(e.value.failed) == [bad] and "Traceback" in failure(bad)["traceback"]
 

@@ -59,13 +59,13 @@ def refusing():
 def failing():
     "Turn the failure of a run into one line on stderr and exit status 1."
     from wavescat.runs.lock import Busy
-    from wavescat.training.sweep import Failed
+    from wavescat.training.sweep import RunsFailed
 
     try:
         yield
     except typer.Exit:
         raise
-    except (Failed, Busy) as error:
+    except (RunsFailed, Busy) as error:
         complain(error)
         raise typer.Exit(1) from None
     except Exception as error:

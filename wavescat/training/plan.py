@@ -21,6 +21,7 @@ from .checks import check
 from .distributed import default_device
 from .results import cached_result, cached_while_unchanged
 from .task import build_model, image_counts
+from .trainer import to_device
 
 # %% ../../nbs/lib/05_training/31_plan.ipynb #c5
 def _time_of_step(net, x, device) -> float:

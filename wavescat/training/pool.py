@@ -47,7 +47,7 @@ class Elsewhere(NamedTuple):
     last: float  # when to give up
     where: str = ""  # the worker that has computed it; empty: another sweep computes it
 
-
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-7b
 @dataclass
 class SweepState:
     "What has become of each run."
@@ -90,7 +90,7 @@ def _no_answer(client: "Client", future: "Future") -> Outcome:
         "wavescat must be installed there, in the same version",
     )
 
-
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-10b
 def outcome_of(client: "Client", future: "Future") -> Outcome:
     "How a run ended."
     if future.status == "finished":
@@ -104,7 +104,7 @@ def _note_failure(e: Experiment, text: str) -> None:
     with contextlib.suppress(Exception), claim(e, wait=False):
         raise RuntimeError(text)
 
-
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-12b
 def record_outcome(state: SweepState, e: Experiment, outcome: Outcome) -> None:
     "Note how a run ended. Raises `RuntimeError` if no worker can compute it."
     status, text = outcome
@@ -179,7 +179,7 @@ def _submit(client, state, job, number, ended) -> None:
         state.running[future] = e
         future.add_done_callback(ended.put)
 
-
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-20b
 def _stop(client, state) -> None:
     "Cancel the runs, and wait a little for their checkpoints."
     with contextlib.suppress(Exception):
@@ -188,7 +188,7 @@ def _stop(client, state) -> None:
         while state.epochs and time.monotonic() < last:
             time.sleep(0.05)
 
-
+# %% ../../nbs/lib/05_training/35_pool.ipynb #training-pool-20c
 def _new_job(todo) -> Job:
     "The code as it is now: it may be edited before the first run is done."
     for e in todo:

@@ -115,7 +115,7 @@ def _compute(e: Experiment, job: Job, worker, key, reporter: _Reporter) -> None:
     reporter.epoch(0, e.epochs)
     run(e, reporter.epoch, device, wait=False, stop=lambda: _is_cancelled(worker, key))
 
-
+# %% ../../nbs/lib/05_training/32_worker.ipynb #training-worker-23b
 def compute_on_worker(e: Experiment, job: Job) -> Outcome:
     "In a worker: compute a run. Raises nothing that the run raises."
     from distributed import get_worker
