@@ -121,6 +121,15 @@ def test_types(tmp_path):
     assert not wrong, f"{wrong}\n{done.stdout}"
 
 
+def test_the_table_of_tests_names_tests():
+    "tests/README.md: a test of each kind for each package."
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", text)
+    assert len(named) > 40
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / f"{file}.py").read_text(), (file, test)
+
+
 def test_tolerances_stand_in_one_table():
     "Tests name a kind of comparison; tests/tolerances.py has its numbers. Bits: 0."
     for path in (ROOT / "tests").glob("test_*.py"):
