@@ -67,13 +67,13 @@ def _plasma(side, decay, rng):
                 field[r, c] = np.mean(corners) + wibble * rng.uniform(-wibble, wibble)
         for r in range(0, side, half):
             for c in range((r + half) % mesh, side, mesh):
-                beside = [
+                neighbours = [
                     field[(r - half) % side, c],
                     field[(r + half) % side, c],
                     field[r, (c - half) % side],
                     field[r, (c + half) % side],
                 ]
-                field[r, c] = np.mean(beside) + wibble * rng.uniform(-wibble, wibble)
+                field[r, c] = np.mean(neighbours) + wibble * rng.uniform(-wibble, wibble)
         mesh, wibble = half, wibble / decay
     field -= field.min()
     return field / field.max()
@@ -127,7 +127,7 @@ def _zoom_blur(x, level, rng):
 
 
 def _snow(x, level, rng):
-    mean, sd, zoom, least, radius, sigma, kept = (
+    mean, sd, zoom, least, radius, sigma, remaining = (
         (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
         (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
         (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
@@ -139,7 +139,7 @@ def _snow(x, level, rng):
     flakes = _motion(
         np.floor(np.clip(flakes, 0, 1) * 255) / 255, radius, sigma, rng.uniform(-135, -45)
     )
-    pale = kept * x + (1 - kept) * np.maximum(
+    pale = remaining * x + (1 - remaining) * np.maximum(
         x, (x @ [0.299, 0.587, 0.114])[:, :, None] * 1.5 + 0.5
     )
     return pale + flakes + np.rot90(flakes, 2)

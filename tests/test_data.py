@@ -78,11 +78,9 @@ class Server:
                     else server.body
                 )
                 how = "cut off" if server.asked <= server.failing else server.how
-                said = {"says too much": len(body) + 1000, "says too little": len(body) // 2}.get(
-                    how, len(body)
-                )
+                lengths = {"says too much": len(body) + 1000, "says too little": len(body) // 2}
                 self.send_response(500 if how == "fails" else 200)
-                self.send_header("Content-Length", str(said))
+                self.send_header("Content-Length", str(lengths.get(how, len(body))))
                 self.end_headers()
                 try:
                     if how == "slow":
@@ -334,8 +332,8 @@ def test_nothing_is_unpickled_before_it_is_verified(cifar):
     ):
         load("cifar10")
     assert _left(cache_dir()) == before
-    whole, said = verify_set("cifar10")
-    assert not whole and sum("damaged" in line for line in said) == 1
+    whole, lines = verify_set("cifar10")
+    assert not whole and sum("damaged" in line for line in lines) == 1
 
 
 def test_a_file_is_missing(cifar):
@@ -408,8 +406,8 @@ def test_tiny_imagenet(tmp_path):
         load("tiny-imagenet")
     assert _left(cache_dir()) == before and verify_set("tiny-imagenet")[0] is False
     random_image(folder / "val" / "images" / "val_4.JPEG", 64)
-    good = folder / "train" / "n03" / "images" / "n03_5.JPEG"
-    good.write_bytes(good.read_bytes()[:200])
+    photograph = folder / "train" / "n03" / "images" / "n03_5.JPEG"
+    photograph.write_bytes(photograph.read_bytes()[:200])
     with pytest.raises(ValueError, match="n03_5.JPEG can't be decoded .*replace it"):
         load("tiny-imagenet")
     assert _left(cache_dir()) == before
@@ -842,14 +840,14 @@ def _lines(header, row, n=6):
 )
 def test_an_index_is_no_target(tmp_path, index):
     path = _table(tmp_path, _lines(f"{index},path,height", lambda i: f"{i},{i}.png,{i * i}"))
-    said = index or "column 1 (no name)"
+    message = index or "column 1 (no name)"
     with pytest.raises(
         ValueError, match="looks like an index.*remove it, or give it the name"
     ) as e:
         load(str(path))
-    assert f": {said} looks" in str(e.value) and "\n" not in str(e.value)
+    assert f": {message} looks" in str(e.value) and "\n" not in str(e.value)
     path = _table(tmp_path, _lines(f"{index},path,label", lambda i: f"{i},{i}.png,{'ab'[i % 2]}"))
-    assert load(str(path)).notes == (f"columns used: path, label; ignored: {said}",)
+    assert load(str(path)).notes == (f"columns used: path, label; ignored: {message}",)
 
 
 @pytest.mark.parametrize(
@@ -987,13 +985,13 @@ def test_what_the_columns_are_taken_for_is_said_once(tmp_path, capsys):
             lambda i: f"{i}.png,{i},{i * i},{'test' if i > 3 else 'train'}",
         ),
     )
-    said = "columns used: path, split; predicted as numbers: height, weight"
+    message = "columns used: path, split; predicted as numbers: height, weight"
     for _ in range(2):
-        assert load(str(path)).notes == (said,)
+        assert load(str(path)).notes == (message,)
         load.cache_clear()
-    assert capsys.readouterr().err.splitlines().count(f"list.csv: {said}") <= 1
+    assert capsys.readouterr().err.splitlines().count(f"list.csv: {message}") <= 1
     done = _command("data", "info", str(path))
-    assert said in done.stdout.splitlines() and f"list.csv: {said}" in done.stderr
+    assert message in done.stdout.splitlines() and f"list.csv: {message}" in done.stderr
 
 
 def test_small_and_missing_classes_are_said(tmp_path):
@@ -1258,11 +1256,11 @@ def test_covidx_files_with_blanks_and_beside_the_lists(monkeypatch):
     assert (
         "not the published split: 4 training images, 3 were published" in load("covidx-cxr").notes
     )
-    whole, said = verify_set("covidx-cxr")
+    whole, lines = verify_set("covidx-cxr")
     assert (
         not whole
-        and "4 of 3 training images; more than were published" in said
-        and "4 of 4 test images" in said
+        and "4 of 3 training images; more than were published" in lines
+        and "4 of 4 test images" in lines
     )
     (folder / "train.txt").write_text("5 a.png negative cohen\n5 a.png negative cohen\n")
     load.cache_clear()

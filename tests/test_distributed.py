@@ -258,11 +258,11 @@ def _together(processes, to):
         for rank in range(processes)
     ]
     try:
-        said = [p.communicate(timeout=500)[1] for p in started]
+        errors = [p.communicate(timeout=500)[1] for p in started]
     finally:
         for p in started:
             p.kill()
-    assert not any(p.returncode for p in started), said
+    assert not any(p.returncode for p in started), errors
     return [torch.load(f"{to}.{rank}") for rank in range(processes)]
 
 

@@ -105,7 +105,7 @@ def address(site):
 @pytest.fixture
 def tab(browser, address):
     "Opens pages; afterwards nothing was asked of another machine, and the console is empty."
-    said, contexts = [], []
+    problems, contexts = [], []
 
     def opened(width=1280, height=900, **kw):
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **kw))
@@ -115,25 +115,25 @@ def tab(browser, address):
             "request",
             lambda r: (
                 r.url.startswith((address, "data:", "file:", "about:"))
-                or said.append(f"asked for {r.url}")
+                or problems.append(f"asked for {r.url}")
             ),
         )
-        page.on("response", lambda r: r.status >= 400 and said.append(f"{r.status} {r.url}"))
+        page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
         page.on(
             "requestfailed",
-            lambda r: r.failure != "net::ERR_ABORTED" and said.append(f"failed {r.url}"),
+            lambda r: r.failure != "net::ERR_ABORTED" and problems.append(f"failed {r.url}"),
         )  # aborted: the reader went on
         page.on(
             "console",
-            lambda m: m.type in ("error", "warning") and said.append(f"console: {m.text}"),
+            lambda m: m.type in ("error", "warning") and problems.append(f"console: {m.text}"),
         )
-        page.on("pageerror", lambda e: said.append(f"error: {e}"))
+        page.on("pageerror", lambda e: problems.append(f"error: {e}"))
         return page
 
     yield opened
     for c in contexts:
         c.close()
-    assert not said, said
+    assert not problems, problems
 
 
 def _found(page, query):

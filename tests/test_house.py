@@ -121,6 +121,19 @@ def test_types(tmp_path):
     assert not wrong, f"{wrong}\n{done.stdout}"
 
 
+# names that a reader who doesn't know the author must guess at: say what the thing is
+GUESSED = {"told", "said", "waited", "tell", "arms", "drops", "beside", "heat", "good", "bare"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(ROOT / "tests").glob("*.py")], ids=lambda p: p.stem)
+def test_names_say_what_they_mean(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = {getattr(node, "arg", None), getattr(node, "name", None)}
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        assert not names & GUESSED, f"line {node.lineno}: {names & GUESSED}"
+
+
 def test_the_table_of_tests_names_tests():
     "tests/README.md: a test of each kind for each package."
     text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")

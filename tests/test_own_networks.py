@@ -315,7 +315,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_network_that_cannot_be_used(name, own, tmp_path):
     "One line, before anything is computed; this process is as it was."
-    source, settings, said = REFUSED[name]
+    source, settings, message = REFUSED[name]
     before = (
         torch.get_rng_state(),
         np.random.get_state()[1].tolist(),
@@ -325,7 +325,7 @@ def test_a_network_that_cannot_be_used(name, own, tmp_path):
         torch.get_num_threads(),
         torch.is_grad_enabled(),
     )
-    with pytest.raises(ValueError, match=re.escape(said)) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         run(own(source, **settings), device=CPU)
     assert "\n" not in str(error.value) and not list((tmp_path / "runs").glob("*.work"))
     after = (
@@ -359,12 +359,12 @@ SWEEP = ["sweep", *(f"{k}={v}" for k, v in SMALL.items()), "model=mine.py:net", 
     ],
 )
 def test_the_command_refuses_it_in_a_line(name, command, tmp_path):
-    source, settings, said = REFUSED[name]
+    source, settings, message = REFUSED[name]
     (tmp_path / "mine.py").write_text(source)
     done = wavescat(*command, store=tmp_path / "runs", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert (
         done.returncode == 2
-        and said in done.stderr
+        and message in done.stderr
         and done.stderr.count("\n") == 1
         and done.stderr.startswith("wavescat: ")
     ), done.stderr
@@ -520,7 +520,7 @@ def test_a_network_comes_back_as_it_was(name, files, own, monkeypatch):
     if files == "torch":
         for module in ("safetensors", "safetensors.torch"):
             monkeypatch.setitem(sys.modules, module, None)
-    e, kept = own(WORKS[name]), []
+    e, found = own(WORKS[name]), []
     for seed in (1, 2):
         torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
         expected = torch.rand(3), np.random.rand(3), random.random()
@@ -542,7 +542,7 @@ def test_a_network_comes_back_as_it_was(name, files, own, monkeypatch):
         )
         (stored,) = run_dir(e).glob("weights.*")
         assert stored.suffix == (".safetensors" if files == "safetensors" else ".pt")
-        kept.append(
+        found.append(
             (
                 {k: v.resolve_conj() for k, v in model.state_dict().items()},
                 result["train_loss"],
@@ -559,8 +559,8 @@ def test_a_network_comes_back_as_it_was(name, files, own, monkeypatch):
             "test_loss"
         ] == pytest.approx(result["test_loss"], rel=1e-5)
     assert (
-        all(torch.equal(v, kept[1][0][k]) for k, v in kept[0][0].items())
-        and kept[0][1:] == kept[1][1:]
+        all(torch.equal(v, found[1][0][k]) for k, v in found[0][0].items())
+        and found[0][1:] == found[1][1:]
     )
 
 
@@ -616,7 +616,7 @@ def test_a_new_head_of_tied_weights(own):
     assert torch.equal(before.b.weight, after.a.weight) and not torch.equal(
         before.head.weight, after.head.weight
     )
-    for init, forward, said in (
+    for init, forward, message in (
         (
             LINEAR.replace("head", "last") + "\nself.head = nn.Identity()",
             "return self.last(x.flatten(1))",
@@ -631,7 +631,7 @@ def test_a_new_head_of_tied_weights(own):
     ):
         e = own(_network(init, forward))
         run(e, device=CPU)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             check(
                 experiment(
                     **{
@@ -647,7 +647,7 @@ def test_a_new_head_of_tied_weights(own):
 def test_interrupted_it_goes_on_with_the_same_numbers(own, tmp_path, monkeypatch):
     "What NumPy, random and torch draw while it is trained is kept with the checkpoint."
     monkeypatch.setenv("WAVESCAT_CHECKPOINT_SECONDS", "0")
-    kept = []
+    found = []
     for at in (None, 3):
         monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / f"runs{at}"))
         e, asked = own(WORKS["by NumPy while it is trained"], epochs=4), []
@@ -658,13 +658,13 @@ def test_interrupted_it_goes_on_with_the_same_numbers(own, tmp_path, monkeypatch
             np.random.seed(9), random.seed(9), torch.manual_seed(9)
         result = run(e, device=CPU)
         assert result["resumed"] == bool(at)
-        kept.append(
+        found.append(
             [
                 (run_dir(e) / name).read_bytes()
                 for name in ("weights.safetensors", "history.json", "predictions.npy")
             ]
         )
-    assert kept[0] == kept[1]
+    assert found[0] == found[1]
 
 
 VIEW = REFUSED["a view of channels-last"][0]
@@ -682,11 +682,11 @@ def test_a_network_that_views_its_maps(own, tmp_path):
     e = own(VIEW, channels_last=False)
     assert plan([e], estimate=True)["seconds"] > 0
     run(e, device=CPU)
-    said = test_predictions(e)
-    assert (tested(e).probabilities.argmax(1) == said).all()
+    predicted = test_predictions(e)
+    assert (tested(e).probabilities.argmax(1) == predicted).all()
     Image.fromarray(load("textures").test[0][0]).save(tmp_path / "one.png")
     names, probabilities, _ = classify(e.identity, [tmp_path / "one.png"], CPU)
-    assert probabilities.shape == (1, 8) and probabilities[0].argmax() == said[0]
+    assert probabilities.shape == (1, 8) and probabilities[0].argmax() == predicted[0]
 
 
 def test_a_network_that_ends_the_program_in_the_middle(tmp_path):
@@ -709,8 +709,8 @@ def test_a_network_that_ends_the_program_in_the_middle(tmp_path):
         and "mine.py:net ended the program in the middle of its run, sys.exit(3)" in done.stderr
         and "Traceback" not in done.stderr
     ), done.stderr
-    (kept,) = (tmp_path / "runs").glob("*.work/failure.json")
-    assert "ended the program" in json.loads(kept.read_text())["error"]
+    (found,) = (tmp_path / "runs").glob("*.work/failure.json")
+    assert "ended the program" in json.loads(found.read_text())["error"]
 
 
 def test_what_a_file_prints_leaves_the_output_alone(tmp_path):

@@ -26,10 +26,10 @@ PAGES = [*STUDIES, "filters", "seeing", "speed", "stability", "throughput"]
 def visit(browser):
     def open_(path, width):
         page = browser.new_page(viewport={"width": width, "height": 900})
-        page.asked, page.said = [], []
+        page.asked, page.messages = [], []
         page.on("request", lambda r: page.asked.append(r.url))
-        page.on("console", lambda m: page.said.append(m.text))
-        page.on("pageerror", lambda e: page.said.append(str(e)))
+        page.on("console", lambda m: page.messages.append(m.text))
+        page.on("pageerror", lambda e: page.messages.append(str(e)))
         page.goto(path.as_uri())
         return page
 
@@ -40,7 +40,9 @@ def visit(browser):
 @pytest.mark.parametrize("name", [*(f"{s}/smoke.html" for s in PAGES), "index.html"])
 def test_page(smoke, visit, name, width):
     page = visit(smoke[0] / name, width)
-    assert [u for u in page.asked if not u.startswith(("data:", "file:"))] == [] and page.said == []
+    assert [
+        u for u in page.asked if not u.startswith(("data:", "file:"))
+    ] == [] and page.messages == []
     assert len([u for u in page.asked if u.startswith("file:")]) == 1, (
         "one file, and nothing beside it"
     )

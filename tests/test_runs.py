@@ -163,11 +163,11 @@ def test_run_again_computes_nothing(smoke, tmp_path):
     assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in store.rglob("*")} == before
     numbers = [json.loads((f / "variance" / "smoke.json").read_text()) for f in (folder, tmp_path)]
     assert numbers[0] == numbers[1]
-    kept = sorted((tmp_path / "figures" / "variance" / "smoke").iterdir())
+    stored = sorted((tmp_path / "figures" / "variance" / "smoke").iterdir())
     assert (
-        len(kept) == 2 * (tmp_path / "variance" / "smoke.html").read_text().count("<img ") > 0
-        and all(p.read_bytes()[:4] == (b"%PDF" if p.suffix == ".pdf" else b"<?xm") for p in kept)
-        and kept[0].name.startswith("01-")
+        len(stored) == 2 * (tmp_path / "variance" / "smoke.html").read_text().count("<img ") > 0
+        and all(p.read_bytes()[:4] == (b"%PDF" if p.suffix == ".pdf" else b"<?xm") for p in stored)
+        and stored[0].name.startswith("01-")
     )
     assert "headline" in first.stdout and str(folder / "index.html") in first.stdout
 
@@ -414,13 +414,13 @@ def test_stopped_and_gone_on(how, tmp_path):
         time.sleep(0.05)
     process.send_signal(how)
     process.communicate(timeout=60)
-    kept = finished()
+    stored = finished()
     assert (
-        process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL) and 2 <= kept < 6
+        process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL) and 2 <= stored < 6
     )
     time.sleep(3)  # kernels and workers notice that they are alone
     after = finished()
-    assert after <= kept + 1, "a worker went on alone"
+    assert after <= stored + 1, "a worker went on alone"
     done = subprocess.run([*args, "--dry-run"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert f"6 runs, {after} stored" in done.stdout, done.stdout
     done = subprocess.run(args, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)

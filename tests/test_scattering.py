@@ -289,11 +289,11 @@ def test_recomputing_gives_the_same_gradients(engine):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured under Linux")
 def test_recomputing_saves_memory():
-    kept, again = (
+    held, again = (
         memory(Case(32, 2, 64, gradients=True), engine)["beyond"]
         for engine in ("wavescat", "recomputing")
     )
-    assert again < kept / 2
+    assert again < held / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured under Linux")

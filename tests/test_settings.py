@@ -208,7 +208,7 @@ def test_a_setting_has_an_effect(field, folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, message",
     [
         (dict(margin=2.0), "margin goes with loss=hinge or squared-hinge"),
         (dict(loss="mse", label_smoothing=0.1), "label_smoothing goes with loss=cross-entropy"),
@@ -247,10 +247,10 @@ def test_a_setting_has_an_effect(field, folder, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_setting_without_effect_is_refused(settings, said):
+def test_a_setting_without_effect_is_refused(settings, message):
     import re
 
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         check(
             experiment(**{**dict(model="linear", per_class=2, epochs=2, batch_size=8), **settings}),
             CPU,
@@ -264,10 +264,10 @@ def test_a_split_of_a_file_has_no_seed(tmp_path):
 
     e = experiment(model="linear", per_class=2, epochs=2, batch_size=8)
     save_split(split_of(e), load("textures"), tmp_path / "s.json")
-    kept = dict(model="linear", split=str(tmp_path / "s.json"), epochs=2, batch_size=8)
-    check(experiment(**kept), CPU)
+    stored = dict(model="linear", split=str(tmp_path / "s.json"), epochs=2, batch_size=8)
+    check(experiment(**stored), CPU)
     with pytest.raises(ValueError, match="says which images train: leave split_seed out"):
-        check(experiment(**kept, split_seed=1), CPU)
+        check(experiment(**stored, split_seed=1), CPU)
 
 
 OF_A_MODEL = {

@@ -301,7 +301,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
         "def three(shape, num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 3))\n"
     )
-    for entries, said in (
+    for entries, message in (
         ("no.py:number", "no.py:number returned int, expected a torch module"),
         (
             "scattering-linear, no.py:broken",
@@ -329,7 +329,7 @@ def test_the_challenge_takes_a_function_of_ones_own(smoke, tmp_path):
         )
         assert (
             done.returncode == 2
-            and said in done.stderr
+            and message in done.stderr
             and len(done.stderr.strip().splitlines()) == 1
             and not (tmp_path / "no").exists()
         ), done.stderr
@@ -378,10 +378,10 @@ def test_the_time_of_a_head_whose_first_layer_is_frozen(tmp_path, monkeypatch):
     from wavescat.training.plan import plan
 
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path))
-    told = plan(
+    reported = plan(
         [experiment(model="scattering-linear-no-affine", per_class=2, epochs=1)], estimate=True
     )
-    assert told["runs"] == 1 and told["seconds"] > 0
+    assert reported["runs"] == 1 and reported["seconds"] > 0
 
 
 def test_published_protocols_of_the_other_sets():

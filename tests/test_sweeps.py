@@ -205,8 +205,8 @@ def test_killed_workers_change_nothing(start, store, cluster, tmp_path, monkeypa
         if victims != [None]:
             os.kill(victims[least % len(victims)], signal.SIGKILL)
             killed += 1
-    said = process.communicate(timeout=90)[1]
-    assert process.returncode == 0 and killed == 3 and "Traceback" not in said, said
+    message = process.communicate(timeout=90)[1]
+    assert process.returncode == 0 and killed == 3 and "Traceback" not in message, message
     monkeypatch.setenv("WAVESCAT_RUNS", str(tmp_path / "undisturbed"))
     es = read_grid(settings.split())
     results = sweep(es, scheduler=cluster)
@@ -260,15 +260,15 @@ def test_code_that_is_edited_meanwhile(start, store, tmp_path):
 def test_runs_that_fail(start, store):
     "One raises and one kills its process: both are stored as failed, and the rest is done."
     process = start(texts(epochs=1, seed="12-15"), 2)
-    said = process.communicate(timeout=90)[1]
-    last = said.strip().splitlines()[-1]
+    message = process.communicate(timeout=90)[1]
+    last = message.strip().splitlines()[-1]
     raised, killer = (experiment(**SMALL, epochs=1, seed=s) for s in (14, 13))
     assert (
         process.returncode == 1
         and "2 of 4 runs failed: " in last
         and f"{raised.identity} seed=14: MemoryError: no room" in last
         and f"{killer.identity} seed=13: its worker died 4 times" in last
-    ), said
+    ), message
     assert (
         "in watched" in failure(raised)["traceback"] and "died 4 times" in failure(killer)["error"]
     )
@@ -308,7 +308,7 @@ def test_failures_can_be_passed_over(store, cluster, tmp_path):
     for i in range(12):
         (tmp_path / "own" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * i).save(tmp_path / "own" / "ab"[i % 2] / f"{i}.png")
-    bad, good = (
+    bad, sound = (
         experiment(
             dataset=str(tmp_path / "own"),
             width=2,
@@ -321,12 +321,12 @@ def test_failures_can_be_passed_over(store, cluster, tmp_path):
     )
     check(bad)
     shutil.rmtree(tmp_path / "own")  # what is checked, and isn't there where it is computed
-    assert [r and r["status"] for r in sweep([bad, good], scheduler=cluster, strict=False)] == [
+    assert [r and r["status"] for r in sweep([bad, sound], scheduler=cluster, strict=False)] == [
         None,
         "done",
     ]
     with pytest.raises(RunsFailed, match="1 of 2 runs failed.*wavescat runs show") as e:
-        sweep([bad, good], scheduler=cluster)
+        sweep([bad, sound], scheduler=cluster)
     assert list(e.value.failed) == [bad] and "Traceback" in failure(bad)["traceback"]
 
 
@@ -379,13 +379,13 @@ def test_ctrl_c(whom, start, store):
     )
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT) if whom == "group" else process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=15)[1]
+    message = process.communicate(timeout=15)[1]
     assert (
         process.returncode == 130
-        and "Traceback" not in said
-        and "Error" not in said
+        and "Traceback" not in message
+        and "Error" not in message
         and time.monotonic() - began < 8
-    ), said
+    ), message
     until(lambda: not session(process.pid), 5)
     es = grid(**SMALL, epochs=3000, seed=range(4))
     assert [(work_dir(e) / "checkpoint.pt").exists() for e in es] == [

@@ -386,9 +386,9 @@ def test_two_processes_at_once_and_one_killed(store):
         "RUNNING",
     ]
     both = [start("-c", MIRROR) for _ in range(2)]
-    said = [p.communicate(timeout=60) for p in both]
-    assert all(p.returncode == 0 for p in both) and [e for _, e in said] == ["", ""], said
-    done = [json.loads(o) for o, _ in said]
+    printed = [p.communicate(timeout=60) for p in both]
+    assert all(p.returncode == 0 for p in both) and [e for _, e in printed] == ["", ""], printed
+    done = [json.loads(o) for o, _ in printed]
     assert sorted((d["logged"], d["already"]) for d in done) == [(0, 6), (5, 1)]
     runs = shown()
     assert len(runs) == 6 and {r.info.status for r in runs.values()} == {"FINISHED"}
@@ -465,12 +465,12 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
     port = free_port("127.0.0.1", 0)
     p = start("-c", f"from wavescat.runs.mlflow_server import serve; serve({port})")
     try:
-        said = p.stdout.readline()
-        assert said == (
+        printed = p.stdout.readline()
+        assert printed == (
             "MLflow shows 4 runs at "
             f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning (Ctrl-C "
             "ends it)\n"
-        ), said + p.stderr.read()
+        ), printed + p.stderr.read()
         with pytest.raises(ValueError, match=f"^port {port} of 127.0.0.1 can't be had: [^\n]*$"):
             serve(port)
         page = browser.new_page(viewport={"width": 1500, "height": 800})
@@ -478,7 +478,7 @@ def test_the_page_in_a_browser(store, browser, tmp_path):
         page.on("request", lambda r: asked.append(r.url))
         page.on("pageerror", lambda e: errors.append(str(e)))
         place = client().get_experiment_by_name("wavescat").experiment_id
-        page.goto(said.split(" at ")[1].split()[0])
+        page.goto(printed.split(" at ")[1].split()[0])
         for s in (0, 1, 2, 7):
             page.get_by_text(f"scatresnet18 L=8 per_class=10 seed={s}").first.wait_for(
                 timeout=30_000
@@ -535,11 +535,11 @@ def test_a_store_of_any_name(tmp_path, monkeypatch, store):
     assert list((named / ".mlflow" / "artifacts").rglob("result.json")) and [
         p.name for p in tmp_path.iterdir()
     ] == [named.name]
-    said = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-m", "mlflow", "experiments", "search"],
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, "MLFLOW_TRACKING_URI": uri()},
     )
-    assert said.returncode == 0 and "wavescat" in said.stdout, said.stderr
+    assert printed.returncode == 0 and "wavescat" in printed.stdout, printed.stderr

@@ -196,7 +196,7 @@ for _ in range(2):
 finite = all(v.isfinite().all() for v in load_model(e).state_dict().values())
 print(e.identity, result["status"], result["resumed"], finite)
 """
-    said = {}
+    printed = {}
     for how in ("whole", "stopped"):
         done = subprocess.run(
             [sys.executable, "-c", code, how],
@@ -211,9 +211,12 @@ print(e.identity, result["status"], result["resumed"], finite)
             },
         )
         assert done.returncode == 0, done.stderr
-        said[how] = done.stdout.split()
-    assert [s[1:] for s in said.values()] == [["diverged", "0", "True"], ["diverged", "1", "True"]]
-    identity = said["whole"][0]
+        printed[how] = done.stdout.split()
+    assert [s[1:] for s in printed.values()] == [
+        ["diverged", "0", "True"],
+        ["diverged", "1", "True"],
+    ]
+    identity = printed["whole"][0]
     assert (tmp_path / "whole" / identity / "weights.safetensors").read_bytes() == (
         tmp_path / "stopped" / identity / "weights.safetensors"
     ).read_bytes()
@@ -272,13 +275,13 @@ for _ in range(3): print(*(round(t.epoch(lambda: None)["train_loss"], 3) for t i
 def test_what_no_launcher_made_and_what_cannot_train_is_refused(tmp_path):
     from PIL import Image
 
-    for env, said in (
+    for env, message in (
         ({"WORLD_SIZE": "2"}, "no launcher says"),
         ({"WORLD_SIZE": "abc"}, "isn't a number of processes"),
         ({"WAVESCAT_CHECKPOINT_SECONDS": "abc"}, "WAVESCAT_CHECKPOINT_SECONDS=abc"),
     ):
         done = wavescat("train", *TINY, "-p", "epochs=1", store=tmp_path / "s", env=env)
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, (
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
             done.stderr
         )
     done = wavescat("train", *TINY, "-p", "epochs=1", store=tmp_path / "s", env={"RANK": "1"})
@@ -439,8 +442,8 @@ def test_poisoned_weights(tmp_path):
 def test_starting_from_saved_weights(trained, tmp_path):
     store, (first, *_) = trained
     done = wavescat("train", *TINY, "-p", "epochs=0", "-p", f"weights={first[:8]}", store=store)
-    said = json.loads((store / first / "result.json").read_text())["test_accuracy"]
-    assert done.returncode == 0 and f"{said:,.6g}" in done.stdout, done.stderr
+    accuracy = json.loads((store / first / "result.json").read_text())["test_accuracy"]
+    assert done.returncode == 0 and f"{accuracy:,.6g}" in done.stdout, done.stderr
     done = wavescat(
         "train",
         *TINY,
@@ -716,7 +719,7 @@ def test_weights_from_elsewhere(tmp_path):
         torch.equal(trained[k], v) for k, v in own.items() if not k.startswith("head.")
     ) and trained["head.weight"].shape == (2, 512)
     other = tmp_path / "other.safetensors"
-    for args, said in (
+    for args, message in (
         (("resnet18", other), "unknown pre-trained model"),
         (("resnet50", other, "--from", tmp_path / "theirs.pth"), "doesn't hold resnet50"),
         (("resnet50", other, "--from", tmp_path / "none.pth"), "no weights at"),
@@ -730,7 +733,7 @@ def test_weights_from_elsewhere(tmp_path):
         done = wavescat("weights", *args, store=tmp_path / "s")
         assert (
             done.returncode == 2
-            and said in done.stderr
+            and message in done.stderr
             and len(done.stderr.strip().splitlines()) == 1
             and not other.exists()
         ), done.stderr

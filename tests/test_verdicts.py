@@ -238,10 +238,10 @@ def test_correction_is_over_all_comparisons():
     assert alone.p_holm[0] == alone.p[0] == among.p[0] < among.p_holm[0] == 10 * among.p[0]
 
 
-@pytest.mark.parametrize("good, words", [(1, "Better: Scat"), (-1, "Worse: Scat")])
-def test_which_sign_is_good(good, words):
+@pytest.mark.parametrize("sign, words", [(1, "Better: Scat"), (-1, "Worse: Scat")])
+def test_which_sign_is_better(sign, words):
     table = compare_pairs([Pair("Scat", [70.0, 71.0, 70.4], [60.0, 61.0, 60.7])])
-    text = count_verdict(table, "ResNet-18", "here", good=good)
+    text = count_verdict(table, "ResNet-18", "here", better_sign=sign)
     assert words in text and "Of 1 comparisons with ResNet-18" in text
 
 

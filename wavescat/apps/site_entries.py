@@ -71,17 +71,17 @@ class Argument(NamedTuple):
     stars: str  # "*" or "**" before the name
 
 
-def _arguments(given):
+def _arguments(arguments):
     "The parameters of a function, and the place from which they are given by name only."
-    plain = [*given.posonlyargs, *given.args]
-    defaults = [None] * (len(plain) - len(given.defaults)) + given.defaults
+    plain = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + arguments.defaults
     found = [Argument(node, default, "") for node, default in zip(plain, defaults)]
-    if given.vararg:
-        found.append(Argument(given.vararg, None, "*"))
-    by_name = None if given.vararg or not given.kwonlyargs else len(found)
-    found += [Argument(n, d, "") for n, d in zip(given.kwonlyargs, given.kw_defaults)]
-    if given.kwarg:
-        found.append(Argument(given.kwarg, None, "**"))
+    if arguments.vararg:
+        found.append(Argument(arguments.vararg, None, "*"))
+    by_name = None if arguments.vararg or not arguments.kwonlyargs else len(found)
+    found += [Argument(n, d, "") for n, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    if arguments.kwarg:
+        found.append(Argument(arguments.kwarg, None, "**"))
     return found, by_name
 
 # %% ../../nbs/lib/09_apps/20_site_entries.ipynb #site-entries-9

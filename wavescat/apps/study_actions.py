@@ -63,14 +63,14 @@ class StudyPlan:
 def plan_studies(
     studies: list[str],  # names, or all; empty: all
     preset: str,
-    given: Mapping[str, str],  # parameters set by hand
+    overrides: Mapping[str, str],  # parameters set by hand
     estimate: bool = False,  # also how long the computing takes
 ) -> StudyPlan:
     "The plan of some studies. Raises `ValueError` for what can't be run."
     names = study_names() if not studies or "all" in studies else studies
     for name in names:
         choose(name, dict.fromkeys(study_names()), "study")
-    chosen = {name: resolve(name, preset, given) for name in names}
+    chosen = {name: resolve(name, preset, overrides) for name in names}
     experiments = {name: experiments_of(name, values) for name, values in chosen.items()}
     together = [e for of_study in experiments.values() for e in of_study]
     plans = {name: plan(of_study, estimate) for name, of_study in experiments.items()}
@@ -136,14 +136,14 @@ def write_pages(
 def compute_studies(
     studies: list[str],
     preset: str,
-    given: Mapping[str, str],
+    overrides: Mapping[str, str],
     workers: int,
     scheduler: str | None = None,  # address of a Dask scheduler
 ) -> None:
     "Compute every run that the studies need and that isn't stored."
     planned: set[Experiment] = set()
     while True:
-        experiments = plan_studies(studies, preset, given).experiments
+        experiments = plan_studies(studies, preset, overrides).experiments
         if set(experiments) <= planned:
             return
         planned = set(experiments)
@@ -185,8 +185,8 @@ def run_studies(
     "Compute what isn't stored, and write the pages."
     workers = computing.workers or default_workers()
     with refusing():
-        given = read_pairs(settings)
-        asked = plan_studies(studies, preset, given, estimate=dry_run)
+        overrides = read_pairs(settings)
+        asked = plan_studies(studies, preset, overrides, estimate=dry_run)
         if dry_run:
             print_plans(asked, workers)
             return
@@ -195,7 +195,7 @@ def run_studies(
         if asked.total["stored"] < asked.total["runs"]:
             check_kernel()  # if no page can be made, this is said before hours of computing
     with failing(), refusing():
-        compute_studies(studies, preset, given, workers, computing.scheduler)
+        compute_studies(studies, preset, overrides, workers, computing.scheduler)
     log_to_mlflow()
     measuring = {
         name
@@ -227,8 +227,8 @@ def report_studies(
 ) -> None:
     "Write the pages from stored runs. Nothing is computed; what is missing is told."
     with refusing():
-        given = {**read_pairs(settings), "compute": "false"}
-        asked = plan_studies(studies, preset, given)
+        overrides = {**read_pairs(settings), "compute": "false"}
+        asked = plan_studies(studies, preset, overrides)
         empty = _studies_without_runs(asked, studies, preset)
         folder = reports_folder(pages.reports, computes=False)
         figures = pages.figures and writable_folder(pages.figures, "--figures")

@@ -24,8 +24,11 @@ def spline_coefficients(
     n: int,  # values
 ) -> Tensor:  # (n, n), float64
     "The matrix from n values to the coefficients of the cubic spline through them, mirrored."
-    beside = torch.ones(n - 1, dtype=torch.float64)
-    values = torch.eye(n, dtype=torch.float64) * 4 / 6 + (beside.diag(1) + beside.diag(-1)) / 6
+    off_diagonal = torch.ones(n - 1, dtype=torch.float64)
+    values = (
+        torch.eye(n, dtype=torch.float64) * 4 / 6
+        + (off_diagonal.diag(1) + off_diagonal.diag(-1)) / 6
+    )
     values[0, 1] = values[-1, -2] = 2 / 6
     return values.inverse()
 

@@ -110,11 +110,11 @@ def accuracy_drops(
     label: str = "accuracy lost, points",
 ) -> Figure:
     "What each model loses by each corruption: means with 95 % intervals."
-    rows = list(dict.fromkeys(name for drops in groups.values() for name in drops))
+    rows = list(dict.fromkeys(name for losses in groups.values() for name in losses))
     fig, ax = figure(figsize=(7.5, 0.34 * len(rows) + 1.2))
-    for i, (name, drops) in enumerate(groups.items()):
+    for i, (name, losses) in enumerate(groups.items()):
         positions = np.arange(len(rows)) + 0.5 * ((i + 0.5) / len(groups) - 0.5)
-        samples = [drops.get(row, []) for row in rows]
+        samples = [losses.get(row, []) for row in rows]
         style = {"ms": 5, "capsize": 2, "ls": "", "label": plain_text(name), **series_style(i)}
         draw_means(ax, positions, samples, horizontal=True, **style)
     ax.axvline(0, color="0.35", lw=1)

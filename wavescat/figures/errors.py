@@ -45,9 +45,9 @@ def _draw_rates(
     ax.set(title=title, xlabel="misclassified, %", xlim=(0, 100))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+    label_style = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     for i, r in enumerate(rows):
-        ax.annotate(f"{r['errors']} of {r['images']}", (r["error rate, %"], i), **beside)
+        ax.annotate(f"{r['errors']} of {r['images']}", (r["error rate, %"], i), **label_style)
         if r["class"] in images:
             _draw_thumbnail(ax, images[r["class"]], i)
 

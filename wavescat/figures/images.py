@@ -72,14 +72,14 @@ def _draw_map(
     title: str | None,
 ) -> AxesImage:
     "A saliency map alone and over its image."
-    heat = saliency / (saliency.max() or 1)
-    alone, over = axes
-    drawn = alone.imshow(heat, cmap="cividis", vmin=0, vmax=1)
-    draw_image(over, image)
-    over.imshow(heat, cmap="cividis", vmin=0, vmax=1, alpha=0.55)
+    intensity = saliency / (saliency.max() or 1)
+    map_axes, overlay_axes = axes
+    drawn = map_axes.imshow(intensity, cmap="cividis", vmin=0, vmax=1)
+    draw_image(overlay_axes, image)
+    overlay_axes.imshow(intensity, cmap="cividis", vmin=0, vmax=1, alpha=0.55)
     if title is not None:
-        alone.set_title(title, fontsize=8)
-        over.set_title("over the image", fontsize=8)
+        map_axes.set_title(title, fontsize=8)
+        overlay_axes.set_title("over the image", fontsize=8)
     return drawn
 
 

@@ -38,9 +38,9 @@ def spectral_distances(
     b: Tensor,  # ψ̂, (K′, M, N) real
 ) -> Tensor:  # (K, K′), relative to the norms of a
     "Distance of every spectrum to every other or its mirror image, whichever is nearer."
-    mirrored = b.flip(-2, -1).roll((1, 1), (-2, -1))
+    reflected = b.flip(-2, -1).roll((1, 1), (-2, -1))
     rows = a.flatten(1)
-    distances = (torch.cdist(rows, other.flatten(1)) for other in (b, mirrored))
+    distances = (torch.cdist(rows, other.flatten(1)) for other in (b, reflected))
     return torch.minimum(*distances) / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 # %% ../../nbs/lib/07_figures/18_matching.ipynb #figures-matching-11

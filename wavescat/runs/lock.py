@@ -40,11 +40,11 @@ def _acquire(e: Experiment, wait: bool):
         try:
             lock.acquire(timeout=1 if wait else 0)
         except Timeout:
-            said = f"{e.identity} is being computed by {owner_name(work)}"
+            message = f"{e.identity} is being computed by {owner_name(work)}"
             if not wait:
-                raise Busy(said) from None
+                raise Busy(message) from None
             if not announced:
-                print(f"wavescat: {said}; waiting for it", file=sys.stderr)
+                print(f"wavescat: {message}; waiting for it", file=sys.stderr)
             announced = True
             continue
         except FileNotFoundError:

@@ -138,9 +138,9 @@ def predictions(plan: Plan, runs: Runs) -> Predictions:
     found: Predictions = {}
     for (split, model), group in plan.groups.items():
         counted = runs.counted(group)
-        said = {e: torch.from_numpy(test_predictions(e)) for e in counted}
-        found[split, model] = said
-        found[split, adding_up(model)] = {e: consistent(y) for e, y in said.items()}
+        predictions = {e: torch.from_numpy(test_predictions(e)) for e in counted}
+        found[split, model] = predictions
+        found[split, adding_up(model)] = {e: consistent(y) for e, y in predictions.items()}
     for split in plan.splits:
         group = plan.groups[split, plan.reference]
         one_seed = [e for e in group if e.seed == group[0].seed]  # the same for every seed
@@ -152,9 +152,11 @@ def predictions(plan: Plan, runs: Runs) -> Predictions:
 Scores = dict[tuple[str, str], dict[Experiment, float]]  # (split, predictor) → weighted R² by run
 
 
-def scores_of(said: Predictions) -> Scores:
+def scores_of(predictions: Predictions) -> Scores:
     "The weighted R² of every predictor on every test set."
-    return {key: {e: weighted_r2(y, truth(e)) for e, y in by.items()} for key, by in said.items()}
+    return {
+        key: {e: weighted_r2(y, truth(e)) for e, y in by.items()} for key, by in predictions.items()
+    }
 
 # %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-target-names
 def target_names(plan: Plan) -> list[str]:
@@ -174,21 +176,23 @@ def _per_target(plan: Plan, by: Mapping, measure, title: str, digits: int) -> di
     }
 
 
-def score_rows(plan: Plan, said: Predictions, scores: Scores) -> list[dict]:
+def score_rows(plan: Plan, predictions: Predictions, scores: Scores) -> list[dict]:
     "The study's main table: a row for each split and predictor."
     rows, title = [], "RMSE {}, " + unit_of(plan)
     for split in plan.splits:
         for name in predictors(plan):
             values_ = list(scores[split, name].values())
             row = {"split": split, "predictor": name, "weighted R²": format_mean_ci(values_, 3)}
-            row |= _per_target(plan, said[split, name], rmse, title, 1)
+            row |= _per_target(plan, predictions[split, name], rmse, title, 1)
             rows.append(row | {"test sets": len(values_)})
     return rows
 
 # %% ../../nbs/lib/08_studies/34_biomass.ipynb #34-biomass-show-scores
-def show_scores(plan: Plan, said: Predictions, scores: Scores) -> list[dict]:  # the main table
+def show_scores(
+    plan: Plan, predictions: Predictions, scores: Scores
+) -> list[dict]:  # the main table
     "Scores and errors, and the share of variance that is explained."
-    rows = score_rows(plan, said, scores)
+    rows = score_rows(plan, predictions, scores)
     page.show_table(
         rows,
         "Mean over test sets and seeds ± half the 95 % interval; weighted R² is 1 at best and 0 "
@@ -196,7 +200,7 @@ def show_scores(plan: Plan, said: Predictions, scores: Scores) -> list[dict]:  #
         f"{unit_of(plan)}",
     )
     explained = [
-        {"split": s, "predictor": n} | _per_target(plan, said[s, n], r2, "R² {}", 2)
+        {"split": s, "predictor": n} | _per_target(plan, predictions[s, n], r2, "R² {}", 2)
         for s in plan.splits
         for n in predictors(plan)
     ]

@@ -103,17 +103,17 @@ def verdict(plan: Plan, table: pd.DataFrame) -> str:
     return " ".join(filter(None, sentences))
 
 # %% ../../nbs/lib/08_studies/39_biomass_verdict.ipynb #39-biomass-verdict-show-against-truth
-def show_against_truth(plan: Plan, said: Predictions) -> None:
+def show_against_truth(plan: Plan, predictions: Predictions) -> None:
     "Every test image of the first split as a point."
     split, names = plan.splits[0], target_names(plan)
     pairs = {}
     for model in plan.models:
-        by = said[split, model]
+        by = predictions[split, model]
         if not by:
             return
         true = np.concatenate([truth(e).numpy() for e in by])
-        told = np.concatenate([y.numpy() for y in by.values()])
-        pairs[model] = {n: (true[:, i], told[:, i]) for i, n in enumerate(names)}
+        predicted = np.concatenate([y.numpy() for y in by.values()])
+        pairs[model] = {n: (true[:, i], predicted[:, i]) for i, n in enumerate(names)}
     page.show_figure(
         figures.predicted_vs_true(pairs, unit_of(plan)),
         f"Test images of all test sets, {_in_words(split)}: on the line, a prediction is right. "
@@ -124,7 +124,7 @@ def show_against_truth(plan: Plan, said: Predictions) -> None:
 _PUBLISHED = {"resnet18-imagenet": "resnet18", "scatresnet18-imagenet": "scatresnet18"}
 
 
-def show_published(plan: Plan, said: Predictions) -> None:
+def show_published(plan: Plan, predictions: Predictions) -> None:
     "Published errors, beside ours where the images are the same."
     paper = published("biomass")
     if plan.p.dataset != "csiro-biomass":
@@ -138,7 +138,7 @@ def show_published(plan: Plan, said: Predictions) -> None:
         return
     rows = []
     for name in (*plan.models, MEAN, ZERO):
-        by = said.get(("stratified", name), {})
+        by = predictions.get(("stratified", name), {})
         squared = [5 * float(((y - truth(e)) / 2000).square().mean()) for e, y in by.items()]
         theirs = paper.get(_PUBLISHED.get(plan.models.get(name, {}).get("model", "")))
         rows.append(

@@ -149,12 +149,12 @@ def count_verdict(
     place: str,  # as of `largest_differences`
     words: tuple[str, str] = ("are better", "worse"),
     titles: tuple[str, str] = ("Better", "Worse"),
-    good: int = 1,  # the sign of a difference that is good: −1 for losses
+    better_sign: int = 1,  # the sign of a difference that is good: −1 for losses
 ) -> str:
     "How many comparisons are better and worse, and the largest of each."
     if not is_tested(table):
         return CANNOT_TELL
-    better, worse = shown_rows(table, good), shown_rows(table, -good)
+    better, worse = shown_rows(table, better_sign), shown_rows(table, -better_sign)
     text = (
         f"Of {int(table.p.notna().sum())} comparisons with {reference}, {len(better)} {words[0]} "
         f"and {len(worse)} {words[1]} after Holm's correction."

@@ -30,9 +30,9 @@ def make_pages(
 ) -> Iterator[tuple[str, dict | PageFailed]]:  # study, and its results or why it has no page
     "Make the pages of studies; every one is tried."
     threads = max(1, (os.cpu_count() or 1) // 2)
-    with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as measuring_pool, ThreadPoolExecutor(2) as pool:
         pages = {
-            name: alone.submit(make, name, parameters, folder, figures)
+            name: measuring_pool.submit(make, name, parameters, folder, figures)
             for name, parameters in chosen.items()
             if name in measuring
         }

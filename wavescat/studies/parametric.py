@@ -68,15 +68,17 @@ def settings_of(
     "Everything of a run but its seeds."
     settings = common_settings(p)
     settings |= {"per_class": n, "split": p.split, "schedule": "one-cycle"}
-    told = published_training(p, options, n) if p.as_published else {}
-    if told:
+    published_settings = published_training(p, options, n) if p.as_published else {}
+    if published_settings:
         own = ("model", "learn", "L", "J", "filter_lr")
-        settings |= {"split": "stratified"} | {k: v for k, v in told.items() if k not in own}
+        settings |= {"split": "stratified"} | {
+            k: v for k, v in published_settings.items() if k not in own
+        }
     settings["eval_every"] = settings["epochs"] or 1
     known = model_options(str(options["model"]))
     settings |= {name: getattr(p, name) for name in ("J", "L", "widen") if name in known}
     if options.get("learn"):
-        settings["filter_lr"] = told.get("filter_lr", p.filter_lr)
+        settings["filter_lr"] = published_settings.get("filter_lr", p.filter_lr)
     return settings | dict(options)
 
 # %% ../../nbs/lib/08_studies/43_parametric.ipynb #43-parametric-10
@@ -204,8 +206,8 @@ def show_learning(plan: Plan, runs: Runs) -> None:
     histories = {}
     for row in plan.rows:
         group = plan.runs_of[row, plan.few]
-        if good := counted(plan, runs, (row, plan.few)):
-            histories[row] = [thinned(history_of(group[place])) for place in good]
+        if places := counted(plan, runs, (row, plan.few)):
+            histories[row] = [thinned(history_of(group[place])) for place in places]
     if histories:
         page.show_figure(
             figures.training_curves(histories, page.TRAINING),

@@ -62,16 +62,16 @@ def place_of(plan: Plan, key: Key) -> dict[str, str]:
 # %% ../../nbs/lib/08_studies/47_parametric_accuracy.ipynb #47-parametric-accuracy-16
 def own_columns(plan: Plan, runs: Runs, key: Key) -> dict[str, str]:
     "Accuracy, parameters, time and number of runs of a row."
-    v, good = list(by_images(plan, runs, key).values()), counted(plan, runs, key)
+    v, places = list(by_images(plan, runs, key).values()), counted(plan, runs, key)
     lost = runs.diverged(plan.runs_of[key].values())
     training = list(by_images(plan, runs, key, "train_accuracy").values())
     return {
         "test, %": format_mean_ci(v),
         "standard error": f"{summary(v)['sd'] / math.sqrt(len(v)):.2f}" if len(v) > 1 else "–",
         "training, %": format_mean_ci(training),
-        "parameters": page.parameter_text(list(good.values())),
-        "s a run": page.seconds_of(good.values()),
-        "runs": f"{len(good)}{f', {len(lost)} diverged' if lost else ''}",
+        "parameters": page.parameter_text(list(places.values())),
+        "s a run": page.seconds_of(places.values()),
+        "runs": f"{len(places)}{f', {len(lost)} diverged' if lost else ''}",
     }
 
 # %% ../../nbs/lib/08_studies/47_parametric_accuracy.ipynb #47-parametric-accuracy-18
@@ -139,12 +139,12 @@ def show_accuracy(plan: Plan, runs: Runs) -> list[dict]:  # the main table
         listed = "; ".join(f"{name} ({', '.join(ns)})" for name, ns in missing.items())
         head = "**Missing** on this page, though published (images in brackets): "
         display(Markdown(f"{head}{listed}."))
-    beside = []
+    compared = []
     for key, row in zip(plan.runs_of, rows):
         if theirs := published_columns(plan, runs, key):
-            beside.append(place_of(plan, key) | {"ours": row["test, %"]} | theirs)
+            compared.append(place_of(plan, key) | {"ours": row["test, %"]} | theirs)
     page.show_table(
-        beside,
+        compared,
         "Beside the published figures: these are mean ± standard error over "
         f"{published_runs(plan)} runs, {published('parametric')['source']}; the interval is that "
         "of the difference of both means.",

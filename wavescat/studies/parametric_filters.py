@@ -29,9 +29,9 @@ def recordings(plan: Plan, runs: Runs) -> Records:
     "What learned rows recorded, on the fewest images."
     found: Records = {}
     for row, options in plan.rows.items():
-        group, good = plan.runs_of[row, plan.few], counted(plan, runs, (row, plan.few))
-        if options.get("learn") and good:
-            found[row] = {place: figures.load_recording(group[place]) for place in good}
+        group, places = plan.runs_of[row, plan.few], counted(plan, runs, (row, plan.few))
+        if options.get("learn") and places:
+            found[row] = {place: figures.load_recording(group[place]) for place in places}
     return found
 
 # %% ../../nbs/lib/08_studies/49_parametric_filters.ipynb #49-parametric-filters-8

@@ -64,11 +64,11 @@ def resolve(
         if section == study:
             values[name] = parse_parameter(study, name, value)
     values["preset"] = preset
-    for name, given in (overrides or {}).items():
+    for name, override in (overrides or {}).items():
         if name not in declared or name == "preset":
             known = [n for n in declared if n != "preset"]
             raise unknown(name, known, f"parameter of {study}")
-        values[name] = parse_parameter(study, name, given)
+        values[name] = parse_parameter(study, name, override)
     return values
 
 # %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-14
@@ -85,8 +85,8 @@ def read_parameters(
     changed = {n for n, p in declared.items() if n in space and space[n] != p.default}
     chosen = changed | names_set_in_cells(space.get("In", ()), declared)
     preset = parse_parameter(study, "preset", space.get("preset", declared["preset"].default))
-    given = {n: space[n] for n in declared if n in chosen and n != "preset"}
-    return resolve(study, str(preset), given)
+    overrides = {n: space[n] for n in declared if n in chosen and n != "preset"}
+    return resolve(study, str(preset), overrides)
 
 # %% ../../nbs/lib/08_studies/02_presets.ipynb #02-presets-17
 def values_of(

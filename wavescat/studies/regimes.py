@@ -104,11 +104,11 @@ def _published_accuracy(plan: Plan, name: str, n: int) -> float | None:
     if options["model"].startswith("gabor"):
         return paper["gabor"].get(str(n))
     words = [f"{k}={v}" for k, v in options.items() if k != "model"]
-    spec = " ".join([options["model"], *words])
-    if spec in paper["variants"] and n == 100:
-        return paper["variants"][spec]
+    model_spec = " ".join([options["model"], *words])
+    if model_spec in paper["variants"] and n == 100:
+        return paper["variants"][model_spec]
     by_spec = {"resnet18": "resnet18", "scatresnet18 L=10": "L10"}
-    return paper["per_class"][by_spec[spec]].get(str(n)) if spec in by_spec else None
+    return paper["per_class"][by_spec[model_spec]].get(str(n)) if model_spec in by_spec else None
 
 # %% ../../nbs/lib/08_studies/23_regimes.ipynb #23-regimes-22
 def accuracy_rows(plan: Plan, runs: Runs) -> list[dict]:

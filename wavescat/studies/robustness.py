@@ -277,7 +277,7 @@ def verdict(plan: Plan, table: pd.DataFrame) -> str:
         "under {corruption}",
         words=("lose less accuracy", "more"),
         titles=("Less", "More"),
-        good=-1,
+        better_sign=-1,
     )
     overall = table[(table.corruption == MEAN) & table.p.notna()]
     for r in overall.to_dict("records"):

@@ -125,10 +125,10 @@ def run_names(
 # %% ../../nbs/lib/08_studies/44_stability_models.ipynb #44-stability-models-19
 def split_weights(text: str) -> tuple[str, Path]:  # the model with its options, and the file
     "The two parts of MODEL OPTION:VALUE @ FILE. Raises `ValueError` where one is missing."
-    told, _, path = (part.strip() for part in text.partition("@"))
-    if not (told and path):
+    model_spec, _, path = (part.strip() for part in text.partition("@"))
+    if not (model_spec and path):
         raise ValueError(f"expected weights as MODEL OPTION:VALUE @ FILE, got {text!r}")
-    return told, Path(os.path.expanduser(path))
+    return model_spec, Path(os.path.expanduser(path))
 
 # %% ../../nbs/lib/08_studies/44_stability_models.ipynb #44-stability-models-22
 def of_weights(
@@ -136,11 +136,11 @@ def of_weights(
     data: ImageSet,  # whose shape, mean and deviation it takes
 ) -> Represent:
     "The features of a network with the weights of a file. Raises `ValueError` if they don't fit."
-    told, path = split_weights(text)
-    (model, options), state = parse_model_spec(told), read_weights(path)
+    model_spec, path = split_weights(text)
+    (model, options), state = parse_model_spec(model_spec), read_weights(path)
     if options.get("init") == "random" and not options.get("learn"):
         raise ValueError(
-            f"{told}: random filters that stay fixed aren't in a file of weights: show the run "
+            f"{model_spec}: random filters that stay fixed aren't in a file of weights: show the run "
             "itself with -p runs=IDENTITY"
         )
     if "head.weight" not in state:
@@ -153,7 +153,7 @@ def of_weights(
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} doesn't fit {told} on images of {shape}: {str(error).splitlines()[1].strip()}"
+            f"{path} doesn't fit {model_spec} on images of {shape}: {str(error).splitlines()[1].strip()}"
         ) from None
     return normalised(features(network.eval()), data.mean, data.std)
 
@@ -194,7 +194,7 @@ def representations_of(p: SimpleNamespace) -> dict[str, Representation]:  # by n
         result = run_dir(stored[identity]) / "result.json"
         models[name] = Representation("run", identity, _digest(result))
     for text in split_names("weights", p.weights, ";"):
-        told, path = split_weights(text)
-        name = f"{told.replace(':', '=')}, {path.name}"
+        model_spec, path = split_weights(text)
+        name = f"{model_spec.replace(':', '=')}, {path.name}"
         models[name] = Representation("weights", text, _digest(path))
     return models

@@ -138,8 +138,8 @@ def epoch_of(
     milestone: float,  # %
 ) -> int | None:  # None: never
     "The first epoch with this accuracy on validation images."
-    good = (r["epoch"] for r in history if r.get("val_accuracy", -1) >= milestone)
-    return next(good, None)
+    reached = (r["epoch"] for r in history if r.get("val_accuracy", -1) >= milestone)
+    return next(reached, None)
 
 # %% ../../nbs/lib/08_studies/25_transfer.ipynb #25-transfer-epochs-to-milestones
 def epochs_to_milestones(plan: Plan, runs: Runs) -> Epochs:

@@ -54,7 +54,7 @@ def restore_or_start(
 def is_finished(t: Training) -> bool:
     "Whether all epochs are done, or patience is over."
     e, state = t.e, t.state
-    return state.epoch >= e.epochs or bool(e.patience and state.waited >= e.patience)
+    return state.epoch >= e.epochs or bool(e.patience and state.since_best >= e.patience)
 
 # %% ../../nbs/lib/05_training/24_loop.ipynb #c15
 def validate(t: Training) -> dict:

@@ -26,7 +26,7 @@ class TrainState:
     best_score: float = -math.inf  # of validation
     best_epoch: int | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    waited: int = 0  # validations without a better one
+    since_best: int = 0  # validations without a better one
     finite_weights: dict[str, Tensor] = field(default_factory=dict)  # at the epoch's start
     began_finite: bool = True  # whether the gradient of the first step was
     trace_every: int = 1  # steps between two records of learned filters
@@ -47,7 +47,7 @@ class TrainState:
 def is_better(state: TrainState, score: float) -> bool:
     "Note the score of a validation; whether it is the best so far."
     if score > state.best_score:
-        state.best_score, state.best_epoch, state.waited = score, state.epoch, 0
+        state.best_score, state.best_epoch, state.since_best = score, state.epoch, 0
         return True
-    state.waited += 1
+    state.since_best += 1
     return False
