@@ -13,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := report
-.PHONY: report test lab docs readme export lock hooks wheel clean
+.PHONY: report test lab docs readme export outputs lock hooks wheel clean
 
 report: $(READY)
 	$(BIN)/wavescat run $(STUDIES) --preset $(PRESET) --workers $(WORKERS)
@@ -47,6 +47,10 @@ export: $(READY)
 	$(BIN)/ruff format nbs tests tools
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
+
+# notebooks executed, and what new cells show is stored with them
+outputs: $(READY)
+	$(BIN)/python tools/outputs.py
 
 # the versions that .venv has now become the locked ones, for pip and for conda
 lock:
